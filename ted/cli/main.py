@@ -1,0 +1,111 @@
+"""The ``ted`` command: global options, one error shape, exit codes of the error tree.
+
+Rules:
+ * Data goes to standard output, talk to standard error; ``--json`` prints exactly one document.
+ * An expected error prints one line and its hint; a bug prints a traceback.
+ * A command's module is imported only when that command is called: a command starts quickly.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ted.errors import TedError
+
+COMMANDS = (
+    "agent", "build", "check", "extract", "keys", "mirror", "plan", "purge", "realm", "receive",
+    "report", "rollback", "routes", "send", "status", "tree", "trust", "types", "verify",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the global options said."""
+
+    inventory: Path | None
+    config: Path
+    as_json: bool
+    verbose: bool
+
+
+class _Lazy(click.Group):
+    """A group whose commands live in ``ted.cli.<name>_cmd`` as ``command``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"ted.cli.{cmd_name}_cmd").command
+        return command
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "TED"})
+@click.option("-i", "--inventory", type=click.Path(path_type=Path), help="An Ansible inventory, or the JSON of one.")
+@click.option("--config", type=click.Path(path_type=Path), default=Path("/etc/ted"), show_default=True,
+              help="This node's configuration directory.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more on standard error; tracebacks for errors.")
+@click.version_option(package_name="ted")
+@click.pass_context
+def cli(ctx: click.Context, inventory: Path | None, config: Path, as_json: bool, verbose: bool) -> None:
+    """Tiered Electronic Distribution: build, sign, send tier by tier, extract, roll back."""
+    ctx.obj = Settings(inventory, config, as_json, verbose)
+
+
+def emit(settings: Settings, data: Any, text: str) -> None:
+    """Print ``data`` as JSON with ``--json``, else ``text``."""
+    click.echo(json.dumps(data, indent=1, sort_keys=False) if settings.as_json else text)
+
+
+_GLOBAL_FLAGS = {"--json", "--verbose", "-v"}
+_GLOBAL_VALUES = {"--inventory", "-i", "--config"}
+
+
+def hoist(argv: list[str]) -> list[str]:
+    """Move global options to the front, so that they may stand anywhere: ``ted status --json``."""
+    front: list[str] = []
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word in _GLOBAL_FLAGS or word.split("=", 1)[0] in _GLOBAL_VALUES and "=" in word:
+            front.append(word)
+        elif word in _GLOBAL_VALUES:
+            front += [word, *[value for value in (next(words, None),) if value is not None]]
+        else:
+            rest.append(word)
+    return front + rest
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command and end the process with the exit code of the error tree."""
+    argv = hoist(sys.argv[1:] if argv is None else argv)
+    try:
+        cli.main(args=argv, standalone_mode=False, prog_name="ted")
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("ted: interrupted", err=True)
+        sys.exit(130)
+    except TedError as error:
+        if "--verbose" in argv or "-v" in argv:
+            import traceback
+
+            traceback.print_exc()
+        if "--json" in argv:
+            click.echo(json.dumps({"error": error.to_dict()}))
+        click.echo(f"ted: {error.message}" + (f"\n     {error.hint}" if error.hint else ""), err=True)
+        sys.exit(error.exit_code)
