@@ -15,7 +15,7 @@ The branch says whether trying again can help; the exit code is the class's own 
   x TrustError                           exit 24   a signature, certificate or chain of trust does not hold
     + UntrustedDistributorError          exit 25   this node holds no root of that Distributor
     + ReplayError                        exit 26   older metadata than was already trusted
-    + SlipError                          exit 27   a routing slip is forged, expired or not meant for this node
+    + SlipError                          exit 27   a routing slip is forged, expired or not for this node
   x TransferError                        exit 30   a hop failed; trying again may help
     + UnreachableError                   exit 31   the other side does not answer
     + RefusedError                       exit 32   the other side answered, and will not
@@ -75,7 +75,9 @@ class InventoryError(ConfigError):
 
     exit_code = 11
 
-    def __init__(self, message: str, *, problems: list[dict[str, str | None]], hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, problems: list[dict[str, str | None]], hint: str | None = None
+    ) -> None:
         self.problems = problems
         super().__init__(message, hint=hint)
 

@@ -48,8 +48,12 @@ class _Lazy(click.Group):
         return command
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "TED"})
-@click.option("-i", "--inventory", type=click.Path(path_type=Path), help="An Ansible inventory, or the JSON of one.")
+_CONTEXT = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "TED"}
+
+
+@click.group(cls=_Lazy, context_settings=_CONTEXT)
+@click.option("-i", "--inventory", type=click.Path(path_type=Path),
+              help="An Ansible inventory, or the JSON of one.")
 @click.option("--config", type=click.Path(path_type=Path), default=Path("/etc/ted"), show_default=True,
               help="This node's configuration directory.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -78,7 +82,7 @@ def hoist(argv: list[str]) -> list[str]:
     for word in words:
         if word == "--":
             rest += [word, *words]
-        elif word in _GLOBAL_FLAGS or word.split("=", 1)[0] in _GLOBAL_VALUES and "=" in word:
+        elif word in _GLOBAL_FLAGS or ("=" in word and word.split("=", 1)[0] in _GLOBAL_VALUES):
             front.append(word)
         elif word in _GLOBAL_VALUES:
             front += [word, *[value for value in (next(words, None),) if value is not None]]
