@@ -1,0 +1,157 @@
+"""Trusted roots of a node: ``<config>/trust/<distributor>/root.json``.
+
+Rules:
+ * A root gets here by a person's or a play's act only, never over the wire.
+ * A root names its Distributor under its own signature; it is not trusted under another name.
+ * An older root does not replace a newer one unless forced.
+ * What is already so is left as it is.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ted.errors import ReplayError, TrustError, UnknownNameError
+from ted.trust import names
+from ted.trust.chain import distributor_of, parse_root
+from ted.trust.files import make_directory, read_bounded, replace_file
+from ted.trust.tuf_api import Root, TufError
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A trusted root, in what a person wants to know of it."""
+
+    distributor: str
+    version: int
+    keyids: tuple[str, ...]
+    threshold: int
+    expires_at: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON shape of ``ted trust list``."""
+        return {
+            "distributor": self.distributor,
+            "version": self.version,
+            "keyids": list(self.keyids),
+            "threshold": self.threshold,
+            "expires_at": self.expires_at,
+        }
+
+
+@dataclass(frozen=True)
+class Import:
+    """What an import did, or would do."""
+
+    changed: bool
+    anchor: Anchor
+    former: Anchor | None
+
+
+class TrustStore:
+    """The directory ``<config>/trust`` of a node."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def path(self, distributor: str) -> Path:
+        """Return where a Distributor's root is kept."""
+        return self.directory / names.check_name("Distributor", distributor) / "root.json"
+
+    def read(self, distributor: str) -> bytes | None:
+        """Return a Distributor's trusted root, ``None`` if there is none."""
+        return read_bounded(self.path(distributor), names.MAX_ROOT_BYTES)
+
+    def list(self) -> list[Anchor]:
+        """Return every trusted root, sorted by Distributor.
+
+        Raises:
+            TrustError: One of them is not a root.
+        """
+        if not self.directory.is_dir():
+            return []
+        held = sorted(path.parent.name for path in self.directory.glob("*/root.json"))
+        return [describe(name, data) for name in held if (data := self.read(name))]
+
+    def import_root(
+        self, data: bytes, distributor: str | None = None, *, force: bool = False, check: bool = False
+    ) -> Import:
+        """Trust the Distributor that ``data`` is the root of.
+
+        Args:
+            data: A ``root.json``.
+            distributor: The name it must be of; by default the one it says.
+            force: Let an older root replace a newer one.
+            check: Change nothing; say what would be.
+
+        Raises:
+            TrustError: Not a root, not signed by itself, or of another Distributor.
+            ReplayError: Older than the root that is held.
+        """
+        anchor = describe(distributor, data)
+        held = self.read(anchor.distributor)
+        former = describe(anchor.distributor, held) if held else None
+        if held == data:
+            return Import(False, anchor, former)
+        if former and anchor.version < former.version and not force:
+            raise ReplayError(
+                f"{anchor.distributor}: root {anchor.version} is older than root {former.version} held here",
+                hint="get the newest (ted trust export on the Distributor), or insist with --force",
+            )
+        if not check:
+            path = self.path(anchor.distributor)
+            make_directory(path.parent)
+            replace_file(path, data)
+        return Import(True, anchor, former)
+
+    def remove(self, distributor: str, *, check: bool = False) -> bool:
+        """Trust ``distributor`` no more; False: it was not trusted."""
+        directory = self.path(distributor).parent
+        if not directory.is_dir():
+            return False
+        if not check:
+            shutil.rmtree(directory)
+        return True
+
+
+def describe(distributor: str | None, data: bytes) -> Anchor:
+    """Parse and verify a root.
+
+    Args:
+        distributor: The name it must be of; ``None`` takes the one it says.
+        data: A ``root.json``.
+
+    Raises:
+        TrustError: Not a root, not signed by itself, or of another Distributor.
+    """
+    root = _parse(distributor, data)
+    named = distributor_of(root)
+    if distributor is None and named is None:
+        raise TrustError("this root does not say whose it is", hint="name it: --distributor NAME")
+    if distributor is not None and named is not None and distributor != named:
+        raise TrustError(
+            f"this is the root of {named}, not of {distributor}",
+            hint=f"export the right one: on {distributor}, ted trust export",
+        )
+    try:
+        name = names.check_name("Distributor", distributor or named or "")
+    except UnknownNameError as error:
+        raise TrustError(f"this root names no possible Distributor: {error.message}") from error
+    role = root.roles["root"]
+    return Anchor(name, root.version, tuple(role.keyids), role.threshold, root.expires.isoformat())
+
+
+def _parse(distributor: str | None, data: bytes) -> Root:
+    who = distributor or "the file"
+    if len(data) > names.MAX_ROOT_BYTES:
+        raise TrustError(f"{who}: not a root: longer than {names.MAX_ROOT_BYTES} bytes")
+    try:
+        return parse_root(data)
+    except (TufError, ValueError) as error:
+        raise TrustError(
+            f"{who}: not a root that holds: {error}",
+            hint="take root.json as `ted trust export` writes it on the Distributor",
+        ) from error

@@ -1,0 +1,454 @@
+"""A Distributor's catalog as a receiver sees it, and hands it on.
+
+Rules:
+ * Trust starts at ``<config>/trust/<distributor>/root.json``, read anew each time: a root that a person
+   imported wins over whatever was received before.
+ * ``tuf.ngclient`` does the client workflow (rollback, freeze, mix-and-match, endless data). It works in a
+   scratch directory; nothing it refused is ever served.
+ * What it accepted is first stored whole as ``.verified``, then moved under the served names, the timestamp
+   after what it refers to: a receiver killed in between finishes the move when it next opens the view.
+ * Nothing changed costs one request: ``timestamp.json``. That is enough, since a Distributor announces
+   a new root by a new timestamp; and if the timestamp that came is one that expired, it is refused.
+ * Freshness is judged by ``refresh``; what came in fresh stays readable, so that a node cut off from
+   its parent can still extract or roll back what it holds.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+from urllib.parse import quote, unquote
+
+from tuf.api.exceptions import (
+    BadVersionNumberError,
+    DownloadError,
+    DownloadHTTPError,
+    DownloadLengthMismatchError,
+    ExpiredMetadataError,
+    LengthOrHashMismatchError,
+    UnsignedMetadataError,
+)
+from tuf.ngclient import (  # type: ignore[attr-defined]
+    FetcherInterface,
+    Updater,
+    UpdaterConfig,
+)
+
+from ted.errors import (
+    DigestMismatchError,
+    MissingContentError,
+    RefusedError,
+    ReplayError,
+    RepositoryError,
+    TedError,
+    TransferError,
+    TrustError,
+    UnknownNameError,
+    UntrustedDistributorError,
+)
+from ted.trust import chain as chains
+from ted.trust import names, signing
+from ted.trust.chain import Chain, read_metadata
+from ted.trust.files import locked, make_directory, read_bounded, replace_file, sync_directory
+from ted.trust.tuf_api import Metadata, Root, Targets, Timestamp, TufError
+
+__all__ = ["CatalogView", "Fetch", "read_metadata"]
+
+Fetch = Callable[[str, int], bytes]
+"""``fetch(relative name, max bytes)``: a metadata file's name or ``<distribution>/<stamp>/REVISION.TED``.
+
+Raises ``MissingContentError`` (or ``RefusedError``) if the sender has no such file; any other error of ours
+passes through a view unchanged.
+"""
+
+_VERIFIED = ".verified"
+_SCRATCH = ".refresh-"
+_BASE_URL = "ted:/"
+
+
+class CatalogView:
+    """The catalog of ``distributor``, received.
+
+    One instance may be used by one thread at a time; several processes may hold views of one directory.
+
+    Args:
+        distributor: Its name.
+        root: ``<config>/trust/<distributor>/root.json``.
+        directory: ``<working directory>/<distributor>/.catalog``; records are looked for beside it.
+        fetch: Asks the sender; ``None`` for a view that only reads what is here.
+        node: This node's name, for hints.
+    """
+
+    def __init__(
+        self, distributor: str, root: Path, directory: Path, fetch: Fetch | None = None, *, node: str = "NODE"
+    ) -> None:
+        self.distributor = names.check_name("Distributor", distributor)
+        self.directory = directory
+        self._root_path = root
+        self._fetch = fetch
+        self._node = node
+        self._anchor = b""
+        self._chain: Chain | None = None
+
+    # -- asking what is here
+
+    def load(self) -> None:
+        """Read and verify what this node holds; opens no connection, judges no expiry.
+
+        Raises:
+            UntrustedDistributorError: No root of this Distributor is here.
+            MissingContentError: Nothing was received yet.
+            TrustError: What is here does not verify.
+        """
+        self._anchor = self._read_anchor()
+        self._finish_move()
+        for attempt in (1, 2, 3):
+            try:
+                self._chain = chains.read_chain(self.directory, self._anchor)
+            except FileNotFoundError as error:
+                if attempt == 3:  # a refresh elsewhere may have pruned between two reads
+                    raise MissingContentError(
+                        f"{self.distributor}: no catalog received yet", hint="ted receive"
+                    ) from error
+            except (TufError, KeyError, ValueError) as error:
+                if attempt == 3:
+                    raise self._translated(error) from error
+            else:
+                return
+
+    @property
+    def chain(self) -> Chain:
+        """The verified state; loaded when first asked for."""
+        if self._chain is None:
+            self.load()
+        if self._chain is None:  # pragma: no cover - load() sets it or raises
+            raise MissingContentError(f"{self.distributor}: no catalog received yet")
+        return self._chain
+
+    @property
+    def timestamp_version(self) -> int:
+        """The catalog's version; 0 if none was received or it does not verify."""
+        try:
+            return self.chain.timestamp.version
+        except (MissingContentError, TrustError):
+            return 0
+
+    @property
+    def distributions(self) -> tuple[str, ...]:
+        """Every distribution the Distributor publishes, sorted."""
+        return self.chain.distributions
+
+    def revisions(self, distribution: str) -> list[str]:
+        """Return the published stamps of ``distribution``, oldest first; empty if it is not published."""
+        return self.chain.revisions(distribution)
+
+    def record(self, distribution: str, stamp: str) -> bytes:
+        """Return the verified ``REVISION.TED``: the one beside the catalog if it holds, else fetched.
+
+        Raises:
+            UnknownNameError: The catalog has no such revision.
+            DigestMismatchError: What came is not what was signed.
+            MissingContentError: It is not here and there is nobody to ask, or the sender has not got it.
+        """
+        target = self.chain.target(distribution, stamp) if names.is_stamp(stamp) else None
+        if target is None:
+            raise UnknownNameError(
+                f"{self.distributor}: no revision {stamp} of {distribution} in its catalog",
+                hint="refresh (ted receive), or see what there is: ted status",
+            )
+        path = names.target_path(distribution, stamp)
+        with suppress(LengthOrHashMismatchError, RepositoryError):
+            local = read_bounded(self.directory.parent / path, names.MAX_RECORD_BYTES)
+            if local is not None:
+                target.verify_length_and_hashes(local)
+                return local
+        if target.length > names.MAX_RECORD_BYTES:
+            raise TrustError(f"{self.distributor}: the record of {path} is longer than a record may be")
+        data = self._ask(path, target.length)
+        try:
+            target.verify_length_and_hashes(data)
+        except LengthOrHashMismatchError as error:
+            raise DigestMismatchError(
+                f"{self.distributor}: {path} is not what was signed: {error}",
+                hint="the sender's copy is damaged or forged: repair it there (ted verify --stored)",
+            ) from error
+        return data
+
+    def verify_slip_signature(self, payload: bytes, signatures: signing.Signatures) -> None:
+        """Return if the Distributor signed ``payload``.
+
+        Raises:
+            SlipError: It did not (or with a newer key than is known here: refresh and ask again).
+        """
+        signing.verify(payload, signatures, self.chain.root)
+
+    # -- asking the sender
+
+    def refresh(self) -> bool:
+        """Bring the catalog up to date with the sender's; False: nothing had changed.
+
+        Raises:
+            UntrustedDistributorError: No root of this Distributor is here.
+            ReplayError: The sender offers older metadata than was already trusted.
+            TrustError: A signature does not hold, or something expired.
+            MissingContentError: The sender has no such catalog.
+        """
+        self._anchor = self._read_anchor()
+        make_directory(self.directory)
+        with locked(self.directory):
+            self._clear_scratch()
+            self._apply_verified()
+            before = self._try_load()
+            timestamp = self._ask("timestamp.json", names.MAX_TIMESTAMP_BYTES)
+            if before and timestamp == before.raw["timestamp.json"] and _is_fresh(before):
+                self._chain = before
+                return False
+            self._update(before, timestamp)
+            self._chain = chains.read_chain(self.directory, self._anchor)
+            chains.prune(self.directory, self._chain)
+            return before is None or (before.root, before.raw) != (self._chain.root, self._chain.raw)
+
+    # -- inside
+
+    def _read_anchor(self) -> bytes:
+        anchor = read_bounded(self._root_path, names.MAX_ROOT_BYTES)
+        if anchor is None:
+            raise UntrustedDistributorError(
+                f"this node holds no root of Distributor {self.distributor}, so nothing of it is accepted",
+                hint=f"resolve its certificate: {self._mending()}",
+            )
+        try:
+            named = chains.distributor_of(chains.parse_root(anchor))
+        except (TufError, ValueError) as error:
+            raise TrustError(
+                f"{self._root_path}: the trusted root of {self.distributor} is damaged: {error}",
+                hint=f"ted trust import --force --distributor {self.distributor} ROOT.json",
+            ) from error
+        if named not in (None, self.distributor):
+            raise TrustError(
+                f"{self._root_path}: this is the root of {named}, not of {self.distributor}",
+                hint=f"ted trust import --force --distributor {self.distributor} ROOT.json",
+            )
+        return anchor
+
+    def _mending(self) -> str:
+        return (
+            f"`ted trust import --distributor {self.distributor} ROOT.json` on this node, "
+            f"or `ansible-playbook playbooks/install.yml --limit {self._node}`"
+        )
+
+    def _try_load(self) -> Chain | None:
+        with suppress(TufError, KeyError, ValueError, FileNotFoundError):
+            return chains.read_chain(self.directory, self._anchor)
+        return None
+
+    def _ask(self, name: str, max_bytes: int) -> bytes:
+        if self._fetch is None:
+            raise MissingContentError(f"{self.distributor}: {name} is not here", hint="ted receive")
+        data = self._fetch(name, max_bytes)
+        if len(data) > max_bytes:
+            raise TrustError(
+                f"{self.distributor}: {name} is longer than the {max_bytes} bytes it may have",
+                hint="the sender is broken or hostile: look at that node",
+            )
+        return data
+
+    def _update(self, before: Chain | None, timestamp: bytes) -> None:
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self.directory))
+        try:
+            self._seed(scratch, before)
+            fetcher = _Fetcher(self._ask, timestamp)
+            self._run_client(scratch, fetcher)
+            self._keep(scratch)
+        except (TufError, DownloadError, KeyError, ValueError) as error:
+            raise self._translated(error) from error
+        except OSError as error:
+            raise RepositoryError(
+                f"{self.directory}: cannot keep the catalog of {self.distributor}: {error}",
+                hint="look at space and rights there",
+            ) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _seed(self, scratch: Path, before: Chain | None) -> None:
+        """Give the client what was trusted so far: it compares, and fetches only what is new."""
+        (scratch / "root_history").mkdir()
+        for root, data in chains.follow_roots(self.directory, self._anchor):
+            (scratch / "root_history" / f"{root.version}.root.json").write_bytes(data)
+        if before is None:
+            # rollback protection does not end because another file was damaged
+            data = read_bounded(self.directory / "timestamp.json", names.MAX_TIMESTAMP_BYTES) or b""
+            (scratch / "timestamp.json").write_bytes(data)
+            return
+        for name, data in before.raw.items():
+            parsed = names.parse_versioned(name)
+            local = f"{quote(parsed[1], '')}.json" if parsed else name
+            (scratch / local).write_bytes(data)
+
+    def _run_client(self, scratch: Path, fetcher: _Fetcher) -> None:
+        config = UpdaterConfig(
+            root_max_length=names.MAX_ROOT_BYTES,
+            timestamp_max_length=names.MAX_TIMESTAMP_BYTES,
+            snapshot_max_length=names.MAX_METADATA_BYTES,
+            targets_max_length=names.MAX_METADATA_BYTES,
+            prefix_targets_with_hash=False,
+        )
+        updater = Updater(str(scratch), _BASE_URL, fetcher=fetcher, config=config, bootstrap=self._anchor)
+        updater.refresh()
+        # every role, also of distributions this node does not take: its children may
+        for role in chains.delegated_roles(_read_targets(scratch)):
+            updater.get_targetinfo(names.target_path(names.distribution_of(role) or "", "any"))
+
+    def _keep(self, scratch: Path) -> None:
+        """Store what the client accepted under the names it is served by, in two steps."""
+        files: dict[str, bytes] = {}
+        for path in (scratch / "root_history").glob("*.root.json"):
+            files[path.name] = path.read_bytes()
+        newest = max(files, key=lambda name: int(name.split(".")[0]))
+        targets = _read_targets(scratch)
+        for role in [*chains.delegated_roles(targets), "targets", "snapshot"]:
+            data = (scratch / f"{quote(role, '')}.json").read_bytes()
+            files[f"{_version(data)}.{role}.json"] = data
+        files["timestamp.json"] = (scratch / "timestamp.json").read_bytes()
+        files["root.json"] = files[newest]
+        files |= self._former_roots()
+        staged = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self.directory))
+        for name, data in files.items():
+            if read_bounded(self.directory / name, names.MAX_METADATA_BYTES) != data:
+                replace_file(staged / name, data)
+        self._drop_foreign_roots(files, int(newest.split(".")[0]))
+        os.rename(staged, self.directory / _VERIFIED)
+        sync_directory(self.directory)
+        self._apply_verified()
+
+    def _former_roots(self) -> dict[str, bytes]:
+        """Return the roots before the trusted one: children may hold an older root than this node."""
+        found: dict[str, bytes] = {}
+        successor = self._anchor
+        for version in range(chains.parse_root(self._anchor).version - 1, 0, -1):
+            name = f"{version}.root.json"
+            data = read_bounded(self.directory / name, names.MAX_ROOT_BYTES)
+            try:
+                data = data or self._ask(name, names.MAX_ROOT_BYTES)
+                chains.succeeds(chains.parse_root(data), successor)
+            except (TedError, TufError, ValueError):
+                break
+            found[name] = successor = data
+        return found
+
+    def _drop_foreign_roots(self, files: dict[str, bytes], newest: int) -> None:
+        """Remove roots of an identity that a newly imported root replaced."""
+        for version in chains.versions_on_disk(self.directory).get("root", []):
+            name = f"{version}.root.json"
+            if version > newest or name not in files:
+                (self.directory / name).unlink(missing_ok=True)
+
+    def _finish_move(self) -> None:
+        if (self.directory / _VERIFIED).is_dir():
+            with locked(self.directory):
+                self._apply_verified()
+
+    def _apply_verified(self) -> None:
+        staged = self.directory / _VERIFIED
+        if not staged.is_dir():
+            return
+        for name in sorted((path.name for path in staged.iterdir()), key=_order):
+            data = read_bounded(staged / name, names.MAX_METADATA_BYTES)
+            if data is not None and names.is_metadata_name(name):
+                replace_file(self.directory / name, data)
+        shutil.rmtree(staged)
+        sync_directory(self.directory)
+
+    def _clear_scratch(self) -> None:
+        for leftover in self.directory.glob(f"{_SCRATCH}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _translated(self, error: Exception) -> TedError:
+        """Return the error of ours that says what one of the library's means here."""
+        who = self.distributor
+        if isinstance(error, DownloadLengthMismatchError):
+            return TrustError(f"{who}: more data than was signed for: {error}", hint="look at the sender")
+        if isinstance(error, DownloadError):
+            cause = error.__cause__
+            return cause if isinstance(cause, TedError) else TransferError(f"{who}: {error}")
+        if isinstance(error, ExpiredMetadataError):
+            return TrustError(
+                f"{who}: its catalog expired: {error}",
+                hint=f"check this node's clock; on {who}, see that `ted agent` runs, or call "
+                "`ted keys renew`; if both are well, a sender between them holds back what is new",
+            )
+        if isinstance(error, BadVersionNumberError):
+            return ReplayError(
+                f"{who}: older metadata than was already trusted: {error}",
+                hint=f"the sender is behind or replays; if {who} was restored from a backup, "
+                "give it a new identity",
+            )
+        if isinstance(error, UnsignedMetadataError):
+            return TrustError(
+                f"{who}: metadata that Distributor {who} did not sign: {error}",
+                hint=f"if {who} has a new identity: {self._mending()}",
+            )
+        return TrustError(f"{who}: metadata that does not hold: {error}", hint="look at the sender")
+
+
+class _Fetcher(FetcherInterface):  # type: ignore[misc,unused-ignore]
+    """Carries the client's requests to a ``Fetch``; hands over a timestamp that is already here."""
+
+    def __init__(self, ask: Fetch, timestamp: bytes) -> None:
+        self._ask = ask
+        self._timestamp: bytes | None = timestamp
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        return iter([self._get(url, names.MAX_METADATA_BYTES)])
+
+    @contextmanager
+    def download_file(self, url: str, max_length: int) -> Iterator[IO[bytes]]:
+        data = self._get(url, max_length)
+        if len(data) > max_length:
+            raise DownloadLengthMismatchError(f"{url}: {len(data)} bytes, at most {max_length} expected")
+        yield io.BytesIO(data)
+
+    def _get(self, url: str, max_bytes: int) -> bytes:
+        name = unquote(url.removeprefix(_BASE_URL))
+        if name == "timestamp.json" and self._timestamp is not None:
+            return self._timestamp
+        is_root = name.endswith(".root.json")
+        try:
+            data = self._ask(name, max_bytes)
+        except (MissingContentError, RefusedError) as error:
+            if is_root:  # the client's question: is there a newer root?
+                raise DownloadHTTPError(str(error), 404) from error
+            raise DownloadError(str(error)) from error
+        except TedError as error:
+            raise DownloadError(str(error)) from error
+        if is_root:
+            self._timestamp = None  # it may be signed by keys this root has withdrawn
+        return data
+
+
+def _read_targets(scratch: Path) -> Targets:
+    return chains.parse(Targets, (scratch / "targets.json").read_bytes()).signed
+
+
+def _version(data: bytes) -> int:
+    metadata = Metadata.from_bytes(data)
+    version: int = metadata.signed.version
+    return version
+
+
+def _is_fresh(chain: Chain) -> bool:
+    return chain.expires_at > names.utc_now()
+
+
+def _order(name: str) -> tuple[int, str]:
+    """Order of writes: what is referred to before what refers to it."""
+    parsed = names.parse_versioned(name)
+    role = parsed[1] if parsed else name
+    ranks = {"targets": 1, "snapshot": 2, "root": 3, Timestamp.type + ".json": 4, Root.type + ".json": 5}
+    return ranks.get(role, 0), name
