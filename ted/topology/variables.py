@@ -302,14 +302,20 @@ CHANNEL_FIELDS = _table(
 # Read by the collection's role and playbooks, not by the topology.
 ROLE_VARIABLES = frozenset(
     {
+        "ted_agent_user",
+        "ted_allow_incomplete",
         "ted_channel",
         "ted_distribution",
         "ted_executable",
         "ted_package",
         "ted_pip_extra_args",
         "ted_purge",
+        "ted_python",
         "ted_realm",
+        "ted_realm_authority",
         "ted_revision",
+        "ted_send_timeout",
+        "ted_service",
         "ted_venv",
     }
 )
