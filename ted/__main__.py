@@ -1,0 +1,5 @@
+"""``python -m ted``."""
+
+from ted.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""The process that receives, relays, serves and reports by itself."""

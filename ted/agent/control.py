@@ -1,0 +1,116 @@
+"""The door of the agent for commands on the same machine: HTTP over a Unix socket that only its user can open.
+
+Rules:
+ * The socket lies in the working directory, mode 0600; whoever can open it is the agent's own user or root.
+ * Its path is opened through a directory descriptor, since a socket's path may have 107 bytes only.
+ * Errors have the shape of the protocol; they come out of the caller as the errors they were.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from ted import errors
+from ted.errors import AgentError, TedError
+from ted.transfer.server import errors_have_one_shape
+
+SOCKET = "agent.sock"
+TIMEOUT_S = 120.0
+
+Handler = Callable[[dict[str, Any]], Awaitable[Any]]
+
+
+class ControlServer:
+    """Serves named calls: ``POST /<name>`` with a JSON object, answered with JSON."""
+
+    def __init__(self, state_directory: Path, calls: dict[str, Handler]) -> None:
+        self._directory = state_directory
+        self._calls = calls
+        self._runner: web.AppRunner | None = None
+        self._fd = -1
+
+    async def start(self) -> None:
+        """Open the socket; an old one of a dead agent is replaced (the caller holds the agent's lock)."""
+        app = web.Application(middlewares=[errors_have_one_shape])
+        app.add_routes([web.post("/{name}", self._call)])
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        path = f"/proc/self/fd/{self._fd}/{SOCKET}"
+        if os.path.lexists(path):
+            os.unlink(path)
+        mask = os.umask(0o177)
+        try:
+            await web.UnixSite(self._runner, path).start()
+        finally:
+            os.umask(mask)
+
+    async def stop(self) -> None:
+        """Close the socket."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    async def _call(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name not in self._calls:
+            raise AgentError(f"the agent knows no call {name!r}", hint="is the agent of another version? restart it")
+        return web.json_response(await self._calls[name](await request.json()))
+
+
+def call_agent(state_directory: Path, name: str, *, timeout_s: float = TIMEOUT_S, **arguments: Any) -> Any:
+    """Ask the agent of this node; returns its JSON answer.
+
+    Raises:
+        AgentError: It is not running, or does not answer within ``timeout_s`` seconds.
+        TedError: What the agent answered with.
+    """
+    connection = http.client.HTTPConnection("localhost", timeout=timeout_s)
+    try:
+        connection.sock = _connect(state_directory, timeout_s)
+        connection.request("POST", f"/{name}", json.dumps(arguments), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        data = json.loads(answer.read())
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise AgentError(
+            f"the agent of this node does not answer ({error or type(error).__name__})",
+            hint="start it: `ted agent start`, or the service ted-agent; its log is agent.log in "
+            f"{state_directory}",
+        ) from error
+    finally:
+        connection.close()
+    if answer.status >= 400:
+        raise _as_raised(data["error"])
+    return data
+
+
+def _connect(state_directory: Path, timeout_s: float) -> socket.socket:
+    fd = os.open(state_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(timeout_s)
+        try:
+            connection.connect(f"/proc/self/fd/{fd}/{SOCKET}")
+        except OSError:
+            connection.close()
+            raise
+        return connection
+    finally:
+        os.close(fd)
+
+
+def _as_raised(data: dict[str, Any]) -> TedError:
+    kind = getattr(errors, str(data.get("type")), TedError)
+    if kind is errors.InventoryError:
+        return errors.InventoryError(data["message"], problems=data.get("problems", []), hint=data.get("hint"))
+    error: TedError = kind(data["message"], hint=data.get("hint"))
+    return error

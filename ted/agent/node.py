@@ -1,0 +1,70 @@
+"""What the parts of an agent share: configuration, journal, identity, connections, packs."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from ted.config import NodeConfig
+from ted.content.working import WorkingDirectory
+from ted.records.journal import Journal
+from ted.transfer.client import Pool
+from ted.transfer.packs import PackStore
+from ted.trust.realm import NodeIdentity
+from ted.trust.view import CatalogView, Fetch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+WORKERS = 128  # threads that mostly wait: one for each fetch or offer under way
+
+
+class Node:
+    """One node's own things, made once for its agent's life."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+        self.name = config.node
+        self.working: WorkingDirectory = config.working
+        self.journal = open_journal(config)
+        self.packs = PackStore(config.working_directory)
+        self.executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="ted")
+        self.server_context: ssl.SSLContext | None = None
+        client_context: ssl.SSLContext | None = None
+        if config.transport == "https":
+            identity = NodeIdentity(config.realm_directory)
+            self.server_context, client_context = identity.server_context(), identity.client_context()
+        self.pool = Pool(config.node, client_context, config.timeout)
+        self.catalog_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run something that blocks in a worker thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.executor, partial(function, *args, **kwargs))
+
+    def view(self, distributor: str, fetch: Fetch | None = None) -> CatalogView:
+        """Return the verified view of a Distributor's catalog; hold ``catalog_locks`` while using it.
+
+        Raises:
+            UntrustedDistributorError: This node holds no root of that Distributor.
+        """
+        directory = self.working.catalog_directory(distributor)
+        return CatalogView(distributor, self.config.trust_root(distributor), directory, fetch, node=self.name)
+
+    def close(self) -> None:
+        """Give back threads, connections and the journal."""
+        self.pool.close()
+        self.executor.shutdown(wait=False, cancel_futures=True)
+        self.journal.close()
+
+
+def open_journal(config: NodeConfig) -> Journal:
+    """Open a node's journal: ``database_url`` on a Distributor that has one, else SQLite beside its content."""
+    if config.database_url:
+        return Journal(config.database_url, config.node)
+    return Journal.at(config.working_directory, config.node)

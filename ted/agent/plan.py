@@ -1,0 +1,140 @@
+"""What a send would do: who sends to whom, and how many bytes each line would carry.
+
+Rules:
+ * One send for each (channel, distribution); inactive ones are left out with a reason.
+ * The revision sent is the newest built, unless one is named.
+ * A line carries the live blocks of the packs that its receiver is not known to hold; what a node holds is what it
+   last reported. A receiver never heard of is reckoned as holding nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from ted.content.record import RevisionRecord
+from ted.content.working import WorkingDirectory
+from ted.errors import UnknownNameError
+from ted.records.journal import Journal
+from ted.records.states import HOLDS, NodeState
+from ted.topology.model import Topology
+from ted.topology.routing import RouteTree, slip_tree, slips
+from ted.transfer.slip import Hop
+
+
+@dataclass(frozen=True)
+class PlannedSend:
+    """One revision for one channel: the tree it goes down."""
+
+    distributor: str
+    distribution: str
+    channel: str
+    priority: str
+    record: RevisionRecord
+    tree: Hop
+    warnings: tuple[str, ...] = ()
+
+
+def plan_sends(
+    topology: Topology, working: WorkingDirectory, distributor: str, *,
+    names: Collection[str] = (), channel: str | None = None, limit: Collection[str] | None = None,
+    revision: str | None = None,
+) -> list[PlannedSend]:  # fmt: skip
+    """Return the sends that these words ask for.
+
+    Args:
+        topology: Who is there.
+        working: The Distributor's, where the built revisions lie.
+        distributor: Who sends.
+        names: Distributions; none means every active one on a channel.
+        channel: Only this one; ``None`` means every channel.
+        limit: Only these targets.
+        revision: That one and not the newest; with one name only.
+
+    Raises:
+        UnknownNameError: No such distribution, channel or revision, or nothing was built yet.
+    """
+    settings = topology.distributor(distributor)
+    for name in names:
+        if name not in settings.distributions:
+            raise UnknownNameError(f"{distributor} has no distribution {name!r}",
+                                   hint=f"it has {', '.join(sorted(settings.distributions)) or 'none'}")  # fmt: skip
+        if not settings.distributions[name].active:
+            raise UnknownNameError(f"distribution {name!r} of {distributor} is not active",
+                                   hint="set active: true in ted_distributions to send it")  # fmt: skip
+    planned = []
+    for routes in slips(topology, distributor=distributor, channel=channel, limit=limit):
+        tree = _hops(slip_tree(routes), topology)
+        for name in routes.distributions:
+            if names and name not in names:
+                continue
+            record = _record(working, distributor, name, revision)
+            priority = settings.distributions[name].priority
+            planned.append(
+                PlannedSend(distributor, name, routes.channel, priority, record, tree, tuple(routes.warnings))
+            )
+    return planned
+
+
+def plan_bytes(plan: PlannedSend, journal: Journal, working: WorkingDirectory) -> dict[str, int]:
+    """Return for each receiver of the plan the bytes that its line would carry."""
+    rows = journal.states(distributor=plan.distributor, distribution=plan.distribution)
+    held = {row.node: row for row in rows}
+    return {
+        receiver: _missing_bytes(plan.record, held.get(receiver), working) for _, receiver in plan.tree.edges()
+    }
+
+
+def plan_result(plan: PlannedSend, line_bytes: dict[str, int], journal: Journal) -> dict[str, Any]:
+    """Return the shape of a send that was only looked at."""
+    rows = journal.states(distributor=plan.distributor, distribution=plan.distribution)
+    held = {row.node: row for row in rows}
+    states = {}
+    for _, receiver in plan.tree.edges():
+        row = held.get(receiver)
+        states[receiver] = str(row.state) if row and row.revision == plan.record.revision else "pending"
+    holding = {name for name, row in held.items() if row.revision == plan.record.revision and row.state in HOLDS}
+    return {
+        "send": None,
+        "distributor": plan.distributor,
+        "distribution": plan.distribution,
+        "channel": plan.channel,
+        "revision": plan.record.revision,
+        "changed": any(receiver not in holding for _, receiver in plan.tree.edges()),
+        "bytes": sum(line_bytes.values()),
+        "edges": [
+            {"sender": sender, "receiver": receiver, "bytes": line_bytes[receiver]}
+            for sender, receiver in plan.tree.edges()
+        ],
+        "states": states,
+        "duration_s": 0.0,
+    }
+
+
+def _missing_bytes(record: RevisionRecord, row: NodeState | None, working: WorkingDirectory) -> int:
+    held: set[str] = set()
+    if row is not None and row.revision is not None and row.state in HOLDS:
+        if row.revision == record.revision:
+            return 0
+        former = working.record(record.distributor, record.distribution, row.revision)
+        held = set() if former is None else {ref.revision for ref in former.packs}
+    return sum(ref.live_bytes for ref in record.packs if ref.revision not in held)
+
+
+def _record(working: WorkingDirectory, distributor: str, name: str, revision: str | None) -> RevisionRecord:
+    stamps = working.revisions(distributor, name)
+    if not stamps:
+        raise UnknownNameError(f"{name} of {distributor} was never built",
+                               hint=f"run `ted build {name}` on {distributor}, or playbooks/build.yml")  # fmt: skip
+    record = working.record(distributor, name, revision or stamps[-1])
+    if record is None:
+        raise UnknownNameError(f"{name} of {distributor} has no revision {revision}",
+                               hint=f"kept are {', '.join(stamps)}")  # fmt: skip
+    return record
+
+
+def _hops(tree: RouteTree, topology: Topology) -> Hop:
+    node = topology.node(tree.name)
+    below = tuple(_hops(child, topology) for child in tree.children)
+    return Hop(node.name, node.address, node.port, tree.target, below)

@@ -1,0 +1,256 @@
+"""The agent itself: every part of a node in one asyncio process, from start to stop.
+
+Rules:
+ * One agent per working directory: a lock on ``.ted/agent.lock`` says so, and is free again when its holder dies.
+ * What a former life left open (offers, receipts) goes on at the start.
+ * Extraction runs in a process of its own; the agent never writes below a target.
+ * SIGTERM and SIGINT end it; connections under way are cut, which loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from ted.agent.control import ControlServer
+from ted.agent.distributor import Distributor
+from ted.agent.node import Node
+from ted.agent.receipts import Receipts
+from ted.agent.receiver import Receiver
+from ted.agent.sender import Sender
+from ted.config import NodeConfig
+from ted.errors import AgentError, ConfigError, TedError
+from ted.transfer.client import Peer
+from ted.transfer.server import PeerServer
+from ted.transfer.slip import RoutingSlip
+
+log = logging.getLogger("ted.agent")
+
+HOUSEKEEPING_S = 3600.0
+ORPHAN_CHECK_S = 1.0
+BACKLOG = 512
+
+
+class Agent:
+    """One node at work."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.node = Node(config)
+        self._receipts = Receipts(self.node)
+        self.sender = Sender(self.node, self._receipts.learn)
+        self.receiver = Receiver(self.node, self.sender, self._received)
+        self.distributor = Distributor(self.node, self.sender)
+        self._control = ControlServer(config.working.state_directory, {
+            "send": self._send, "receive": self._pull, "poke": self._poke, "status": self._status, "stop": self._stop,
+        })  # fmt: skip
+        self._stopping = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._extracting: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._port = config.port
+
+    async def run(self) -> None:
+        """Work until told to stop."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        runner = await self._listen()
+        await self._control.start()
+        log.info("%s listens on port %d", self.node.name, self._port)
+        self._background(self._receipts.run())
+        self._background(self._housekeeping())
+        await self.sender.resume()
+        await self.receiver.resume()
+        try:
+            await self._stopping.wait()
+        finally:
+            log.info("%s stops", self.node.name)
+            await self._control.stop()
+            for task in [*self._tasks, *self._extracting.values()]:
+                task.cancel()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(2):
+                    await runner.cleanup()
+            self.node.close()
+
+    async def _listen(self) -> web.AppRunner:
+        config = self.node.config
+        server = PeerServer(self.node.name, config.working_directory, self.node.packs, self,
+                            executor=self.node.executor, timeout_s=config.timeout)  # fmt: skip
+        runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=0.5, keepalive_timeout=60)
+        await runner.setup()
+        site = web.TCPSite(runner, config.listen, config.port, ssl_context=self.node.server_context,
+                           backlog=BACKLOG, reuse_address=True)  # fmt: skip
+        try:
+            await site.start()
+        except OSError as error:
+            raise AgentError(f"{self.node.name} cannot listen on port {config.port}: {error.strerror or error}",
+                             hint="another program has it; see `ss -ltnp`, or set ted_port") from error  # fmt: skip
+        return runner
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            # a part that died would leave a lame agent: better none, and the supervisor starts a whole one
+            log.critical("a part of the agent failed", exc_info=task.exception())
+            self._stopping.set()
+
+    async def _housekeeping(self) -> None:
+        while True:
+            try:
+                await self.node.run(self.node.journal.trim, self.node.config.log_max_age)
+                if self.node.config.distributor:
+                    await self.node.run(self.distributor.keep_fresh)
+            except TedError as error:
+                log.error("housekeeping: %s", error)
+            await asyncio.sleep(HOUSEKEEPING_S)
+
+    # -- what peers say (ted.transfer.server.Exchange) ------------------------------------------------------
+
+    async def offered(self, data: Any, peer: str) -> dict[str, Any]:
+        """Take an offer from ``peer``."""
+        return await self.receiver.offered(data, peer)
+
+    async def receipts(self, data: Any, peer: str) -> None:
+        """Take receipts from ``peer``."""
+        await self._receipts.arrived(data, peer)
+
+    def offers_for(self, peer: str) -> list[dict[str, Any]]:
+        """Return the slips ``peer`` should have, for one that asks by itself."""
+        return [{"slip": offer["slip"]} for offer in self.node.journal.offers(child=peer)]
+
+    # -- what commands on this machine say -----------------------------------------------------------------
+
+    async def _send(self, asked: dict[str, Any]) -> dict[str, Any]:
+        inventory = asked.get("inventory")
+        sends = await self.distributor.send(
+            names=asked.get("names") or (), channel=asked.get("channel"), limit=asked.get("limit"),
+            revision=asked.get("revision"), inventory=None if inventory is None else Path(inventory),
+        )  # fmt: skip
+        return {"sends": sends}
+
+    async def _pull(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Ask the parent for what this node should have, and start on it."""
+        names = set(asked.get("names") or ())
+        peer = self._parent()
+        answer = await self.node.run(self.node.pool.call_json, peer, "GET", "/v1/offers")
+        taken = []
+        for offer in answer["offers"]:
+            header = RoutingSlip.decode(offer["slip"]).header
+            if names and header.distribution not in names:
+                continue
+            await self.receiver.offered(offer, peer.name)
+            taken.append([header.distributor, header.distribution, header.revision])
+        return {"offers": taken}
+
+    def _parent(self) -> Peer:
+        config = self.node.config
+        if config.parent and config.parent_address:
+            return Peer(config.parent, config.parent_address, config.parent_port)
+        for offer in self.node.journal.offers(child=""):
+            sender = RoutingSlip.decode(offer["slip"]).sender
+            if sender is not None:
+                return Peer(sender.name, sender.address, sender.port)
+        raise ConfigError(f"{self.node.name} does not know whom to ask",
+                          hint="set ted_parent for it and run playbooks/install.yml, or send to it once")  # fmt: skip
+
+    async def _poke(self, _asked: dict[str, Any]) -> dict[str, Any]:
+        self._receipts.poke()
+        return {}
+
+    async def _status(self, _asked: dict[str, Any]) -> dict[str, Any]:
+        return {"node": self.node.name, "pid": os.getpid(), "port": self._port}
+
+    async def _stop(self, _asked: dict[str, Any]) -> dict[str, Any]:
+        self._stopping.set()
+        return {}
+
+    # -- extraction by itself --------------------------------------------------------------------------------
+
+    async def _received(self, slip: RoutingSlip) -> None:
+        self._receipts.poke()
+        if not (self.node.config.extracts_immediately and slip.hop.target):
+            return
+        key = (slip.header.distributor, slip.header.distribution)
+        if key not in self._extracting:
+            task = asyncio.create_task(self._extract(*key))
+            self._extracting[key] = task
+            task.add_done_callback(lambda _: self._extracting.pop(key, None))
+
+    async def _extract(self, distributor: str, distribution: str) -> None:
+        command = [sys.executable, "-m", "ted", "--config", str(self.node.config.config_directory), "--json",
+                   "extract", distribution, "--distributor", distributor]  # fmt: skip
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        output, _ = await process.communicate()
+        if process.returncode:
+            with suppress(ValueError, KeyError):
+                log.error("extract %s: %s", distribution, json.loads(output)["error"]["message"])
+        self._receipts.poke()
+
+
+def hold_lock(state_directory: Path, name: str) -> int:
+    """Take the lock ``name`` and write this process into it; the descriptor holds it for life.
+
+    Raises:
+        AgentError: Another process has it.
+    """
+    state_directory.mkdir(parents=True, exist_ok=True)
+    fd = os.open(state_directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(fd, 32, 0).decode().strip()
+        os.close(fd)
+        raise AgentError(f"another agent (process {owner}) works in {state_directory.parent}",
+                         hint="`ted agent stop` ends it") from None  # fmt: skip
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def lock_owner(state_directory: Path, name: str) -> int | None:
+    """Return the process that holds the lock ``name``, or ``None`` when it is free."""
+    try:
+        fd = os.open(state_directory / name, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(fd, 32, 0).decode().strip()
+        return int(text) if text.isdigit() else None
+    else:
+        return None
+    finally:
+        os.close(fd)
+
+
+def run_agent(config: NodeConfig) -> None:
+    """Run the agent of this node in this process until it is told to stop."""
+    lock = hold_lock(config.working.state_directory, "agent.lock")
+    try:
+        asyncio.run(_run(config))
+    finally:
+        os.close(lock)
+
+
+async def _run(config: NodeConfig) -> None:
+    await Agent(config).run()

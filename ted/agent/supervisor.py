@@ -1,0 +1,157 @@
+"""A background agent where no service manager runs: one process that starts the agent again when it dies.
+
+Rules:
+ * ``start`` returns when the agent answers; the two processes outlive the shell, the play and the login.
+ * The supervisor holds ``.ted/supervisor.lock``; the agent holds ``.ted/agent.lock``. Locks of dead processes are free,
+   so a stale process number is never believed.
+ * An agent that dies is started again, at once the first time, then after 1, 2, 4 ... 30 seconds; one that lived
+   a minute starts the count anew.
+ * An agent whose supervisor was killed works on; the next ``start`` ends it and starts one under a supervisor.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ted.agent.control import call_agent
+from ted.agent.service import hold_lock, lock_owner
+from ted.config import NodeConfig
+from ted.errors import AgentError, TedError
+
+LONGEST_PAUSE_S = 30.0
+LIVED_S = 60.0
+START_WITHIN_S = 30.0
+STOP_WITHIN_S = 15.0
+MAX_LOG_BYTES = 10 * 1024 * 1024
+
+
+def start(config: NodeConfig) -> bool:
+    """Make sure that an agent runs under a supervisor; return whether one had to be started.
+
+    Raises:
+        AgentError: It did not come up; the end of its log is told.
+    """
+    state = config.working.state_directory
+    state.mkdir(parents=True, exist_ok=True)
+    if lock_owner(state, "supervisor.lock") is not None:
+        _wait_until_it_answers(config)
+        return False
+    orphan = lock_owner(state, "agent.lock")
+    if orphan is not None:
+        _end(orphan, state, "agent.lock")
+    log_path = state / "agent.log"
+    _rotate(log_path)
+    command = [sys.executable, "-m", "ted", "--config", str(config.config_directory), "agent", "supervise"]
+    with log_path.open("ab") as log:
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/")
+    _wait_until_it_answers(config)
+    return True
+
+
+def stop(config: NodeConfig) -> bool:
+    """End supervisor and agent; return whether there was one."""
+    state = config.working.state_directory
+    ended = False
+    for name in ("supervisor.lock", "agent.lock"):
+        pid = lock_owner(state, name)
+        if pid is not None:
+            _end(pid, state, name)
+            ended = True
+    return ended
+
+
+def status(config: NodeConfig) -> dict[str, Any]:
+    """Return ``{"running", "supervised", "pid", "supervisor_pid", "port"}``."""
+    state = config.working.state_directory
+    supervisor, agent = lock_owner(state, "supervisor.lock"), lock_owner(state, "agent.lock")
+    answers = None
+    if agent is not None:
+        with suppress(TedError):
+            answers = call_agent(state, "status", timeout_s=5)
+    return {"node": config.node, "running": answers is not None, "supervised": supervisor is not None,
+            "pid": agent, "supervisor_pid": supervisor, "port": config.port}  # fmt: skip
+
+
+def supervise(config: NodeConfig) -> None:
+    """Run the agent as a child, again and again, until SIGTERM."""
+    lock = hold_lock(config.working.state_directory, "supervisor.lock")
+    child: subprocess.Popen[bytes] | None = None
+    stopping = False
+
+    def end(_number: int, _frame: Any) -> None:
+        nonlocal stopping
+        stopping = True
+        if child is not None:
+            child.terminate()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    pause_s = 0.0
+    while not stopping:
+        started_s = time.monotonic()
+        child = subprocess.Popen(
+            [sys.executable, "-m", "ted", "--config", str(config.config_directory), "agent"],
+            stdin=subprocess.DEVNULL, close_fds=True,
+        )  # fmt: skip
+        if stopping:  # the signal came between the check and the start
+            child.terminate()
+        child.wait()
+        if stopping:
+            break
+        pause_s = 0.0 if time.monotonic() - started_s > LIVED_S else min(max(pause_s * 2, 1.0), LONGEST_PAUSE_S)
+        if child.returncode == -signal.SIGKILL and time.monotonic() - started_s > 1:
+            pause_s = 0.0
+        print(f"ted: agent of {config.node} ended ({child.returncode}), again in {pause_s:g} s", file=sys.stderr)  # noqa: T201
+        _rotate(config.working.state_directory / "agent.log")
+        time.sleep(pause_s)
+    os.close(lock)
+
+
+def _wait_until_it_answers(config: NodeConfig) -> None:
+    state = config.working.state_directory
+    deadline_s = time.monotonic() + START_WITHIN_S
+    while True:
+        try:
+            call_agent(state, "status", timeout_s=5)
+            return
+        except TedError as error:
+            if time.monotonic() > deadline_s:
+                log_end = _tail(state / "agent.log")
+                raise AgentError(f"the agent of {config.node} did not come up within {START_WITHIN_S:g} s: {log_end}",
+                                 hint=f"its log is {state / 'agent.log'}") from error  # fmt: skip
+        time.sleep(0.1)
+
+
+def _end(pid: int, state: Path, lock_name: str) -> None:
+    """SIGTERM, then SIGKILL, until the lock of ``pid`` is free."""
+    for number, within_s in ((signal.SIGTERM, STOP_WITHIN_S), (signal.SIGKILL, STOP_WITHIN_S)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+        deadline_s = time.monotonic() + within_s
+        while time.monotonic() < deadline_s:
+            if lock_owner(state, lock_name) != pid:
+                return
+            time.sleep(0.05)
+    raise AgentError(f"process {pid} does not end", hint="see what it waits for with `ps -o stat,wchan`")
+
+
+def _rotate(path: Path) -> None:
+    # copied and truncated: the supervisor's standard error goes on pointing to this file
+    with suppress(OSError):
+        if path.stat().st_size > MAX_LOG_BYTES:
+            path.with_suffix(".log.1").write_bytes(path.read_bytes())
+            os.truncate(path, 0)
+
+
+def _tail(path: Path, size_bytes: int = 500) -> str:
+    with suppress(OSError):
+        return path.read_bytes()[-size_bytes:].decode(errors="replace").strip()
+    return "(no log)"

@@ -1,0 +1,54 @@
+"""``ted agent``: the process, in the foreground or kept running in the background."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+
+from ted.agent import supervisor
+from ted.agent.service import run_agent
+from ted.cli.main import Settings, emit
+from ted.config import NodeConfig
+
+
+@click.command("agent")
+@click.argument("action", required=False, default="run",
+                type=click.Choice(["run", "start", "stop", "restart", "status", "supervise"]))  # fmt: skip
+@click.option("--check", is_flag=True, help="Say what would change, and change nothing.")
+@click.pass_obj
+def command(settings: Settings, action: str, check: bool) -> None:
+    """Run this node's agent, or start, stop and look after one in the background.
+
+    Without ACTION it runs in the foreground until SIGTERM, as a service manager wants it.
+    """
+    config = NodeConfig.load(settings.config)
+    if action in {"run", "supervise"}:
+        logging.basicConfig(
+            stream=sys.stderr, level=logging.DEBUG if settings.verbose else logging.INFO,
+            format=f"%(asctime)s {config.node} %(levelname)s %(name)s: %(message)s",
+        )  # fmt: skip
+        logging.getLogger("aiohttp").setLevel(logging.WARNING)
+        (run_agent if action == "run" else supervisor.supervise)(config)
+        return
+    now = supervisor.status(config)
+    if check:
+        changed = {"start": not now["running"], "stop": now["running"], "restart": True, "status": False}[action]
+    else:
+        changed = _act(action, config)
+        now = supervisor.status(config)
+    text = f"agent of {now['node']}: " + (f"running, process {now['pid']}, port {now['port']}"
+                                          if now["running"] else "not running")  # fmt: skip
+    emit(settings, {"changed": changed, **now}, text)
+
+
+def _act(action: str, config: NodeConfig) -> bool:
+    if action == "start":
+        return supervisor.start(config)
+    if action == "stop":
+        return supervisor.stop(config)
+    if action == "restart":
+        supervisor.stop(config)
+        return supervisor.start(config)
+    return False

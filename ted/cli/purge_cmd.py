@@ -1,0 +1,34 @@
+"""``ted purge``: orphans and old revisions go; a dry run first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from tabulate import tabulate
+
+from ted.agent.purge import purge
+from ted.cli.common import topology_if_any
+from ted.cli.main import Settings, emit
+from ted.cli.progress import human_bytes
+from ted.config import NodeConfig
+
+
+@click.command("purge")
+@click.option("--apply", "apply", is_flag=True, help="Remove; without it, only show.")
+@click.option("--distribution", "only", multiple=True, help="Only this distribution; may be repeated.")
+@click.pass_obj
+def command(settings: Settings, apply: bool, only: tuple[str, ...]) -> None:
+    """Remove what nobody needs.
+
+    Left-overs of builds, revisions beyond the maximum, packs nothing refers to, and on a Distributor the
+    distributions that its inventory no longer names.
+    """
+    config = NodeConfig.load(settings.config)
+    topology = topology_if_any(settings) if config.distributor else None
+    removed: list[dict[str, Any]] = purge(config, topology, only=only, apply=apply)
+    text = tabulate([[row["path"], row["why"], human_bytes(row["bytes"])] for row in removed],
+                    headers=["removed" if apply else "would go", "why", "size"])  # fmt: skip
+    data = {"changed": bool(removed), "applied": apply, "removed": removed,
+            "bytes": sum(row["bytes"] for row in removed)}  # fmt: skip
+    emit(settings, data, text if removed else "nothing to remove")

@@ -1,0 +1,129 @@
+"""``ted send``: a built revision goes down the tree."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from tabulate import tabulate
+
+from ted.agent.control import call_agent
+from ted.agent.node import open_journal
+from ted.agent.plan import plan_bytes, plan_result, plan_sends
+from ted.cli.common import topology_of
+from ted.cli.main import Settings, emit
+from ted.cli.progress import human_bytes, progress_bar
+from ted.config import NodeConfig
+from ted.errors import ConfigError, IncompleteError, UnknownNameError, UsageError
+from ted.records.journal import Journal
+from ted.records.sends import send_result
+
+POLL_S = 0.2
+
+
+@click.command("send")
+@click.argument("names", nargs=-1, metavar="[DISTRIBUTION]...")
+@click.option("--channel", help="Only this channel; default is every channel of the distributions.")
+@click.option("--limit", help="Only these subscribers, separated by commas.")
+@click.option("--revision", help="This revision and not the newest; with one DISTRIBUTION.")
+@click.option("--check", is_flag=True, help="Show the lines and their bytes; send nothing.")
+@click.option("--no-wait", is_flag=True, help="Return when the send has begun.")
+@click.option("--timeout", "timeout_s", type=float, default=None,
+              help="Seconds to wait for the last receiver; default is until every one has ended.")  # fmt: skip
+@click.option("--watch", metavar="ID", help="Show how far the send ID is, once.")
+@click.pass_obj
+def command(
+    settings: Settings, names: tuple[str, ...], channel: str | None, limit: str | None, revision: str | None,
+    check: bool, no_wait: bool, timeout_s: float | None, watch: str | None,
+) -> None:  # fmt: skip
+    """Send the newest revision of each DISTRIBUTION (default: of all) to the subscribers of its channels.
+
+    Every line carries one copy. Runs on the Distributor, whose agent does the work; ends when every receiver
+    has the revision or has failed.
+    """
+    config = NodeConfig.load(settings.config)
+    if revision and len(names) != 1:
+        raise UsageError("--revision needs exactly one DISTRIBUTION")
+    journal = open_journal(config)
+    try:
+        if watch:
+            _show(settings, [_result(journal, watch)])
+            return
+        if not config.distributor:
+            raise ConfigError(f"{config.node} is no Distributor",
+                              hint="only hosts of the group `distributors` send")  # fmt: skip
+        targets = [name.strip() for name in limit.split(",") if name.strip()] if limit else None
+        if check:
+            _show(settings, _planned(settings, config, journal, names, channel, targets, revision))
+            return
+        inventory = None if settings.inventory is None else str(Path(settings.inventory).resolve())
+        ids = call_agent(config.working.state_directory, "send", names=names, channel=channel, limit=targets,
+                         revision=revision, inventory=inventory)["sends"]  # fmt: skip
+        results = [_result(journal, send) for send in ids] if no_wait else _follow(journal, ids, timeout_s)
+        _show(settings, results)
+        if not no_wait:
+            _complain(results)
+    finally:
+        journal.close()
+
+
+def _planned(
+    settings: Settings, config: NodeConfig, journal: Journal, names: tuple[str, ...], channel: str | None,
+    targets: list[str] | None, revision: str | None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    plans = plan_sends(topology_of(settings), config.working, config.node,
+                       names=names, channel=channel, limit=targets, revision=revision)  # fmt: skip
+    return [plan_result(plan, plan_bytes(plan, journal, config.working), journal) for plan in plans]
+
+
+def _follow(journal: Journal, sends: list[str], timeout_s: float | None) -> list[dict[str, Any]]:
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    with progress_bar() as bar:
+        tasks = {send: bar.add_task(send, total=None) for send in sends}
+        while True:
+            results = [_result(journal, send) for send in sends]
+            for result in results:
+                has = sum(state not in {"pending", "receiving"} for state in result["states"].values())
+                text = f"{result['distribution']} to {result['channel']}: {has} of {len(result['states'])}"
+                bar.update(tasks[result["send"]], description=text, completed=result["bytes"],
+                           total=result["bytes_total"] or None)  # fmt: skip
+            if all(result["done"] for result in results):
+                return results
+            if deadline_s is not None and time.monotonic() > deadline_s:
+                return results
+            time.sleep(POLL_S)
+
+
+def _result(journal: Journal, send: str) -> dict[str, Any]:
+    found = journal.send(send)
+    if found is None:
+        raise UnknownNameError(f"no send {send!r} is on record here", hint="`ted report sends` lists them")
+    return send_result(found)
+
+
+def _complain(results: list[dict[str, Any]]) -> None:
+    """Raise when a target is without its revision.
+
+    Raises:
+        IncompleteError: Names the first few, and what each said.
+    """
+    missing = [(result, host) for result in results for host in result["incomplete"]]
+    if missing:
+        some = "; ".join(f"{host}: {result['errors'].get(host) or result['states'][host]}"
+                         for result, host in missing[:3])  # fmt: skip
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise IncompleteError(f"{len(missing)} receivers are without their revision: {some}{more}",
+                              hint="send again when they are up: what came is kept; see `ted tree`")  # fmt: skip
+
+
+def _show(settings: Settings, results: list[dict[str, Any]]) -> None:
+    data = {"changed": any(result["changed"] for result in results), "sends": results}
+    rows = [
+        [result["distribution"], result["channel"], result["revision"], edge["sender"], edge["receiver"],
+         human_bytes(edge["bytes"]), result["states"][edge["receiver"]]]
+        for result in results for edge in result["edges"]
+    ]  # fmt: skip
+    table = tabulate(rows, headers=["distribution", "channel", "revision", "from", "to", "bytes", "state"])
+    emit(settings, data, table if rows else "nothing to send: no active distribution is on an active channel")

@@ -1,0 +1,52 @@
+"""``ted status``: who has what."""
+
+from __future__ import annotations
+
+import click
+from tabulate import tabulate
+
+from ted.agent.node import open_journal
+from ted.agent.overview import known_states
+from ted.cli.common import topology_if_any
+from ted.cli.main import Settings, emit
+from ted.config import NodeConfig
+from ted.records.states import NodeState
+
+SHORT = 60
+
+
+@click.command("status")
+@click.argument("names", nargs=-1, metavar="[DISTRIBUTION]...")
+@click.option("--node", "node", help="Only this node.")
+@click.option("--distributor", help="Only distributions of this Distributor.")
+@click.pass_obj
+def command(settings: Settings, names: tuple[str, ...], node: str | None, distributor: str | None) -> None:
+    """Show what is where: on a Distributor of every subscriber, elsewhere of this node and those behind it."""
+    config = NodeConfig.load(settings.config)
+    journal = open_journal(config)
+    try:
+        topology = topology_if_any(settings) if config.distributor else None
+        rows = known_states(journal, topology, config.node if config.distributor else None)
+    finally:
+        journal.close()
+    wanted = [
+        row for row in rows
+        if (not names or row.distribution in names) and node in {None, row.node}
+        and distributor in {None, row.distributor}
+    ]  # fmt: skip
+    emit(settings, [row.public() for row in wanted], table(wanted))
+
+
+def table(rows: list[NodeState]) -> str:
+    """Return the rows as a table that fits."""
+    if not rows:
+        return "nothing was received or sent yet"
+    return tabulate(
+        [[row.node, row.distribution, row.distributor, row.revision or "-", str(row.state), row.at[:19],
+          _short(row.error)] for row in rows],
+        headers=["node", "distribution", "distributor", "revision", "state", "at (UTC)", "error"],
+    )  # fmt: skip
+
+
+def _short(text: str | None) -> str:
+    return "" if text is None else text if len(text) <= SHORT else text[: SHORT - 1] + "…"

@@ -1,0 +1,1 @@
+"""What happened: a node's journal, in SQLite unless a database is named."""

@@ -1,0 +1,134 @@
+"""Fetching a revision from a sender: metadata, record, block lists, blocks.
+
+Rules:
+ * Order of writes: signed record verified -> REVISION.TED -> BLOCKS.TED whose root the record names -> blocks, each
+   verified before it is written -> bits, after the data are on the disk -> DISTSTATUS.TED, last of all.
+ * What is already here is not asked for again; one request asks for all that lacks of a pack.
+ * Everything here blocks and belongs into a worker thread.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ted.content.blocks import BLOCKS_NAME, BlockList, PartialPack
+from ted.content.durable import read_bounded
+from ted.content.record import PackRef
+from ted.errors import DigestMismatchError, NoSpaceError, TransferError
+from ted.transfer.client import Peer, Pool
+from ted.transfer.packs import runs_bytes
+
+MAX_METADATA_BYTES = 8 * 1024 * 1024
+FLUSH_EVERY_S = 1.0
+FLUSH_EVERY_BYTES = 64 * 1024 * 1024
+SPARE_BYTES = 4 * 1024 * 1024  # what a node needs beside the packs: lists, journal
+
+
+@dataclass(frozen=True)
+class Source:
+    """A sender, and how it is asked."""
+
+    pool: Pool
+    peer: Peer
+    distributor: str
+
+    def metadata(self, name: str, max_bytes: int) -> bytes:
+        """Return a file of the catalog; ``name`` as the catalog's view asks for it."""
+        if "/" in name:
+            distribution, revision, _ = name.split("/")
+            return self._get(f"/v1/record/{self.distributor}/{distribution}/{revision}", max_bytes)
+        return self._get(f"/v1/catalog/{self.distributor}/{name}", max_bytes)
+
+    def block_digests(self, distribution: str, ref: PackRef) -> bytes:
+        """Return the block list of a pack, unverified."""
+        return self._get(f"/v1/blocks/{self.distributor}/{distribution}/{ref.revision}", ref.blocks * 32)
+
+    def _get(self, path: str, max_bytes: int) -> bytes:
+        return self.pool.call(self.peer, "GET", path, max_bytes=max_bytes)
+
+
+def prepare_pack(source: Source, distribution: str, ref: PackRef, directory: Path) -> PartialPack:
+    """Return the pack as far as it is here, its block list fetched and verified.
+
+    Raises:
+        DigestMismatchError: The sender's block list is not the one that was signed.
+    """
+    digests = read_bounded(directory / BLOCKS_NAME, ref.blocks * 32) if directory.is_dir() else None
+    if digests is not None:
+        with suppress(DigestMismatchError):
+            BlockList.from_bytes(digests, ref)
+            return PartialPack(directory, ref)
+    return PartialPack.prepare(directory, ref, source.block_digests(distribution, ref))
+
+
+def check_space(directory: Path, missing_bytes: int, min_free_bytes: int | None) -> None:
+    """Refuse before the first byte when the disk would be filled beyond the floor.
+
+    Raises:
+        NoSpaceError: There is not room; names the figures.
+    """
+    disk = os.statvfs(directory)
+    free = disk.f_bavail * disk.f_frsize
+    floor = min_free_bytes or 0
+    if missing_bytes and missing_bytes + SPARE_BYTES + floor > free:
+        raise NoSpaceError(
+            f"{directory}: {missing_bytes} bytes to receive, {free} are free and {floor} must stay free",
+            hint="free space there, run `ted purge`, or lower ted_min_free",
+        )
+
+
+def fetch_blocks(
+    source: Source, distribution: str, ref: PackRef, pack: PartialPack, *,
+    on_block: Callable[[int], None], cancelled: Callable[[], bool],
+) -> None:  # fmt: skip
+    """Fetch every live block that lacks, in one request.
+
+    Args:
+        source: Where from.
+        distribution: Whose pack it is.
+        ref: The pack, as signed.
+        pack: Where to; what it has already is not asked for.
+        on_block: Called with the size in bytes of each block that was verified and written.
+        cancelled: Asked between blocks; true ends the transfer without an error.
+
+    Raises:
+        UnreachableError: The connection broke; what came is kept.
+        DigestMismatchError: A block was not what was signed; it was not written.
+    """
+    runs = pack.missing()
+    if not runs:
+        return
+    buffer = memoryview(bytearray(ref.block_bytes))
+    body = {"bytes": ref.bytes, "block_bytes": ref.block_bytes, "runs": runs}
+    path = f"/v1/pack/{source.distributor}/{distribution}/{ref.revision}"
+    unsaved_bytes, saved_at_s = 0, time.monotonic()
+    try:
+        with source.pool.lend(source.peer) as connection:
+            answer = connection.request("POST", path, body)
+            if answer.length != runs_bytes(ref, runs):
+                raise TransferError(f"{source.peer} announces {answer.length} bytes for {len(runs)} runs of blocks")
+            for first, count in runs:
+                for block in range(first, first + count):
+                    if cancelled():
+                        raise _CancelledError
+                    size = min(ref.block_bytes, ref.bytes - block * ref.block_bytes)
+                    connection.read_into(answer, buffer[:size])
+                    pack.write(block, buffer[:size])
+                    on_block(size)
+                    unsaved_bytes += size
+                    if unsaved_bytes >= FLUSH_EVERY_BYTES or time.monotonic() - saved_at_s >= FLUSH_EVERY_S:
+                        pack.flush()
+                        unsaved_bytes, saved_at_s = 0, time.monotonic()
+    except _CancelledError:
+        return
+    finally:
+        pack.flush()
+
+
+class _CancelledError(Exception):
+    """Leaves the connection closed: the rest of the answer was not read."""

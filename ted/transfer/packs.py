@@ -1,0 +1,162 @@
+"""The packs a node can serve, whole ones and those still coming in.
+
+Rules:
+ * A block is served once this node itself has verified it, and not before; a reader of a pack that is still
+   coming in waits for the block it wants (cut-through).
+ * A pack that stops coming in wakes its readers with the error, so that none hangs.
+ * The sizes a peer names are checked against the file before they are believed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ted.content.blocks import PartialPack
+from ted.content.record import PackRef
+from ted.errors import MissingContentError, TransferError
+
+PackKey = tuple[str, str, str]
+"""(distributor, distribution, revision whose pack it is)."""
+
+Run = tuple[int, int]
+"""(first block, count)."""
+
+
+def blocks_of(runs: Iterable[Run]) -> Iterator[int]:
+    """Yield the block numbers of ``runs`` in the order asked."""
+    for first, count in runs:
+        yield from range(first, first + count)
+
+
+def runs_bytes(ref: PackRef, runs: Iterable[Run]) -> int:
+    """Return the bytes of the blocks in ``runs``."""
+    total = 0
+    for first, count in runs:
+        total += min((first + count) * ref.block_bytes, ref.bytes) - first * ref.block_bytes
+    return total
+
+
+class Incoming:
+    """A pack that is coming in; shared by the thread that writes it and the tasks that serve it."""
+
+    def __init__(self, pack: PartialPack, loop: asyncio.AbstractEventLoop) -> None:
+        self.pack = pack
+        self._loop = loop
+        self._changed = asyncio.Event()
+        self._error: Exception | None = None
+
+    def advanced(self) -> None:
+        """Say (from any thread) that a block has come."""
+        self._loop.call_soon_threadsafe(self._wake)
+
+    def stop(self, error: Exception) -> None:
+        """Say that no more will come; those who wait get ``error``."""
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def available(self, block: int, timeout_s: float) -> None:
+        """Return when ``block`` is there.
+
+        Raises:
+            MissingContentError: It will not come.
+            TransferError: Nothing came for ``timeout_s`` seconds.
+        """
+        while not self.pack.has(block):
+            if self._error is not None:
+                raise MissingContentError(f"block {block} will not come: {self._error}") from self._error
+            changed = self._changed
+            if self.pack.has(block):
+                return
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await changed.wait()
+            except TimeoutError as error:
+                raise TransferError(f"nothing came in for {timeout_s:g} s") from error
+
+
+class ServedPack:
+    """An open pack file from which verified blocks are read."""
+
+    def __init__(self, path: Path, ref: PackRef, incoming: Incoming | None, partial: PartialPack | None) -> None:
+        self._ref = ref
+        self._incoming = incoming
+        self._partial = partial
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def block_size(self, block: int) -> int:
+        """Return the bytes of ``block``; the last one is shorter."""
+        return min(self._ref.block_bytes, self._ref.bytes - block * self._ref.block_bytes)
+
+    async def available(self, block: int, timeout_s: float) -> None:
+        """Return when ``block`` can be read; see ``Incoming.available``."""
+        if self._incoming is not None:
+            await self._incoming.available(block, timeout_s)
+        elif self._partial is not None and not self._partial.has(block):
+            raise MissingContentError(f"block {block} is not on this node")
+
+    def read(self, block: int) -> bytes:
+        """Return the bytes of ``block``; for a worker thread."""
+        size = self.block_size(block)
+        data = os.pread(self._fd, size, block * self._ref.block_bytes)
+        if len(data) != size:
+            raise MissingContentError(f"block {block}: the pack on this node is shorter than it should be")
+        return data
+
+
+class PackStore:
+    """All packs below one working directory, and those now coming in."""
+
+    def __init__(self, working_directory: Path) -> None:
+        self._root = working_directory
+        self._incoming: dict[PackKey, Incoming] = {}
+
+    def announce(self, key: PackKey, incoming: Incoming) -> None:
+        """Let readers wait for the blocks of a pack that is coming in."""
+        self._incoming[key] = incoming
+
+    def withdraw(self, key: PackKey) -> None:
+        """The pack no longer comes in."""
+        self._incoming.pop(key, None)
+
+    @contextmanager
+    def open(self, key: PackKey, ref: PackRef) -> Iterator[ServedPack]:
+        """Open a pack for reading.
+
+        Args:
+            key: Names already checked by the caller.
+            ref: Its sizes as the peer says; only ``bytes`` and ``block_bytes`` are used.
+
+        Raises:
+            MissingContentError: This node has not got it, or has another one of that name.
+        """
+        directory = self._root.joinpath(*key)
+        path = directory / "DISTFILE.TED"
+        incoming = self._incoming.get(key)
+        partial = None
+        if incoming is None and (directory / "BITMAP.TED").exists():
+            partial = PartialPack(directory, ref)
+        try:
+            pack = ServedPack(path, ref, incoming, partial)
+        except FileNotFoundError as error:
+            raise MissingContentError(f"pack {'/'.join(key)} is not on this node") from error
+        try:
+            if incoming is None and partial is None and pack.size != ref.bytes:
+                raise MissingContentError(f"pack {'/'.join(key)} has {pack.size} bytes here, not {ref.bytes}")
+            yield pack
+        finally:
+            pack.close()
+            if partial is not None:
+                partial.close()

@@ -1,0 +1,224 @@
+"""The server of a hop: offers and receipts come in, metadata and blocks go out. See docs/protocol.md.
+
+Rules:
+ * The peer is who its certificate says (without TLS, who it says: that is only for a LAN one trusts).
+ * Names from outside are checked before a path is made of them; every body and count is bounded.
+ * Blocks are streamed in the order asked, each as soon as this node has verified it; a failure in the middle cuts
+   the connection, so that nothing false can look like the end.
+ * Every error has one shape: {"error": {"type", "message", "hint", "exit_code"}}; 503 means "try again".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from ted.content.record import PackRef
+from ted.content.working import check_name, check_stamp
+from ted.errors import (
+    FormatError,
+    MissingContentError,
+    RepositoryError,
+    TedError,
+    TransferError,
+    TrustError,
+)
+from ted.transfer.packs import PackStore, Run, ServedPack, blocks_of
+from ted.trust.realm import peer_name
+from ted.trust.view import read_metadata
+
+log = logging.getLogger("ted.server")
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_RUNS = 65_536
+MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 64 * 1024, 4 * 1024 * 1024
+WRITE_BYTES = 256 * 1024
+PROTOCOL = 1
+
+
+class Exchange(Protocol):
+    """What the node does with what peers say."""
+
+    async def offered(self, data: Any, peer: str) -> dict[str, Any]:
+        """Take an offer; return the states known of its subtree."""
+
+    async def receipts(self, data: Any, peer: str) -> None:
+        """Take receipts from a node below."""
+
+    def offers_for(self, peer: str) -> list[dict[str, Any]]:
+        """Return the slips that ``peer`` should have."""
+
+
+class PeerServer:
+    """The HTTP application peers talk to."""
+
+    def __init__(self, node: str, working_directory: Path, packs: PackStore, exchange: Exchange, *,
+                 executor: Executor, timeout_s: float) -> None:  # fmt: skip
+        self._node = node
+        self._root = working_directory
+        self._packs = packs
+        self._exchange = exchange
+        self._executor = executor
+        self._timeout_s = timeout_s
+
+    def application(self) -> web.Application:
+        """Return the application with every route of the protocol."""
+        app = web.Application(middlewares=[errors_have_one_shape], client_max_size=MAX_BODY_BYTES)
+        pack = "{distributor}/{distribution}/{revision}"
+        app.add_routes([
+            web.get("/v1/ping", self._ping),
+            web.post("/v1/offer", self._offer),
+            web.get("/v1/offers", self._offers),
+            web.post("/v1/receipts", self._receipts),
+            web.get("/v1/catalog/{distributor}/{name}", self._metadata),
+            web.get(f"/v1/record/{pack}", self._record),
+            web.get(f"/v1/blocks/{pack}", self._blocks),
+            web.post(f"/v1/pack/{pack}", self._pack),
+        ])  # fmt: skip
+        return app
+
+    async def _ping(self, request: web.Request) -> web.Response:
+        _peer(request)
+        return web.json_response({"node": self._node, "protocol": PROTOCOL})
+
+    async def _offer(self, request: web.Request) -> web.Response:
+        return web.json_response(await self._exchange.offered(await _json(request), _peer(request)))
+
+    async def _offers(self, request: web.Request) -> web.Response:
+        return web.json_response({"offers": self._exchange.offers_for(_peer(request))})
+
+    async def _receipts(self, request: web.Request) -> web.Response:
+        await self._exchange.receipts(await _json(request), _peer(request))
+        return web.json_response({})
+
+    async def _metadata(self, request: web.Request) -> web.StreamResponse:
+        _peer(request)
+        distributor = check_name(request.match_info["distributor"])
+        directory = self._root / distributor / ".catalog"
+        data = await self._in_thread(read_metadata, directory, request.match_info["name"])
+        if data is None:
+            raise MissingContentError(f"{self._node} has no metadata {request.match_info['name']} of {distributor}")
+        return web.Response(body=data, content_type="application/json")
+
+    async def _record(self, request: web.Request) -> web.StreamResponse:
+        return await self._small_file(request, "REVISION.TED")
+
+    async def _blocks(self, request: web.Request) -> web.StreamResponse:
+        return await self._small_file(request, "BLOCKS.TED")
+
+    async def _small_file(self, request: web.Request, name: str) -> web.StreamResponse:
+        _peer(request)
+        path = self._root.joinpath(*_pack_key(request), name)
+        try:
+            data = await self._in_thread(path.read_bytes)
+        except OSError as error:
+            raise MissingContentError(f"{self._node} has not got {'/'.join(_pack_key(request))}/{name}") from error
+        return web.Response(body=data, content_type="application/octet-stream")
+
+    async def _pack(self, request: web.Request) -> web.StreamResponse:
+        _peer(request)
+        key = _pack_key(request)
+        asked = await _json(request)
+        ref, runs = _wanted(key[2], asked)
+        with self._packs.open(key, ref) as pack:
+            blocks = list(blocks_of(runs))
+            response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+            response.content_length = sum(pack.block_size(block) for block in blocks)
+            if blocks:  # an answer only once there is something: a refusal keeps its shape
+                await pack.available(blocks[0], self._timeout_s)
+            await response.prepare(request)
+            await self._stream(response, pack, blocks)
+            await response.write_eof()
+            return response
+
+    async def _stream(self, response: web.StreamResponse, pack: ServedPack, blocks: Sequence[int]) -> None:
+        try:
+            for block in blocks:
+                await pack.available(block, self._timeout_s)
+                data = memoryview(await self._in_thread(pack.read, block))
+                for start in range(0, len(data), WRITE_BYTES):
+                    await response.write(data[start : start + WRITE_BYTES])
+        except TedError as error:
+            # the head is out: closing early is the only honest answer left
+            raise ConnectionResetError(error.message) from error
+
+    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+
+
+def _peer(request: web.Request) -> str:
+    """Return the name of the node that asks.
+
+    Raises:
+        TrustError: Its certificate names no node, or without TLS it does not say who it is.
+    """
+    transport = request.transport
+    ssl_object = transport.get_extra_info("ssl_object") if transport is not None else None
+    if ssl_object is not None:
+        return peer_name(ssl_object)
+    name = request.headers.get("X-Ted-Node")
+    if not name:
+        raise TrustError("the request does not say which node it is from", hint="peers speak ted's protocol only")
+    return check_name(name)
+
+
+def _pack_key(request: web.Request) -> tuple[str, str, str]:
+    info = request.match_info
+    return check_name(info["distributor"]), check_name(info["distribution"]), check_stamp(info["revision"])
+
+
+def _wanted(revision: str, asked: Any) -> tuple[PackRef, list[Run]]:
+    """Return the checked sizes and runs of a request for blocks."""
+    try:
+        size, block_bytes = int(asked["bytes"]), int(asked["block_bytes"])
+        runs = [(int(first), int(count)) for first, count in asked["runs"][: MAX_RUNS + 1]]
+    except (TypeError, KeyError, ValueError) as error:
+        raise FormatError(f"not a request for blocks: {error!r}") from error
+    if not MIN_BLOCK_BYTES <= block_bytes <= MAX_BLOCK_BYTES or not 0 < size < 2**50 or len(runs) > MAX_RUNS:
+        raise FormatError("request for blocks with impossible sizes")
+    blocks = -(-size // block_bytes)
+    if any(first < 0 or count <= 0 or first + count > blocks for first, count in runs):
+        raise FormatError("request for blocks outside the pack")
+    if sum(count for _, count in runs) > blocks:
+        raise FormatError("request for more blocks than the pack has")
+    ref = PackRef(revision=revision, bytes=size, block_bytes=block_bytes, blocks=blocks, root="", live=((0, blocks),))
+    return ref, runs
+
+
+async def _json(request: web.Request) -> Any:
+    try:
+        return await request.json()
+    except (ValueError, RecursionError) as error:
+        raise FormatError("the request's body is not JSON") from error
+
+
+def error_answer(error: TedError) -> web.Response:
+    """Return the one shape of an error, with a status that says whether trying again can help."""
+    status = 400
+    if isinstance(error, TrustError):
+        status = 403
+    elif isinstance(error, MissingContentError):
+        status = 404
+    elif isinstance(error, TransferError):
+        status = 503
+    elif isinstance(error, RepositoryError):
+        status = 400
+    return web.json_response({"error": error.to_dict()}, status=status)
+
+
+@web.middleware
+async def errors_have_one_shape(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Answer every error of the tree in the one shape."""
+    try:
+        return await handler(request)
+    except TedError as error:
+        log.info("%s %s: %s", request.method, request.path, error)
+        return error_answer(error)

@@ -1,0 +1,154 @@
+"""The journal keeps the newest news, whoever brings it and in whatever order."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from ted.errors import AgentError, FormatError
+from ted.records.journal import Journal
+from ted.records.sends import send_result
+from ted.records.states import NodeState, State
+
+R1, R2 = "20260101T000000000000Z", "20260102T000000000000Z"
+
+
+@pytest.fixture
+def journal(tmp_path: Path):
+    journal = Journal.at(tmp_path, "hq")
+    yield journal
+    journal.close()
+
+
+def row(state: State, *, node: str = "e01", revision: str = R1, seq: int = 0, **more: object) -> NodeState:
+    return NodeState(node, "hq", "dat", revision, state, "2026-01-01T00:00:00+00:00", seq=seq, **more)  # type: ignore[arg-type]
+
+
+def state_of(journal: Journal, node: str = "e01") -> tuple[str, str | None]:
+    found = journal.states(node=node)[0]
+    return str(found.state), found.revision
+
+
+def test_a_report_is_a_state_and_a_receipt(journal: Journal) -> None:
+    journal.report("hq", "dat", R1, State.RECEIVED)
+    assert state_of(journal, "hq") == ("received", R1)
+    assert [receipt.state for receipt in journal.outbox()] == [State.RECEIVED]
+
+
+def test_a_receipt_that_was_replaced_meanwhile_stays_in_the_outbox(journal: Journal) -> None:
+    first = journal.report("hq", "dat", R1, State.RECEIVING)
+    second = journal.report("hq", "dat", R1, State.RECEIVED)
+    journal.taken([first])
+    assert journal.outbox() == [second]
+    journal.taken([second])
+    assert journal.outbox() == []
+
+
+def test_old_news_changes_nothing(journal: Journal) -> None:
+    journal.learn([row(State.EXTRACTED, seq=20)], forward=False)
+    assert journal.learn([row(State.RECEIVED, seq=10)], forward=False) == []
+    assert state_of(journal) == ("extracted", R1)
+
+
+def test_a_guess_never_replaces_the_news_that_a_node_has_it(journal: Journal) -> None:
+    journal.learn([row(State.RECEIVED, seq=20)], forward=False)
+    journal.learn([row(State.FAILED, error="does not answer")], forward=False)
+    assert state_of(journal) == ("received", R1)
+
+
+def test_a_guess_about_a_newer_revision_gives_way_to_the_next_real_news(journal: Journal) -> None:
+    journal.learn([row(State.EXTRACTED, seq=20)], forward=False)
+    journal.learn([row(State.PENDING, revision=R2)], forward=False)
+    assert state_of(journal) == ("pending", R2)
+    journal.learn([row(State.FAILED, revision=R2)], forward=False)
+    assert state_of(journal) == ("failed", R2)
+    journal.learn([row(State.RECEIVED, revision=R2, seq=21)], forward=False)
+    assert state_of(journal) == ("received", R2)
+
+
+def test_a_guess_travels_on_as_a_guess(journal: Journal) -> None:
+    journal.learn([row(State.RECEIVED, seq=20)], forward=False)
+    journal.learn([row(State.FAILED, revision=R2)], forward=True)
+    assert [(receipt.seq, receipt.state) for receipt in journal.outbox()] == [(0, State.FAILED)]
+
+
+def _start(journal: Journal) -> None:
+    journal.start_send("s1", distributor="hq", distribution="dat", channel="av", revision=R1, tree=[],
+                       hops=[("hq", "s01", False), ("s01", "e01", True)])  # fmt: skip
+
+
+def test_a_send_ends_when_every_receiver_has_it(journal: Journal) -> None:
+    _start(journal)
+    journal.deliver([row(State.RECEIVED, node="s01", seq=1, bytes_done=10, bytes_total=10)])
+    assert not send_result(journal.send("s1"))["done"]
+    journal.deliver([row(State.RECEIVED, seq=1, bytes_done=10, bytes_total=10)])
+    result = send_result(journal.send("s1"))
+    assert (result["done"], result["changed"], result["bytes"], result["incomplete"]) == (True, True, 20, [])
+
+
+def test_a_send_that_found_everything_there_changed_nothing(journal: Journal) -> None:
+    _start(journal)
+    journal.deliver([row(State.EXTRACTED, node="s01", seq=1, had=True), row(State.RECEIVED, seq=1, had=True)])
+    result = send_result(journal.send("s1"))
+    assert (result["done"], result["changed"], result["bytes"]) == (True, False, 0)
+
+
+def test_a_receiver_that_failed_is_named_with_its_words(journal: Journal) -> None:
+    _start(journal)
+    journal.deliver([row(State.RECEIVED, node="s01", seq=1), row(State.FAILED, error="disk full")])
+    result = send_result(journal.send("s1"))
+    assert (result["done"], result["incomplete"], result["errors"]) == (True, ["e01"], {"e01": "disk full"})
+
+
+def test_a_late_receipt_for_another_revision_does_not_touch_the_send(journal: Journal) -> None:
+    _start(journal)
+    journal.deliver([row(State.RECEIVED, revision=R2, seq=1)])
+    assert send_result(journal.send("s1"))["states"]["e01"] == "pending"
+
+
+def _report_many(path: str, name: str) -> None:
+    journal = Journal.at(Path(path), name)
+    for _ in range(50):
+        journal.report("hq", "dat", R1, State.RECEIVING)
+    journal.close()
+
+
+def test_several_processes_write_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_report_many, args=(str(tmp_path), f"n{n}")) for n in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    journal = Journal.at(tmp_path, "reader")
+    assert [found.node for found in journal.states()] == ["n0", "n1", "n2"]
+    journal.close()
+
+
+def test_events_beyond_the_limit_are_trimmed(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ted.records.journal.EVENTS_KEPT", 3)
+    for number in range(10):
+        journal.note("test", str(number))
+    journal.trim()
+    assert [event["message"] for event in journal.events()] == ["9", "8", "7"]
+
+
+def test_a_database_that_cannot_be_opened_is_named_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(AgentError, match="records database"):
+        Journal(f"sqlite:///{tmp_path}/no/such/place.sqlite", "hq")
+
+
+NO_STATE = {"node": "a", "distributor": "b", "distribution": "c", "state": "?"}
+
+
+@pytest.mark.parametrize("data", [None, {}, {"node": 1}, NO_STATE])
+def test_what_is_not_a_receipt_is_a_format_error(data: object) -> None:
+    with pytest.raises(FormatError):
+        NodeState.from_dict(data)
+
+
+def test_a_receipt_with_a_huge_number_is_refused() -> None:
+    with pytest.raises(FormatError, match="out of range"):
+        NodeState.from_dict(row(State.RECEIVED, seq=2**63).to_dict())
