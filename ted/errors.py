@@ -8,6 +8,7 @@ The branch says whether trying again can help; the exit code is the class's own 
     + OptionsError                       exit 12   a distribution's options are not valid for its type
     + UnknownNameError                   exit 13   no such host, channel, distribution, revision or type
     + UsageError                         exit 14   the command's words do not fit together
+    + ValueFormatError                   exit 15   a size, duration, schedule or other value cannot be read
   x RepositoryError                      exit 20   stored content or metadata is wrong
     + FormatError                        exit 21   not ted's format, or a version this ted does not know
     + DigestMismatchError                exit 22   content does not hash to the digest that was signed
@@ -102,6 +103,15 @@ class UsageError(ConfigError):
     """The command's words do not fit together."""
 
     exit_code = 14
+
+
+class ValueFormatError(ConfigError, ValueError):
+    """A size, duration, schedule or other single value cannot be read.
+
+    A ``ValueError`` as well, so that pydantic reports it with the setting's name.
+    """
+
+    exit_code = 15
 
 
 class RepositoryError(TedError):
