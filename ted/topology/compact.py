@@ -2,7 +2,8 @@
 
 Rules:
  * The shape stays that of ``ansible-inventory --list``; what comes out can be put in again.
- * Of a host's variables only ``ted_*`` and ``ansible_host`` stay: no password, no path of a key file.
+ * Of a host's variables only ``ted_*`` and ``ansible_host`` stay: no password, no path of a
+   key file; and no variable that only the collection's role reads.
  * Variables of groups are written to their hosts; everything is sorted, so equal inventories are equal files.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ted.topology.groups import raw_groups, read_shape
+from ted.topology.variables import ROLE_VARIABLES
 
 
 def compact(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,5 +34,5 @@ def _needed(variables: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in sorted(variables.items())
-        if name == "ansible_host" or name.startswith("ted_")
+        if name == "ansible_host" or (name.startswith("ted_") and name not in ROLE_VARIABLES)
     }

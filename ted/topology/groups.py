@@ -70,9 +70,7 @@ def _group(name: str, group: object) -> dict[str, Any]:
     if isinstance(group, list):  # the oldest shape of dynamic inventories: only hosts
         group = {"hosts": group}
     if not isinstance(group, Mapping):
-        raise ConfigError(
-            f"group {name!r} is not a mapping", hint="use the output of `ansible-inventory --list`"
-        )
+        raise ConfigError(f"group {name!r} is not a mapping", hint="use the output of `ansible-inventory --list`")
     variables = group.get("vars") or {}
     if not isinstance(variables, Mapping):
         raise ConfigError(f"the variables of group {name!r} are not a mapping")

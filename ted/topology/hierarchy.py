@@ -57,9 +57,7 @@ def _item(item: object, mistakes: Mistakes) -> tuple[str | None, object | None]:
         name, below = next(iter(item.items()))
         if isinstance(name, str) and name:
             return name, below
-    mistakes.append(
-        (f"{_short(item)} is neither a name nor a mapping of one name to a list", "e.g. - s01: [s02, s03]")
-    )
+    mistakes.append((f"{_short(item)} is neither a name nor a mapping of one name to a list", "e.g. - s01: [s02, s03]"))
     return None, None
 
 

@@ -5,10 +5,12 @@ Rules:
    and nothing in it is a template any more.
  * Anything else goes through ``ansible-inventory -i SOURCE --list``, found beside this Python or on PATH. A
    source that Ansible could only read in part is refused: half an inventory would send to half the hosts.
- * Ansible leaves templates in that output, so ``ted_*`` variables and ``ansible_host`` are rendered here, by
+ * Ansible leaves templates in that output, so the contract's variables and ``ansible_host`` are rendered here, by
    Ansible's own templating, with the variables of their host.
  * In a File distribution's ``targets[].path`` an expression that is undefined stays as it is: it may name a
    variable of the subscriber. Elsewhere it is a problem. What needs a vaulted value stays as it is.
+ * What Ansible marks as unsafe (``!unsafe``, answers of an inventory plugin) is never rendered: a tag that
+   somebody set on a machine in a cloud must not run here.
  * Sizes are bounded before anything is believed; ``ansible-inventory`` gets a time limit and no input.
 """
 
@@ -29,16 +31,15 @@ from ted.errors import ConfigError
 from ted.topology.groups import raw_groups, read_shape
 from ted.topology.model import Problem, Topology
 from ted.topology.parse import Examination, examine_inventory, inventory_error
-from ted.topology.variables import is_vaulted, shorten
+from ted.topology.variables import ROLE_VARIABLES, is_vaulted, shorten
 
 MAX_INVENTORY_BYTES = 1 << 30
 ANSIBLE_TIMEOUT_S = 600.0
 
 _TEMPLATE = re.compile(r"\{\{|\{%")
+_UNSAFE = "__ansible_unsafe"
 _EXPRESSION = re.compile(r"\{\{.*?\}\}", re.DOTALL)
-_NO_ANSIBLE = (
-    "install it beside ted (pip install 'ted[ansible]'), or give the JSON of ansible-inventory --list"
-)
+_NO_ANSIBLE = "install it beside ted (pip install 'ted[ansible]'), or give the JSON of ansible-inventory --list"
 
 Place = tuple[str | int, ...]
 
@@ -90,10 +91,12 @@ def read_inventory(source: Path) -> Loaded:
     if not source.exists():
         raise ConfigError(f"there is no inventory {source}", hint="name a file or directory with --inventory")
     static = _static(source)
-    if static is not None:
-        return Loaded(static)
-    data = _object(_run_ansible_inventory(source), str(source))
-    return _rendered(data, source)
+    try:
+        if static is not None:
+            return Loaded(_with(static, _changed(static, lambda _host: None, [])))
+        return _rendered(_object(_run_ansible_inventory(source), str(source)), source)
+    except RecursionError:
+        raise ConfigError(f"{source} holds a value that is nested too deep") from None
 
 
 # Reading.
@@ -167,23 +170,28 @@ def _tail(stderr: bytes, lines: int = 12) -> str:
 
 
 def _rendered(data: dict[str, Any], source: Path) -> Loaded:
-    hosts = read_shape(data).hosts
-    found = {
-        host: {name: value for name, value in variables.items() if _ours(name) and _holds_template(value)}
-        for host, variables in hosts.items()
-    }
-    found = {host: variables for host, variables in found.items() if variables}
-    if not found:
-        return Loaded(data)
-    renderer = _Renderer(data, source)
     problems: list[Problem] = []
+    renderers: list[_Renderer] = []  # made when the first template is met: Ansible takes a while to import
+
+    def of_host(host: str) -> Render:
+        if not renderers:
+            renderers.append(_Renderer(data, source))
+        return renderers[0].of_host(host)
+
+    return Loaded(_with(data, _changed(data, of_host, problems)), tuple(problems))
+
+
+def _changed(
+    data: dict[str, Any], of_host: Callable[[str], Render | None], problems: list[Problem]
+) -> dict[str, dict[str, Any]]:
+    """Return for every host those of ted's variables that do not stay as they are."""
     changed: dict[str, dict[str, Any]] = {}
-    for host, variables in found.items():
-        render = renderer.of_host(host)
-        for name, value in variables.items():
-            result = _walk(value, (name,), render, host, problems)
-            changed.setdefault(host, {})[name] = result
-    return Loaded(_with(data, changed), tuple(problems))
+    for host, variables in read_shape(data).hosts.items():
+        marked = {name: value for name, value in variables.items() if _ours(name) and _is_marked(value)}
+        if marked:
+            render = of_host(host)
+            changed[host] = {name: _walk(value, (name,), render, host, problems) for name, value in marked.items()}
+    return changed
 
 
 def _with(data: dict[str, Any], changed: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -196,11 +204,16 @@ def _with(data: dict[str, Any], changed: Mapping[str, Mapping[str, Any]]) -> dic
 
 
 def _ours(name: str) -> bool:
-    return name.startswith("ted_") or name == "ansible_host"
+    return name == "ansible_host" or (name.startswith("ted_") and name not in ROLE_VARIABLES)
 
 
-def _holds_template(value: object) -> bool:
+def _is_marked(value: object) -> bool:
+    """Say whether a value holds a template, or text that Ansible marks as never being one."""
     return any(_TEMPLATE.search(text) for text in _strings(value))
+
+
+def _is_unsafe(value: object) -> bool:
+    return isinstance(value, Mapping) and len(value) == 1 and isinstance(value.get(_UNSAFE), str)
 
 
 def _strings(value: object) -> Iterator[str]:
@@ -209,6 +222,8 @@ def _strings(value: object) -> Iterator[str]:
         item = waiting.pop()
         if isinstance(item, str):
             yield item
+        elif _is_unsafe(item):
+            yield "{{"
         elif isinstance(item, Mapping):
             waiting += item.values()
         elif isinstance(item, list):
@@ -234,17 +249,19 @@ class _Failed(Exception):  # noqa: N818
 Render = Callable[[str], Any]
 
 
-def _walk(value: Any, place: Place, render: Render, host: str, problems: list[Problem]) -> Any:
+def _walk(value: Any, place: Place, render: Render | None, host: str, problems: list[Problem]) -> Any:
     """Return ``value`` with every template in it rendered; what cannot be is a problem and becomes blank."""
     if is_vaulted(value):
         return value
+    if _is_unsafe(value):
+        return value[_UNSAFE]
     if isinstance(value, dict):
         walked = {key: _walk(item, (*place, key), render, host, problems) for key, item in value.items()}
         return {key: item for key, item in walked.items() if item is not _LEFT_OUT}
     if isinstance(value, list):
         items = [_walk(item, (*place, number), render, host, problems) for number, item in enumerate(value)]
         return [item for item in items if item is not _LEFT_OUT]
-    if isinstance(value, str) and _TEMPLATE.search(value):
+    if render is not None and isinstance(value, str) and _TEMPLATE.search(value):
         return _leaf(value, place, render, host, problems)
     return value
 
@@ -381,6 +398,10 @@ def _trusted(value: Any) -> Any:
         except ImportError:  # ansible-core before 2.19 renders every text
             return value
         return trust_as_template(value)
+    if _is_unsafe(value):
+        from ansible.utils.unsafe_proxy import wrap_var
+
+        return wrap_var(value[_UNSAFE])
     if isinstance(value, dict):
         return {key: _trusted(item) for key, item in value.items()}
     if isinstance(value, list):

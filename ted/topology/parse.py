@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ted.errors import ConfigError, InventoryError
+from ted.errors import ConfigError, InventoryError, ValueFormatError
 from ted.topology.groups import Inventory, read_shape
 from ted.topology.hierarchy import parse_hierarchy, walk
 from ted.topology.model import (
@@ -121,9 +121,7 @@ class _Findings:
     def warning(self, host: str | None, variable: str | None, message: str, hint: str | None = None) -> None:
         self.warnings.append(Problem(host, variable, message, hint))
 
-    def read(
-        self, host: str, place: str, found: Mapping[str, Any], table: Mapping[str, Variable]
-    ) -> dict[str, Any]:
+    def read(self, host: str, place: str, found: Mapping[str, Any], table: Mapping[str, Variable]) -> dict[str, Any]:
         """Read every variable of ``table`` that is set; ``place`` comes before its name in a problem."""
         values: dict[str, Any] = {}
         for name, variable in table.items():
@@ -133,7 +131,7 @@ class _Findings:
             elif not is_blank(raw):
                 try:
                     values[variable.field] = variable.read(raw)
-                except ConfigError as error:
+                except ValueFormatError as error:
                     self.problem(host, place + name, error.message, error.hint)
         return values
 
@@ -211,9 +209,7 @@ class _Parser:
     def _channel(self, host: str, name: str, value: object) -> Channel:
         place = f"ted_channels.{name}"
         if not self._inventory.names_group(name):
-            self._findings.problem(
-                host, place, f"no group is named {name}", suggestion(name, self._inventory.groups)
-            )
+            self._findings.problem(host, place, f"no group is named {name}", suggestion(name, self._inventory.groups))
         elif not is_name(name):
             self._findings.problem(host, place, f"{shorten(name)} is not a name", NAME_RULE)
         members = tuple(sorted(self._inventory.members(name)))
@@ -265,9 +261,7 @@ class _Parser:
     def _hosts(self, names: Iterable[str]) -> set[str]:
         return {name for name in names if name in self._inventory.hosts}
 
-    def _node(
-        self, name: str, distributor: DistributorSettings | None, receives: frozenset[str] | set[str]
-    ) -> Node:
+    def _node(self, name: str, distributor: DistributorSettings | None, receives: frozenset[str] | set[str]) -> Node:
         found = self._inventory.hosts[name]
         if not is_name(name):
             self._findings.problem(name, None, f"{shorten(name)} is not a name", NAME_RULE)
@@ -316,9 +310,7 @@ class _Parser:
         if not isinstance(value, Mapping):
             self._findings.problem(host, "ted_distributions", f"{shorten(value)} is not a mapping of names")
             return {}
-        return {
-            str(name): self._distribution(host, str(name), value[name]) for name in sorted(value, key=str)
-        }
+        return {str(name): self._distribution(host, str(name), value[name]) for name in sorted(value, key=str)}
 
     def _distribution(self, host: str, name: str, value: object) -> Distribution:
         place = f"ted_distributions.{name}"
@@ -353,18 +345,12 @@ class _Parser:
         known = topology.channels
         for host in topology.distributors:
             for name, distribution in topology.distributor(host).distributions.items():
-                self._unknown_channels(
-                    host, f"ted_distributions.{name}.channels", distribution.channels, known
-                )
+                self._unknown_channels(host, f"ted_distributions.{name}.channels", distribution.channels, known)
         for host, node in topology.nodes.items():
             if node.subscriber is not None:
-                self._unknown_channels(
-                    host, "ted_inactive_channels", node.subscriber.inactive_channels, known
-                )
+                self._unknown_channels(host, "ted_inactive_channels", node.subscriber.inactive_channels, known)
 
-    def _unknown_channels(
-        self, host: str, variable: str, names: Iterable[str], known: Mapping[str, Channel]
-    ) -> None:
+    def _unknown_channels(self, host: str, variable: str, names: Iterable[str], known: Mapping[str, Channel]) -> None:
         for name in names:
             if name not in known:
                 hint = suggestion(name, known) or "add it to ted_channels"

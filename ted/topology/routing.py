@@ -181,9 +181,7 @@ def slips(
         channels = _channels_of(topology, owner)
         router = Router(topology, owner)
         found += [
-            _slip(topology, router, name, channels[name], limit)
-            for name in sorted(channels)
-            if channel in (None, name)
+            _slip(topology, router, name, channels[name], limit) for name in sorted(channels) if channel in (None, name)
         ]
     return found
 
@@ -357,9 +355,7 @@ def _hierarchy_problems(topology: Topology) -> Iterator[Problem]:
         edges = list(walk(topology.distributor(name).routing_hierarchy, name))
         for receiver, times in sorted(Counter(receiver for _, receiver in edges).items()):
             if receiver == name:
-                yield Problem(
-                    name, variable, f"a loop: {name} stands in its own hierarchy", "list what is below it"
-                )
+                yield Problem(name, variable, f"a loop: {name} stands in its own hierarchy", "list what is below it")
             elif receiver not in topology.nodes:
                 hint = suggestion(receiver, topology.nodes)
                 yield Problem(name, variable, f"unknown host {receiver!r}", hint)
@@ -424,6 +420,4 @@ def _loop_text(loop: tuple[str, ...]) -> str:
 
 def _loop_error(distributor: str, loop: tuple[str, ...]) -> InventoryError:
     problem = Problem(loop[0], "ted_parent", _loop_text(loop[:-1]), "take the ted_parent of one of them away")
-    return InventoryError(
-        f"{problem} (on the way from {distributor})", problems=[problem.to_dict()], hint=problem.hint
-    )
+    return InventoryError(f"{problem} (on the way from {distributor})", problems=[problem.to_dict()], hint=problem.hint)

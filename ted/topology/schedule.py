@@ -24,7 +24,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, cast
 
-from ted.errors import ConfigError
+from ted.errors import ValueFormatError
 from ted.topology.names import suggestion
 from ted.topology.units import parse_duration_s
 
@@ -53,9 +53,7 @@ _BESIDE: dict[str, tuple[str, ...]] = {
 }
 _DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)", re.ASCII)
-_WINDOW = re.compile(
-    r"(?:(?P<day>[a-z0-9-]+)\s+)?(?P<start>\d?\d:\d\d)(?:\s*-\s*(?P<end>\d?\d:\d\d))?", re.ASCII
-)
+_WINDOW = re.compile(r"(?:(?P<day>[a-z0-9-]+)\s+)?(?P<start>\d?\d:\d\d)(?:\s*-\s*(?P<end>\d?\d:\d\d))?", re.ASCII)
 _ZONE = re.compile(r"[A-Za-z0-9+_-]{1,32}(?:/[A-Za-z0-9+_-]{1,32}){0,3}", re.ASCII)
 
 
@@ -109,13 +107,13 @@ def parse_schedule(value: object, *, events: bool = False) -> Schedule | None:
         events: Whether ``event`` is allowed (policies).
 
     Raises:
-        ConfigError: It is no schedule; message and hint say which word is wrong.
+        ValueFormatError: It is no schedule; message and hint say which word is wrong.
     """
     if value is None or value == "":
         return None
     kind, argument, beside = _one_key(value)
     if kind == "event" and not events:
-        raise ConfigError("'event' schedules are for policies", hint="use a time or an interval here")
+        raise ValueFormatError("'event' schedules are for policies", hint="use a time or an interval here")
     fields = _FIELDS[kind](kind, argument, beside) | _common(beside)
     schedule = Schedule(kind=kind, **fields)
     _check_together(schedule)
@@ -127,7 +125,7 @@ def parse_refresh_schedule(value: object) -> Schedule | None:
     schedule = parse_schedule(value)
     interval_s = schedule.shortest_interval_s() if schedule else None
     if interval_s is not None and interval_s < MIN_REFRESH_S:
-        raise ConfigError(
+        raise ValueFormatError(
             f"a refresh every {interval_s:g} s is more often than every {MIN_REFRESH_S:g} s",
             hint="once a day is usual; `ted build` and a play refresh at once",
         )
@@ -138,12 +136,12 @@ def _one_key(value: object) -> tuple[Kind, object, dict[str, object]]:
     if value in ("never", "immediately"):
         return value, True, {}
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{value!r} is not a schedule", hint='write e.g. {daily: "02:00-05:00"}')
+        raise ValueFormatError(f"{value!r} is not a schedule", hint='write e.g. {daily: "02:00-05:00"}')
     kinds = [key for key in value if key in KINDS]
     if len(kinds) != 1:
         found = "none" if not kinds else " and ".join(kinds)
         near = next((s for s in (suggestion(str(k), KINDS) for k in value) if s), None)
-        raise ConfigError(f"a schedule has exactly one of {', '.join(KINDS)}; this has {found}", hint=near)
+        raise ValueFormatError(f"a schedule has exactly one of {', '.join(KINDS)}; this has {found}", hint=near)
     kind = cast(Kind, kinds[0])
     beside = {str(key): item for key, item in value.items() if key != kind}
     _refuse_others(kind, beside, _BESIDE[kind])
@@ -154,7 +152,7 @@ def _refuse_others(kind: str, found: Mapping[str, object], allowed: tuple[str, .
     for key in found:
         if key not in allowed:
             known = ", ".join(allowed) or "nothing"
-            raise ConfigError(
+            raise ValueFormatError(
                 f"{key!r} does not go with {kind!r}", hint=suggestion(key, allowed) or f"{known} does"
             )
 
@@ -172,9 +170,9 @@ def _common(beside: Mapping[str, object]) -> dict[str, Any]:
 
 def _check_together(schedule: Schedule) -> None:
     if schedule.start is not None and schedule.start == schedule.end:
-        raise ConfigError("the window ends when it begins", hint="leave the end out for a single time")
+        raise ValueFormatError("the window ends when it begins", hint="leave the end out for a single time")
     if schedule.random and schedule.kind in _CALENDAR and schedule.end is None:
-        raise ConfigError("'random' needs a window to choose from", hint='write e.g. "02:00-05:00"')
+        raise ValueFormatError("'random' needs a window to choose from", hint='write e.g. "02:00-05:00"')
 
 
 # One reader per kind: (kind, argument, what stands beside it) -> fields of Schedule.
@@ -185,7 +183,7 @@ def _read_flag(kind: str, argument: object, _: Mapping[str, object]) -> dict[str
         _refuse_others(kind, argument, _BESIDE[kind])
         return _common(argument)
     if argument not in (None, "") and not _flag(kind, argument):
-        raise ConfigError(f"{kind}: false says nothing", hint="leave the schedule out")
+        raise ValueFormatError(f"{kind}: false says nothing", hint="leave the schedule out")
     return {}
 
 
@@ -199,20 +197,20 @@ def _read_at(_: str, argument: object, __: Mapping[str, object]) -> dict[str, An
     try:
         return {"at": datetime.fromisoformat(str(argument))}
     except ValueError:
-        raise ConfigError(
+        raise ValueFormatError(
             f"{argument!r} is not a date and time", hint="write e.g. 2027-01-31T22:00, or with +01:00"
         ) from None
 
 
 def _read_event(_: str, argument: object, __: Mapping[str, object]) -> dict[str, Any]:
     if not isinstance(argument, str) or not argument.strip() or len(argument) > 128:
-        raise ConfigError(f"{argument!r} is not the name of an event")
+        raise ValueFormatError(f"{argument!r} is not the name of an event")
     return {"event": argument.strip()}
 
 
 def _read_cron(_: str, argument: object, __: Mapping[str, object]) -> dict[str, Any]:
     if not isinstance(argument, str):
-        raise ConfigError(f"{argument!r} is not a cron expression", hint='write e.g. "30 2 * * mon-fri"')
+        raise ValueFormatError(f"{argument!r} is not a cron expression", hint='write e.g. "30 2 * * mon-fri"')
     words = argument.lower().split()
     _cron_sets(words)
     return {"cron": " ".join(words)}
@@ -229,7 +227,7 @@ def _read_calendar(kind: str, argument: object, beside: Mapping[str, object]) ->
     fields: dict[str, Any] = {"start": start, "end": end}
     if day is not None:
         if any(key in given for key in ("day", "days", "date")):
-            raise ConfigError(f"the day is said twice: {day!r} and beside it")
+            raise ValueFormatError(f"the day is said twice: {day!r} and beside it")
         given["date" if kind == "yearly" else "day"] = day
     return fields | _common(given) | _DAY_FIELDS[kind](given)
 
@@ -237,10 +235,10 @@ def _read_calendar(kind: str, argument: object, beside: Mapping[str, object]) ->
 def _window(kind: str, argument: object) -> tuple[str | None, time, time | None]:
     if isinstance(argument, int) and not isinstance(argument, bool):
         guess = f"{argument // 60:02d}:{argument % 60:02d}"  # YAML 1.1 reads 12:30 as 750
-        raise ConfigError(f"{argument} is not a time", hint=f'put the time in quotes: {kind}: "{guess}"')
+        raise ValueFormatError(f"{argument} is not a time", hint=f'put the time in quotes: {kind}: "{guess}"')
     match = _WINDOW.fullmatch(argument.strip().lower()) if isinstance(argument, str) else None
     if match is None:
-        raise ConfigError(
+        raise ValueFormatError(
             f"{argument!r} is not a time or a window", hint=f'write {kind}: "HH:MM" or "HH:MM-HH:MM"'
         )
     start, end = match["start"], match["end"]
@@ -250,30 +248,30 @@ def _window(kind: str, argument: object) -> tuple[str | None, time, time | None]
 def _time(text: str) -> time:
     match = _TIME.fullmatch(text)
     if match is None:
-        raise ConfigError(f"{text!r} is not a time of day", hint="00:00 to 23:59")
+        raise ValueFormatError(f"{text!r} is not a time of day", hint="00:00 to 23:59")
     return time(int(match[1]), int(match[2]))
 
 
 def _days_daily(given: Mapping[str, object]) -> dict[str, Any]:
     if given.get("day") is not None:
-        raise ConfigError("'day' does not go with 'daily'", hint="days: [mon, tue]")
+        raise ValueFormatError("'day' does not go with 'daily'", hint="days: [mon, tue]")
     return {"days": _weekdays(given["days"])} if given.get("days") is not None else {}
 
 
 def _days_weekly(given: Mapping[str, object]) -> dict[str, Any]:
     named = given.get("day") if given.get("day") is not None else given.get("days")
     if named is None:
-        raise ConfigError("a weekly schedule needs its day", hint='{weekly: "02:00-05:00", day: mon}')
+        raise ValueFormatError("a weekly schedule needs its day", hint='{weekly: "02:00-05:00", day: mon}')
     days = _weekdays(named)
     if len(days) != 1:
-        raise ConfigError("a weekly schedule has one day", hint="use daily with days: for several")
+        raise ValueFormatError("a weekly schedule has one day", hint="use daily with days: for several")
     return {"days": days}
 
 
 def _days_monthly(given: Mapping[str, object]) -> dict[str, Any]:
     day = given.get("day")
     if day is None:
-        raise ConfigError("a monthly schedule needs its day", hint="day: 1 to 31, or last")
+        raise ValueFormatError("a monthly schedule needs its day", hint="day: 1 to 31, or last")
     return {"day": "last" if day == "last" else _whole("day", day, 1, 31)}
 
 
@@ -281,10 +279,10 @@ def _days_yearly(given: Mapping[str, object]) -> dict[str, Any]:
     if given.get("date") is not None:
         month, dash, day = str(given["date"]).partition("-")
         if not dash:
-            raise ConfigError(f"{given['date']!r} is not a date of the year", hint='date: "12-24"')
+            raise ValueFormatError(f"{given['date']!r} is not a date of the year", hint='date: "12-24"')
         given = {"month": month, "day": day}
     if given.get("day") is None or given.get("month") is None:
-        raise ConfigError("a yearly schedule needs its date", hint='day: 24 and month: 12, or date: "12-24"')
+        raise ValueFormatError("a yearly schedule needs its date", hint='day: 24 and month: 12, or date: "12-24"')
     number = _month(given["month"])
     return {"month": number, "day": _whole("day", given["day"], 1, _DAYS_OF_MONTH[number - 1])}
 
@@ -308,7 +306,7 @@ _FIELDS = dict.fromkeys(_CALENDAR, _read_calendar) | {
 def _weekdays(value: object) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names:
-        raise ConfigError(f"{value!r} is not a list of weekdays", hint=f"days: [{', '.join(DAYS)}]")
+        raise ValueFormatError(f"{value!r} is not a list of weekdays", hint=f"days: [{', '.join(DAYS)}]")
     found = {_weekday(name) for name in names}
     return tuple(day for day in DAYS if day in found)
 
@@ -318,7 +316,7 @@ def _weekday(name: object) -> str:
     for day, full in zip(DAYS, _FULL_DAYS, strict=True):
         if short in (day, full):
             return day
-    raise ConfigError(f"{name!r} is not a weekday", hint=f"one of {', '.join(DAYS)}")
+    raise ValueFormatError(f"{name!r} is not a weekday", hint=f"one of {', '.join(DAYS)}")
 
 
 _FULL_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
@@ -331,12 +329,8 @@ def _month(value: object) -> int:
 
 def _whole(what: str, value: object, least: int, most: int) -> int:
     text = str(value).strip()
-    if (
-        isinstance(value, bool)
-        or not re.fullmatch(r"\d{1,4}", text, re.ASCII)
-        or not least <= int(text) <= most
-    ):
-        raise ConfigError(f"{value!r} is not a {what}", hint=f"{least} to {most}")
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,4}", text, re.ASCII) or not least <= int(text) <= most:
+        raise ValueFormatError(f"{value!r} is not a {what}", hint=f"{least} to {most}")
     return int(text)
 
 
@@ -345,16 +339,16 @@ def _flag(what: str, value: object) -> bool:
         return value
     if isinstance(value, str) and value.strip().lower() in ("true", "yes", "false", "no"):
         return value.strip().lower() in ("true", "yes")
-    raise ConfigError(f"{what}: {value!r} is neither true nor false")
+    raise ValueFormatError(f"{what}: {value!r} is neither true nor false")
 
 
 def _interval_s(what: str, value: object) -> float:
     try:
         seconds = parse_duration_s(value)
-    except ConfigError as error:
-        raise ConfigError(f"{what}: {error.message}", hint=error.hint) from None
+    except ValueFormatError as error:
+        raise ValueFormatError(f"{what}: {error.message}", hint=error.hint) from None
     if seconds < 1:
-        raise ConfigError(f"{what}: {value!r} is less than a second")
+        raise ValueFormatError(f"{what}: {value!r} is less than a second")
     return seconds
 
 
@@ -363,10 +357,10 @@ def _zone(value: object) -> str:
     import zoneinfo
 
     if not isinstance(value, str) or not _ZONE.fullmatch(value):
-        raise ConfigError(f"{value!r} is not a time zone", hint="write e.g. Europe/Berlin or UTC")
+        raise ValueFormatError(f"{value!r} is not a time zone", hint="write e.g. Europe/Berlin or UTC")
     known = zoneinfo.available_timezones()
     if known and value not in known:  # a machine without time zone data cannot judge
-        raise ConfigError(f"{value!r} is not a known time zone", hint=suggestion(value, known))
+        raise ValueFormatError(f"{value!r} is not a known time zone", hint=suggestion(value, known))
     return value
 
 
@@ -379,14 +373,12 @@ _CRON = (
     ("month", 1, 12, MONTHS),
     ("weekday", 0, 7, ("sun", *DAYS[:-1])),
 )
-_CRON_PART = re.compile(
-    r"(?P<from>\*|[a-z]{3}|\d{1,2})(?:-(?P<to>[a-z]{3}|\d{1,2}))?(?:/(?P<step>\d{1,2}))?", re.ASCII
-)
+_CRON_PART = re.compile(r"(?P<from>\*|[a-z]{3}|\d{1,2})(?:-(?P<to>[a-z]{3}|\d{1,2}))?(?:/(?P<step>\d{1,2}))?", re.ASCII)
 
 
 def _cron_sets(words: list[str]) -> list[set[int]]:
     if len(words) != len(_CRON):
-        raise ConfigError(
+        raise ValueFormatError(
             f"a cron expression has five fields, this has {len(words)}", hint="minute hour day month weekday"
         )
     return [_cron_field(word, *field) for word, field in zip(words, _CRON, strict=True)]
@@ -397,7 +389,7 @@ def _cron_field(word: str, what: str, least: int, most: int, names: tuple[str, .
     for part in word.split(","):
         match = _CRON_PART.fullmatch(part)
         if match is None:
-            raise ConfigError(f"cron: {part!r} is not a {what}", hint=f"{least} to {most}, *, a-b or */n")
+            raise ValueFormatError(f"cron: {part!r} is not a {what}", hint=f"{least} to {most}, *, a-b or */n")
         found |= _cron_range(match, what, least, most, names)
     return found
 
@@ -407,19 +399,19 @@ def _cron_range(match: re.Match[str], what: str, least: int, most: int, names: t
         if word in names:
             return names.index(word) + least
         if not word.isdigit() or not least <= int(word) <= most:
-            raise ConfigError(f"cron: {word!r} is not a {what}", hint=f"{least} to {most}")
+            raise ValueFormatError(f"cron: {word!r} is not a {what}", hint=f"{least} to {most}")
         return int(word)
 
     step = int(match["step"] or 1)
     if step == 0:
-        raise ConfigError(f"cron: a step of 0 for the {what} never comes")
+        raise ValueFormatError(f"cron: a step of 0 for the {what} never comes")
     if match["from"] == "*":
         first, last = least, most
     else:
         first = number(match["from"])
         last = number(match["to"]) if match["to"] else (most if match["step"] else first)
     if last < first:
-        raise ConfigError(f"cron: {match[0]!r} runs backwards")
+        raise ValueFormatError(f"cron: {match[0]!r} runs backwards")
     return set(range(first, last + 1, step))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 
-from ted.errors import ConfigError
+from ted.errors import ValueFormatError
 
 MAX_BYTES = 1 << 60
 MAX_DURATION_S = 10 * 366 * 86400.0
@@ -35,7 +35,7 @@ def parse_bytes(value: object) -> int:
     """Return the number of bytes that ``value`` (an integer, or ``"256KiB"``) says.
 
     Raises:
-        ConfigError: It is no size.
+        ValueFormatError: It is no size.
     """
     if isinstance(value, str):
         return _bounded_bytes(_bytes_of_text(value.strip()), value)
@@ -46,11 +46,11 @@ def parse_rate_bytes_s(value: object) -> int:
     """Return bytes per second; never 0, since blank is how "unlimited" is written.
 
     Raises:
-        ConfigError: It is no rate.
+        ValueFormatError: It is no rate.
     """
     rate = parse_bytes(value.strip().removesuffix("/s") if isinstance(value, str) else value)
     if rate == 0:
-        raise ConfigError("a rate of 0 would never send a byte", hint="leave it out for unlimited")
+        raise ValueFormatError("a rate of 0 would never send a byte", hint="leave it out for unlimited")
     return rate
 
 
@@ -58,24 +58,24 @@ def parse_duration_s(value: object) -> float:
     """Return the seconds that ``value`` (a number, or ``"2m"``, ``"1h30m"``) says.
 
     Raises:
-        ConfigError: It is no duration.
+        ValueFormatError: It is no duration.
     """
     if isinstance(value, str):
         seconds = _seconds_of_text(value.strip())
     else:
         seconds = _plain_number(value, "a duration", "120, 2m or 6h")
     if seconds > MAX_DURATION_S:
-        raise ConfigError(f"{value!r} is longer than ten years")
+        raise ValueFormatError(f"{value!r} is longer than ten years")
     return float(seconds)
 
 
 def _bytes_of_text(text: str) -> float:
     match = _BYTES.fullmatch(text)
     if match is None:
-        raise ConfigError(f"{text!r} is not a size in bytes", hint="write 262144, 256KiB or 2MB")
+        raise ValueFormatError(f"{text!r} is not a size in bytes", hint="write 262144, 256KiB or 2MB")
     number, unit = match.groups()
     if unit not in _BYTE_UNITS:
-        raise ConfigError(f"{text!r} has an unknown unit {unit!r}", hint=_unit_hint(unit))
+        raise ValueFormatError(f"{text!r} has an unknown unit {unit!r}", hint=_unit_hint(unit))
     return float(number) * _BYTE_UNITS[unit] if "." in number else int(number) * _BYTE_UNITS[unit]
 
 
@@ -87,9 +87,9 @@ def _unit_hint(unit: str) -> str:
 
 def _bounded_bytes(number: float, value: object) -> int:
     if number > MAX_BYTES:
-        raise ConfigError(f"{value!r} is more than an exbibyte")
+        raise ValueFormatError(f"{value!r} is more than an exbibyte")
     if number != int(number):
-        raise ConfigError(f"{value!r} is not a whole number of bytes")
+        raise ValueFormatError(f"{value!r} is not a whole number of bytes")
     return int(number)
 
 
@@ -97,13 +97,13 @@ def _seconds_of_text(text: str) -> float:
     if _NUMBER.fullmatch(text):
         return float(text)
     if not _DURATION.fullmatch(text):
-        raise ConfigError(f"{text!r} is not a duration", hint="write 120, 90s, 2m, 6h, 1d or 1h30m")
+        raise ValueFormatError(f"{text!r} is not a duration", hint="write 120, 90s, 2m, 6h, 1d or 1h30m")
     return sum(float(number) * _SECOND_UNITS[unit] for number, unit in _DURATION_PART.findall(text))
 
 
 def _plain_number(value: object, what: str, example: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{value!r} is not {what}", hint=f"write a number, or {example}")
+        raise ValueFormatError(f"{value!r} is not {what}", hint=f"write a number, or {example}")
     if value < 0:
-        raise ConfigError(f"{value!r} is negative", hint=f"write {what}, such as {example}")
+        raise ValueFormatError(f"{value!r} is negative", hint=f"write {what}, such as {example}")
     return value

@@ -2,7 +2,7 @@
 
 Rules:
  * A variable that stands in no table here is a mistake, and the nearest known name is suggested.
- * A reader takes the raw value and returns the value of the model, or raises ``ConfigError``.
+ * A reader takes the raw value and returns the value of the model, or raises ``ValueFormatError``.
  * Blank (unset, null, empty string) means the default; readers never see a blank.
  * Values may have been rendered from templates, so ``"7465"`` is as good as ``7465``.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ted.errors import ConfigError
+from ted.errors import ValueFormatError
 from ted.topology.model import OutputRates
 from ted.topology.names import NAME_RULE, is_name, suggestion
 from ted.topology.schedule import parse_refresh_schedule, parse_schedule
@@ -54,7 +54,7 @@ def flag(value: object) -> bool:
         return value
     if isinstance(value, str) and value.strip().lower() in ("true", "yes", "on", "false", "no", "off"):
         return value.strip().lower() in ("true", "yes", "on")
-    raise ConfigError(f"{value!r} is neither true nor false")
+    raise ValueFormatError(f"{value!r} is neither true nor false")
 
 
 def whole(least: int, most: int) -> Reader:
@@ -64,7 +64,7 @@ def whole(least: int, most: int) -> Reader:
         text = value.strip() if isinstance(value, str) else value
         fits = isinstance(text, int) or (isinstance(text, str) and re.fullmatch(r"\d{1,12}", text, re.ASCII))
         if isinstance(value, bool) or not fits or not least <= int(text) <= most:  # type: ignore[call-overload]
-            raise ConfigError(f"{value!r} is not a whole number from {least} to {most}")
+            raise ValueFormatError(f"{value!r} is not a whole number from {least} to {most}")
         return int(text)  # type: ignore[call-overload, no-any-return]
 
     return read
@@ -76,7 +76,7 @@ def one_of(*words: str) -> Reader:
     def read(value: object) -> str:
         if not isinstance(value, str) or value not in words:
             near = suggestion(value.lower(), words) if isinstance(value, str) else None
-            raise ConfigError(f"{value!r} is none of {', '.join(words)}", hint=near)
+            raise ValueFormatError(f"{value!r} is none of {', '.join(words)}", hint=near)
         return value
 
     return read
@@ -85,7 +85,7 @@ def one_of(*words: str) -> Reader:
 def text(value: object) -> str:
     """Read a text of one or more characters, no NUL among them."""
     if not isinstance(value, str) or "\0" in value or len(value) > MAX_TEXT:
-        raise ConfigError(f"{shorten(value)} is not a text")
+        raise ValueFormatError(f"{shorten(value)} is not a text")
     return value
 
 
@@ -93,28 +93,28 @@ def name(value: object) -> str:
     """Read the name of a host, channel or distribution."""
     if not is_name(value):
         hint = f'put it in quotes: "{value}"' if isinstance(value, int) else NAME_RULE
-        raise ConfigError(f"{shorten(value)} is not a name", hint=hint)
+        raise ValueFormatError(f"{shorten(value)} is not a name", hint=hint)
     return str(value)
 
 
 def names(value: object) -> tuple[str, ...]:
     """Read a list of names; sorted, each once."""
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{shorten(value)} is not a list of names", hint=f"write [{shorten(value)}]")
+        raise ValueFormatError(f"{shorten(value)} is not a list of names", hint=f"write [{shorten(value)}]")
     return tuple(sorted({name(item) for item in value}))
 
 
 def texts(value: object) -> tuple[str, ...]:
     """Read a list of texts; their order counts."""
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{shorten(value)} is not a list", hint=f"write [{shorten(value)}]")
+        raise ValueFormatError(f"{shorten(value)} is not a list", hint=f"write [{shorten(value)}]")
     return tuple(text(item) for item in value)
 
 
 def mapping(value: object) -> dict[str, Any]:
     """Read a mapping with words as keys."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ConfigError(f"{shorten(value)} is not a mapping")
+        raise ValueFormatError(f"{shorten(value)} is not a mapping")
     return dict(value)
 
 
@@ -134,7 +134,7 @@ def address(value: object) -> str:
         pass
     labels = given.removesuffix(".").split(".")
     if len(given) > 253 or not all(_LABEL.fullmatch(label) for label in labels) or _looks_numeric(labels):
-        raise ConfigError(
+        raise ValueFormatError(
             f"{shorten(value)} is neither a host name nor an IP address",
             hint="the port has its own: ted_port",
         )
@@ -149,7 +149,7 @@ def directory(value: object) -> str:
     """Read an absolute path."""
     given = text(value)
     if not given.startswith("/") or ".." in given.split("/"):
-        raise ConfigError(f"{shorten(value)} is not an absolute path", hint="start it with /")
+        raise ValueFormatError(f"{shorten(value)} is not an absolute path", hint="start it with /")
     return given.rstrip("/") or "/"
 
 
@@ -160,7 +160,7 @@ def output_rates(value: object) -> OutputRates:
     for priority, rate in rates.items():
         if priority not in ("high", "medium", "low"):
             near = suggestion(priority, ("high", "medium", "low"))
-            raise ConfigError(f"{priority!r} is no priority", hint=near or "high, medium or low")
+            raise ValueFormatError(f"{priority!r} is no priority", hint=near or "high, medium or low")
         if not is_blank(rate):
             found[priority] = _named(priority, parse_rate_bytes_s)(rate)
     return OutputRates(**found)
@@ -178,9 +178,9 @@ def variables(value: object) -> dict[str, str]:
     folded: dict[str, str] = {}
     for key, item in mapping(value).items():
         if not _VARIABLE_NAME.fullmatch(key):
-            raise ConfigError(f"{key!r} cannot stand between % signs", hint="letters, digits, _ . - only")
+            raise ValueFormatError(f"{key!r} cannot stand between % signs", hint="letters, digits, _ . - only")
         if key.upper() in folded:
-            raise ConfigError(f"{key!r} and {folded[key.upper()]!r} are the same variable")
+            raise ValueFormatError(f"{key!r} and {folded[key.upper()]!r} are the same variable")
         folded[key.upper()] = key
         if not is_vaulted(item):
             found[key] = _named(key, _scalar_text)(item)
@@ -200,9 +200,7 @@ def sources(value: object) -> tuple[str, ...]:
     found = texts(value)
     for url in found:
         if not _URL.fullmatch(url):
-            raise ConfigError(
-                f"{shorten(url)} is not a URL", hint="e.g. https://mirror.example/ted or /mnt/usb"
-            )
+            raise ValueFormatError(f"{shorten(url)} is not a URL", hint="e.g. https://mirror.example/ted or /mnt/usb")
     return found
 
 
@@ -210,7 +208,7 @@ def platforms(value: object) -> tuple[dict[str, Any], ...]:
     """Read a list of facts that must match; one mapping alone is a list of one."""
     items = [value] if isinstance(value, Mapping) else value
     if not isinstance(items, list | tuple):
-        raise ConfigError(f"{shorten(value)} is not a list of facts", hint="write [{os_family: Debian}]")
+        raise ValueFormatError(f"{shorten(value)} is not a list of facts", hint="write [{os_family: Debian}]")
     return tuple(mapping(item) for item in items)
 
 
@@ -223,8 +221,8 @@ def _named(what: str, read: Reader) -> Reader:
     def named(value: object) -> Any:
         try:
             return read(value)
-        except ConfigError as error:
-            raise ConfigError(f"{what}: {error.message}", hint=error.hint) from None
+        except ValueFormatError as error:
+            raise ValueFormatError(f"{what}: {error.message}", hint=error.hint) from None
 
     return named
 
@@ -232,7 +230,7 @@ def _named(what: str, read: Reader) -> Reader:
 def _positive_duration_s(value: object) -> float:
     seconds = parse_duration_s(value)
     if seconds <= 0:
-        raise ConfigError(f"{value!r} is no time at all", hint="leave it out for the default")
+        raise ValueFormatError(f"{value!r} is no time at all", hint="leave it out for the default")
     return seconds
 
 

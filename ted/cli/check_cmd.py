@@ -1,0 +1,125 @@
+"""``ted check``: everything that is wrong with an inventory, or with this node's configuration."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import click
+
+from ted.cli.common import inventory_of, no_inventory
+from ted.cli.main import Settings, emit
+from ted.errors import ConfigError, InventoryError, OptionsError, PluginError, UnknownNameError
+from ted.topology.inventory import examine_source
+from ted.topology.model import Distribution, Problem, Topology
+from ted.topology.parse import Examination
+from ted.topology.routing import routing_warnings
+
+_HOSTS_SHOWN = 4
+
+
+@click.command("check")
+@click.pass_obj
+def command(settings: Settings) -> None:
+    """Check an inventory: every problem and every doubt, with host and variable.
+
+    Without an inventory (--inventory, or topology.json of a Distributor) this node's own configuration is
+    checked. Ends with exit code 11 when the inventory has problems.
+    """
+    source = inventory_of(settings)
+    if source is None:
+        _check_node(settings)
+        return
+    found = examine_source(source)
+    problems = [*found.problems]
+    warnings = [*found.warnings]
+    for doubtful, problem in _options(found.topology):
+        (warnings if doubtful else problems).append(problem)
+    if not found.problems:  # routes of a broken inventory would only repeat what is wrong with it
+        warnings += routing_warnings(found.topology)
+    emit(settings, _data(problems, warnings), _text(found, problems, warnings))
+    if problems:
+        sys.exit(InventoryError.exit_code)
+
+
+def _check_node(settings: Settings) -> None:
+    from ted.config import FILE_NAME, NodeConfig
+
+    if not (settings.config / FILE_NAME).exists():
+        raise no_inventory(settings)
+    config = NodeConfig.load(settings.config)
+    emit(settings, _data([], []), f"{settings.config / FILE_NAME}: node {config.node}, no problems")
+
+
+def _data(problems: Iterable[Problem], warnings: Iterable[Problem]) -> dict[str, Any]:
+    found = [problem.to_dict() for problem in problems]
+    return {"ok": not found, "problems": found, "warnings": [warning.to_dict() for warning in warnings]}
+
+
+# Options of distributions: the types judge them, the topology does not know any type.
+
+
+def _options(topology: Topology) -> Iterator[tuple[bool, Problem]]:
+    """Yield ``(only doubtful, problem)`` for every distribution whose options its type does not take."""
+    for host in topology.distributors:
+        for name, distribution in topology.distributor(host).distributions.items():
+            if distribution.type:
+                found = _judge(host, f"ted_distributions.{name}", distribution)
+                yield from [found] if found else []
+
+
+def _judge(host: str, place: str, distribution: Distribution) -> tuple[bool, Problem] | None:
+    try:
+        from ted.plugins import validate_options
+    except ImportError:
+        return None
+    try:
+        validate_options(distribution.type, distribution.options)
+    except OptionsError as error:
+        return False, Problem(host, f"{place}.options", error.message, error.hint)
+    except (PluginError, UnknownNameError) as error:
+        # The Distributor may have a type that this machine has not.
+        return True, Problem(host, f"{place}.type", error.message, error.hint)
+    except ConfigError as error:
+        return False, Problem(host, f"{place}.options", error.message, error.hint)
+    return None
+
+
+# Text.
+
+
+def _text(found: Examination, problems: list[Problem], warnings: list[Problem]) -> str:
+    lines = [*_listed("✘", problems), *_listed("!", warnings), _summary(found.topology)]
+    lines.append(f"{_count(len(problems), 'problem')}, {_count(len(warnings), 'warning')}")
+    return "\n".join(lines)
+
+
+def _summary(topology: Topology) -> str:
+    return ", ".join(
+        [
+            _count(len(topology.distributors), "Distributor"),
+            _count(len(topology.subscribers), "Subscriber"),
+            _count(len(topology.external_subscribers), "External Subscriber"),
+            _count(len(topology.channels), "channel"),
+            _count(sum(len(topology.distributor(d).distributions) for d in topology.distributors), "distribution"),
+        ]
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _listed(mark: str, problems: Iterable[Problem]) -> Iterator[str]:
+    """Yield the lines of each problem; what many hosts have alike (set for a group) is said once."""
+    alike: dict[tuple[str | None, str, str | None], list[str]] = {}
+    for problem in problems:
+        key = (problem.variable, problem.message, problem.hint)
+        alike.setdefault(key, []).append(problem.host or "inventory")
+    for (variable, message, hint), hosts in alike.items():
+        shown = ", ".join(hosts[:_HOSTS_SHOWN])
+        more = f" and {len(hosts) - _HOSTS_SHOWN} more" if len(hosts) > _HOSTS_SHOWN else ""
+        yield f"{mark} {shown}{more}: {f'{variable}: ' if variable else ''}{message}"
+        if hint:
+            yield f"    {hint}"
