@@ -1,0 +1,43 @@
+# One target for each thing a person does; every target sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test lint bench lab-test clean
+help:
+	@echo "make demo      build, send through two tiers, extract, update, roll back - on this machine"
+	@echo "make test      every test, with real agents, TLS, sshd and rsync"
+	@echo "make lint      ruff, mypy --strict, ansible-lint, ansible-doc"
+	@echo "make bench     measurements side by side with other tools"
+	@echo "make lab-test  tests in network namespaces (root)"
+	@echo "make clean     end the demo's agents and remove what was made here"
+
+setup: $(READY)
+$(READY): pyproject.toml scripts/setup
+	PYTHON=$(PYTHON) scripts/setup $(VENV)
+	@touch $(READY)
+
+demo: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/demo
+
+test: setup
+	scripts/test-packages
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n auto $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/lint-ansible
+
+bench: setup
+	scripts/test-packages
+	$(BIN)/python -m benchmarks
+
+lab-test: setup
+	scripts/test-packages
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m lab $(PYTEST_ARGS)
+
+clean:
+	-@test -x $(BIN)/ansible-playbook && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-playbook -i inventories/demo playbooks/uninstall.yml >/dev/null 2>&1
+	rm -rf inventories/demo/run $(VENV) build dist .mypy_cache .ruff_cache .hypothesis
