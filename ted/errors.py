@@ -211,9 +211,22 @@ class VariableError(InstallError):
 
 
 class TargetError(InstallError):
-    """A target file is locked or cannot be written."""
+    """A target file is locked or cannot be written.
+
+    ``path`` is the file, ``errno`` the system's number for the reason; ``None`` where there is none.
+    """
 
     exit_code = 43
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, path: str | None = None, errno: int | None = None
+    ) -> None:
+        self.path, self.errno = path, errno
+        super().__init__(message, hint=hint)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the common shape, with ``path`` and ``errno``."""
+        return super().to_dict() | {"path": self.path, "errno": self.errno}
 
 
 class AcceptanceError(InstallError):

@@ -1,0 +1,197 @@
+"""Write down what is at a path before an act changes it.
+
+Rules:
+ * The record of an act is complete and durable before the act is done; ``undo`` reads the records backwards.
+ * An old file is kept as a hard link in the transaction's ``saved/`` directory (nothing is copied, its links stay
+   links); where the file system or the system's rules do not allow that, as a copy.
+ * The directory around a path is written down first, so that its time is restored last.
+ * A directory that goes is written down child by child; a file system mounted below it refuses the act.
+
+Records, all ``[kind, act number, base, path, ...]``: ``absent`` nothing was there; ``file`` a file, saved as
+named, with its identity and, for a copy, its attributes; ``link`` a symbolic link and its target; ``made`` a
+directory was there; ``dir`` its attributes, to be set when its content is back; ``attrs`` attributes of a file
+that stays; ``was`` which file a delete means; ``run`` a command's undo.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ted.install import attributes
+from ted.install.acts import ATTRIBUTES, DELETE, MKDIR, RUN, Act, Bases
+from ted.install.log import LogWriter
+from ted.install.paths import Base, join, names, remove_tree
+
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP)
+_COPY_BYTES = 1 << 20
+_REMEMBERED = 4096
+
+Identity = tuple[int, int]
+
+
+@dataclass(slots=True)
+class Capture:
+    """Writes the records of one transaction."""
+
+    directory: Path
+    bases: Bases
+    undo: LogWriter
+    copied: bool = False
+    """A file was copied since this was last set to False: the copies must be made durable too."""
+    _seen: set[tuple[int, bytes]] = field(default_factory=set)
+    _copies: dict[Identity, str] = field(default_factory=dict)
+    _count: int = 0
+
+    def before(self, act: Act) -> Identity | None:
+        """Write down what is where ``act`` will be done.
+
+        Returns:
+            Device and inode of what is there, ``None`` when nothing is.
+
+        Raises:
+            UnsafePathError: A component on the way is a link.
+            OSError: What is there cannot be saved.
+        """
+        if act.kind == RUN:
+            self.undo.append(["run", act.number, act.data[1], act.data[2]])
+            return None
+        base = self.bases[act.base]
+        self._around(act, base)
+        status = base.look(act.path)
+        if status is None:
+            self.undo.append(["absent", act.number, act.base, act.path])
+            return None
+        if not act.path or (act.kind == MKDIR and stat.S_ISDIR(status.st_mode)):
+            self._directory(act, base, act.path, status)
+        elif act.kind == ATTRIBUTES:
+            at, name = base.parent(act.path)
+            held = attributes.read(name, at, status)
+            self.undo.append(["attrs", act.number, act.base, act.path, held.pack()])
+        else:
+            self._whole(act, base, act.path, status)
+        if act.kind == DELETE:
+            self.undo.append(["was", act.number, status.st_dev, status.st_ino])
+        return status.st_dev, status.st_ino
+
+    def _around(self, act: Act, base: Base) -> None:
+        """Write down the directory that holds the path; the first record of it counts, later ones do no harm."""
+        if not act.path:
+            return
+        parent = act.path.rpartition(b"/")[0]
+        if (act.base, parent) in self._seen:
+            return
+        status = base.look(parent)
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            self._directory(act, base, parent, status)
+
+    def _directory(self, act: Act, base: Base, path: bytes, status: os.stat_result) -> None:
+        held = attributes.read(b".", base.directory(path), status)
+        # Staging changed the time of its base: what counts is the time before.
+        mtime_ns = self.bases.times.get(base.full(path), status.st_mtime_ns)
+        held = replace(held, mtime_ns=mtime_ns)
+        self.undo.append(["dir", act.number, act.base, path, held.pack()])
+        if len(self._seen) >= _REMEMBERED:
+            self._seen.clear()
+        self._seen.add((act.base, path))
+
+    def _whole(self, act: Act, base: Base, path: bytes, status: os.stat_result) -> None:
+        if stat.S_ISDIR(status.st_mode):
+            self._directory(act, base, path, status)
+            fd = base.directory(path)
+            if os.fstat(fd).st_dev != base.look(path.rpartition(b"/")[0]).st_dev:  # type: ignore[union-attr]
+                raise OSError(errno.EBUSY, "another file system is mounted there")
+            for name in names(fd):
+                child = base.look(join(path, name))
+                if child is not None:
+                    self._whole(act, base, join(path, name), child)
+            self.undo.append(["made", act.number, act.base, path])
+            return
+        at, name = base.parent(path)
+        if stat.S_ISLNK(status.st_mode):
+            target = os.readlink(name, dir_fd=at)
+            held = attributes.read(name, at, status)
+            self.undo.append(["link", act.number, act.base, path, target, held.pack()])
+        else:
+            self._file(act, path, at, name, status)
+
+    def _file(self, act: Act, path: bytes, at: int, name: bytes, status: os.stat_result) -> None:
+        identity = (status.st_dev, status.st_ino)
+        saved = f"{act.number}-{self._count}"
+        self._count += 1
+        packed: list[Any] | None = None
+        if not self._link(at, name, saved):
+            packed = attributes.read(name, at, status).pack()
+            saved = self._copy_once(at, name, saved, status)
+        self.undo.append(["file", act.number, act.base, path, saved, *identity, packed])
+
+    def _link(self, at: int, name: bytes, saved: str) -> bool:
+        where = self.directory / "saved" / saved
+        try:
+            os.link(name, where, src_dir_fd=at, follow_symlinks=False)
+        except FileExistsError:  # left by a capture that was cut short
+            where.unlink()
+            return self._link(at, name, saved)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            return False
+        return True
+
+    def _copy_once(self, at: int, name: bytes, saved: str, status: os.stat_result) -> str:
+        """Copy a file, or name the copy of another of its links."""
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EOPNOTSUPP, "a device, socket or pipe on another file system cannot be saved")
+        identity = (status.st_dev, status.st_ino)
+        if status.st_nlink > 1 and identity in self._copies:
+            return self._copies[identity]
+        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+        try:
+            here = os.open(self.directory / "saved", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                remove_tree(here, saved.encode())
+                os.close(copy_data(source, here, saved.encode()))
+            finally:
+                os.close(here)
+        finally:
+            os.close(source)
+        self.copied = True
+        if status.st_nlink > 1:
+            self._copies[identity] = saved
+        return saved
+
+
+def copy_data(source: int, at: int, name: bytes) -> int:
+    """Copy the open file ``source`` to a new file ``name`` in ``at``, holes kept; return it open for writing."""
+    target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=at)
+    try:
+        size = os.fstat(source).st_size
+        offset = 0
+        while offset < size:
+            try:
+                start = os.lseek(source, offset, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break  # only a hole is left
+            offset = os.lseek(source, start, os.SEEK_HOLE)
+            _copy_range(source, target, start, offset)
+        os.ftruncate(target, size)
+    except BaseException:
+        os.close(target)
+        raise
+    return target
+
+
+def _copy_range(source: int, target: int, start: int, stop: int) -> None:
+    while start < stop:
+        data = memoryview(os.pread(source, min(_COPY_BYTES, stop - start), start))
+        if not data:
+            return  # it was cut shorter meanwhile
+        while data:
+            written = os.pwrite(target, data, start)
+            data, start = data[written:], start + written

@@ -1,0 +1,220 @@
+"""Reach a path below a directory without ever leaving it.
+
+Rules:
+ * A path is bytes, relative, and names every directory on the way: no empty part, no ``.``, no ``..``, no NUL, at
+   most 4096 bytes and 255 a part. Anything else is refused before the file system is asked.
+ * The base directory itself is opened as the administrator wrote it and may be reached through links. Below it every
+   component is opened relative to its parent's descriptor with ``O_NOFOLLOW``: a component that is a link is an
+   ``UnsafePathError``, also when it was swapped in a moment ago.
+ * Descriptors of directories are ``O_PATH``: they need no right to read and never block.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from ted.errors import UnsafePathError
+
+MAX_PATH_BYTES = 4096
+MAX_PART_BYTES = 255
+
+_OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CACHED = 128
+
+
+def show(path: bytes | str) -> str:
+    """Return ``path`` as text for people: bytes that are no UTF-8 are escaped."""
+    return path if isinstance(path, str) else path.decode("utf-8", "backslashreplace")
+
+
+def parts_of(path: bytes) -> list[bytes]:
+    """Split a relative path into its parts; the empty path has none.
+
+    Raises:
+        UnsafePathError: The path is absolute, leaves its base, or no file system could hold it.
+    """
+    if not path:
+        return []
+    parts = path.split(b"/")
+    if (
+        len(path) > MAX_PATH_BYTES
+        or b"\0" in path
+        or any(part in (b"", b".", b"..") or len(part) > MAX_PART_BYTES for part in parts)
+    ):
+        raise UnsafePathError(
+            f"{show(path)!r}: not a plain relative path",
+            hint="the distribution was not made by ted build, or was tampered with; build it again",
+        )
+    return parts
+
+
+def join(parent: bytes, name: bytes) -> bytes:
+    """Return ``name`` below ``parent``; either may be empty."""
+    return b"/".join(part for part in (parent, name) if part)
+
+
+class Base:
+    """A directory and what lies below it, by descriptor; not safe for several threads.
+
+    Args:
+        path: The directory, absolute.
+
+    Raises:
+        OSError: It cannot be opened, or is no directory.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._open: OrderedDict[bytes, int] = OrderedDict()
+
+    def full(self, path: bytes) -> str:
+        """Return the absolute path for messages."""
+        return f"{self.path.rstrip('/')}/{show(path)}" if path else self.path
+
+    def directory(self, path: bytes) -> int:
+        """Return a descriptor of the directory ``path``; it stays this object's.
+
+        Raises:
+            UnsafePathError: A component is a link, or the path is no plain relative path.
+            OSError: A component is missing or no directory.
+        """
+        if not path:
+            return self.fd
+        held = self._open.get(path)
+        if held is not None:
+            self._open.move_to_end(path)
+            return held
+        parent, _, name = path.rpartition(b"/")
+        parts_of(path)
+        at = self.directory(parent)
+        try:
+            fd = os.open(name, _OPEN_DIRECTORY, dir_fd=at)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR) and _is_link(name, at):
+                raise UnsafePathError(
+                    f"{self.full(path)}: a link stands where a directory must be",
+                    hint="ted never writes through links below a target; replace the link by a directory, "
+                    "or name the place it leads to as a target of its own",
+                ) from None
+            raise
+        self._open[path] = fd
+        if len(self._open) > _CACHED:
+            os.close(self._open.popitem(last=False)[1])
+        return fd
+
+    def parent(self, path: bytes) -> tuple[int, bytes]:
+        """Return a descriptor of the directory that holds ``path``, and its name there.
+
+        Raises:
+            UnsafePathError: As ``directory``; also for the empty path.
+        """
+        parts_of(path)
+        head, _, name = path.rpartition(b"/")
+        if not name:
+            raise UnsafePathError(f"{self.path}: the target directory itself is no file")
+        return self.directory(head), name
+
+    def look(self, path: bytes) -> os.stat_result | None:
+        """Return the status of ``path`` itself, links not followed; ``None`` when nothing is there.
+
+        Raises:
+            UnsafePathError: A component on the way is a link.
+        """
+        if not path:
+            return os.stat(self.fd)
+        try:
+            at, name = self.parent(path)
+            return os.stat(name, dir_fd=at, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def forget(self, path: bytes) -> None:
+        """Close what is held of ``path`` and below: it is about to be another directory."""
+        inside = path + b"/"
+        for held in [held for held in self._open if held == path or held.startswith(inside)]:
+            os.close(self._open.pop(held))
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _is_link(name: bytes, at: int) -> bool:
+    try:
+        return stat.S_ISLNK(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
+
+
+def names(fd: int) -> list[bytes]:
+    """Return the sorted names in the directory ``fd``."""
+    listing = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        return sorted(os.fsencode(name) for name in os.listdir(listing))
+    finally:
+        os.close(listing)
+
+
+def walk_below(base: Base, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+    """Yield everything below the directory ``path``, a directory before what it holds, sorted by components."""
+    for name in names(base.directory(path)):
+        child = join(path, name)
+        status = base.look(child)
+        if status is None:
+            continue
+        yield child, status
+        if stat.S_ISDIR(status.st_mode):
+            yield from walk_below(base, child)
+
+
+def remove_tree(at: int, name: bytes) -> None:
+    """Remove ``name`` in the directory ``at`` and all below it, never through a link; gone already is fine."""
+    try:
+        os.unlink(name, dir_fd=at)
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError) as error:
+        # POSIX lets unlink of a directory answer EPERM; anything else that answers it is meant.
+        status = os.stat(name, dir_fd=at, follow_symlinks=False)
+        if not stat.S_ISDIR(status.st_mode):
+            raise error from None
+    else:
+        return
+    fd = os.open(name, _OPEN_DIRECTORY, dir_fd=at)
+    try:
+        if os.fstat(fd).st_dev != os.fstat(at).st_dev:
+            raise OSError(errno.EBUSY, "another file system is mounted there", show(name))
+        for child in names(fd):
+            remove_tree(fd, child)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=at)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def sync_filesystem(path: str) -> None:
+    """Write everything of the file system that holds ``path`` to its disk.
+
+    Raises:
+        OSError: The disk could not take it: what was written may be lost.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), path)
+    finally:
+        os.close(fd)

@@ -1,0 +1,218 @@
+"""Do one act, so that doing it again after a crash changes nothing more.
+
+Rules:
+ * What appears, appears whole: files and links are made in the staging directory and renamed over what was there.
+   On a file system mounted below the base they are made beside their destination first.
+ * Done again: what was staged is gone, so it is in place; a delete removes only the very file it was planned for.
+ * A link that stands where a directory must be is replaced only if the plan says that ted itself put it there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+from ted.errors import TargetError, UnsafePathError
+from ted.install import attributes
+from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, WRITE, Act, Bases
+from ted.install.attributes import Attributes
+from ted.install.capture import Identity, copy_data
+from ted.install.paths import remove_tree
+
+_OUTPUT_CHARACTERS = 2000
+_NO_HARDLINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+@dataclass(slots=True)
+class Performer:
+    """Does the acts of one transaction."""
+
+    bases: Bases
+
+    def do(self, act: Act, was: Identity | None) -> list[str]:
+        """Do ``act``; ``was`` is what its capture found there.
+
+        Returns:
+            What could not be set, in words; the act is done nevertheless.
+
+        Raises:
+            UnsafePathError: A link stands on the way.
+            TargetError: A command failed, or what was staged is gone.
+            OSError: The system refused.
+        """
+        if act.kind in (WRITE, SYMLINK):
+            self._place(act)
+        elif act.kind == HARDLINK:
+            self._hardlink(act)
+        elif act.kind == MKDIR:
+            self._mkdir(act)
+        elif act.kind == DELETE:
+            self._delete(act, was)
+        elif act.kind == ATTRIBUTES:
+            at, name = self.bases[act.base].parent(act.path)
+            return attributes.set_named(name, at, Attributes.unpack(act.data))
+        elif act.kind == RUN:
+            run_command(act.data[0], act.data[2])
+        return []
+
+    def _place(self, act: Act) -> None:
+        base = self.bases[act.base]
+        at, name = base.parent(act.path)
+        staging = self.bases.staging_fd(act.base)
+        if not self._rename(staging, str(act.number).encode(), at, name):
+            self._in_place_already(act)
+        base.forget(act.path)
+
+    def _in_place_already(self, act: Act) -> None:
+        """Check that what is no longer staged is where it belongs."""
+        base = self.bases[act.base]
+        status = base.look(act.path)
+        if status is not None and (
+            stat.S_ISLNK(status.st_mode)
+            if act.kind == SYMLINK
+            else stat.S_ISREG(status.st_mode) and status.st_size == act.data
+        ):
+            return
+        raise TargetError(
+            f"{base.full(act.path)}: its new content is no longer in {self.bases.staging.decode()}",
+            hint="something removed ted's staging directory; extract again",
+        )
+
+    def _rename(self, source_at: int, source: bytes, at: int, name: bytes) -> bool:
+        """Rename a staged file over ``name``; False when it is not staged any more."""
+        for _ in range(3):
+            try:
+                os.rename(source, name, src_dir_fd=source_at, dst_dir_fd=at)
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                if error.errno in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    remove_tree(at, name)
+                elif error.errno == errno.EXDEV and source != self.bases.beside:
+                    self._copy_beside(source_at, source, at)
+                    self._rename(at, self.bases.beside, at, name)
+                    os.unlink(source, dir_fd=source_at)
+                    return True
+                else:
+                    raise
+            else:
+                return True
+        raise OSError(errno.EBUSY, "it keeps coming back")
+
+    def _copy_beside(self, source_at: int, source: bytes, at: int) -> None:
+        """Make the staged file again beside its destination, which another file system holds."""
+        beside = self.bases.beside
+        remove_tree(at, beside)
+        status = os.stat(source, dir_fd=source_at, follow_symlinks=False)
+        held = attributes.read(source, source_at, status)
+        if stat.S_ISLNK(status.st_mode):
+            os.symlink(os.readlink(source, dir_fd=source_at), beside, dir_fd=at)
+            attributes.set_named(beside, at, held)
+            return
+        opened = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source_at)
+        try:
+            target = copy_data(opened, at, beside)
+            try:
+                attributes.set_open(target, held)
+                os.fsync(target)
+            finally:
+                os.close(target)
+        finally:
+            os.close(opened)
+
+    def _hardlink(self, act: Act) -> None:
+        base = self.bases[act.base]
+        first_at, first = base.parent(act.data)
+        staging = self.bases.staging_fd(act.base)
+        staged = str(act.number).encode()
+        remove_tree(staging, staged)
+        # The status is asked for first: a first name that is missing must not look like a finished act.
+        status = os.stat(first, dir_fd=first_at, follow_symlinks=False)
+        try:
+            os.link(first, staged, src_dir_fd=first_at, dst_dir_fd=staging, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_HARDLINK:
+                raise
+            self._copy_first(first, first_at, status, staging, staged)
+        at, name = base.parent(act.path)
+        self._rename(staging, staged, at, name)
+        # Renaming one name of a file over another name of it does nothing, by POSIX: the staged one stays.
+        remove_tree(staging, staged)
+
+    @staticmethod
+    def _copy_first(first: bytes, at: int, status: os.stat_result, staging: int, staged: bytes) -> None:
+        """Where the file system makes no hard link, a second file with the same content stands in for it."""
+        held = attributes.read(first, at, status)
+        source = os.open(first, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+        try:
+            target = copy_data(source, staging, staged)
+            try:
+                attributes.set_open(target, held)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+    def _mkdir(self, act: Act) -> None:
+        if not act.path:
+            return
+        base = self.bases[act.base]
+        at, name = base.parent(act.path)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=at)
+            return
+        status = os.stat(name, dir_fd=at, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            return
+        if stat.S_ISLNK(status.st_mode) and not act.data:
+            refuse_link(base.full(act.path))
+        os.unlink(name, dir_fd=at)
+        os.mkdir(name, 0o700, dir_fd=at)
+        base.forget(act.path)
+
+    def _delete(self, act: Act, was: Identity | None) -> None:
+        base = self.bases[act.base]
+        status = base.look(act.path)
+        if status is None or (status.st_dev, status.st_ino) != was:
+            return
+        base.forget(act.path)
+        remove_tree(*base.parent(act.path))
+
+
+def refuse_link(path: str) -> None:
+    """Say that a link stands where the distribution holds a directory.
+
+    Raises:
+        UnsafePathError: Always.
+    """
+    raise UnsafePathError(
+        f"{path}: a link stands where the distribution holds a directory",
+        hint="ted never writes through links below a target: replace the link by a directory, "
+        "or name the place it leads to as a target of its own",
+    )
+
+
+def run_command(command: list[str], timeout_s: float) -> None:
+    """Run ``command`` without a shell and wait for it.
+
+    Raises:
+        TargetError: It cannot be started, fails, or takes longer than ``timeout_s``.
+    """
+    shown = " ".join(command)
+    try:
+        done: Any = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            timeout=timeout_s, check=False,
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise TargetError(f"{shown}: cannot be started: {error}") from error
+    except subprocess.TimeoutExpired:
+        raise TargetError(f"{shown}: took longer than {timeout_s:g} s") from None
+    if done.returncode != 0:
+        output = done.stdout.decode("utf-8", "replace")[-_OUTPUT_CHARACTERS:].strip()
+        raise TargetError(f"{shown}: exit code {done.returncode}" + (f": {output}" if output else ""))

@@ -1,0 +1,668 @@
+"""The one transaction through which every type changes a target.
+
+What a caller gets: all of it or, when something fails, what was there before; after a kill at any moment the next
+``recover`` finishes or undoes it; and after it is done ``undo`` still takes it back.
+
+How, in this order:
+ 1. *Plan.* Each call writes an act to the plan; new content goes at once to a hidden staging directory in the target
+    (on its file system), with its attributes. Nothing a reader of the target looks at has changed. Killed here:
+    discarded.
+ 2. *Commit.* Staged content and plan are made durable, then the mark that the plan is whole. Killed after it:
+    finished forward, or undone when it was undoing already or a command was cut off in the middle.
+ 3. *Perform*, in batches of 500: what is at each path is written to the undo log (old files are kept as hard
+    links), the log is made durable, then the acts are done. A file appears by renaming: a reader sees the old one
+    or the new one.
+ 4. *Finish.* Staging goes, directories get their times (deepest first), everything is made durable, then marked
+    done. Nothing of ted is left in the target; the undo log and the saved files stay in the transaction's directory.
+
+What callers keep to: parents come before what they hold, and a path is acted on once (refused otherwise).
+
+Memory does not grow with the number of files, eight bytes each aside: plan and undo log are files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import posixpath
+import secrets
+import stat
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from ted.content.durable import sync_directory
+from ted.errors import FormatError, InstallError, TargetError, TedError, UnsafePathError
+from ted.install import attributes as attrs
+from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, WRITE, Act, Bases, Failure
+from ted.install.attributes import Attributes, Rights
+from ted.install.execution import Execution, OnAct, Policy, State, UndoResult
+from ted.install.log import LogWriter
+from ted.install.paths import Base, join, parts_of, remove_tree, show
+from ted.install.perform import refuse_link
+from ted.install.words import describe, describe_wanted, target_error
+
+__all__ = [
+    "Attributes", "Change", "CommitResult", "Failure", "Policy", "Recovered", "State", "Transaction", "UndoResult",
+    "recover",
+]  # fmt: skip
+
+MAX_CHANGES = 1000
+_MADE_DIRECTORY = Attributes(mode=0o755)
+_DEFAULT_FILE_MODE = 0o644
+
+
+class Hole(Protocol):
+    """A run of zero bytes that takes no room on the disk."""
+
+    @property
+    def length(self) -> int:
+        """How many bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of what a transaction does: the path, what happens, and both sides in words."""
+
+    path: str
+    change: str
+    before: str | None
+    after: str | None
+
+    def to_dict(self) -> dict[str, str | None]:
+        """Return the shape ``--json`` prints."""
+        return {"path": self.path, "change": self.change, "before": self.before, "after": self.after}
+
+
+@dataclass(frozen=True, slots=True)
+class CommitResult:
+    """What was done.
+
+    ``counts``: acts by name (``written linked directories deleted attributes commands``). ``failures``: acts that
+    could not be done with ``on_error: continue``. ``warnings``: what could not be set, one sentence each.
+    """
+
+    counts: dict[str, int]
+    failures: tuple[Failure, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was done at all."""
+        return sum(self.counts.values()) > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A transaction that was found after a crash, and what became of it."""
+
+    directory: Path
+    meta: Mapping[str, Any]
+    state: State
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class _Guard:
+    """Refuses a path that is acted on twice, or below one that goes."""
+
+    gone: set[tuple[int, bytes]] = field(default_factory=set)
+    seen: array[int] = field(default_factory=lambda: array("q"))
+    sorted_so_far: bool = True
+    last: tuple[int, list[bytes]] = (-1, [])
+    last_file: tuple[int, bytes] = (-1, b"")
+
+    def admit(self, act: Act) -> None:
+        """Remember ``act``.
+
+        Raises:
+            InstallError: It lies below a path that is deleted or becomes a file.
+        """
+        if act.kind == RUN:
+            return
+        here = (act.base, act.path.split(b"/") if act.path else [])
+        number, file = self.last_file
+        if number == act.base and act.path.startswith(file + b"/"):
+            self._refuse(act.path)
+        if self.gone and any(
+            (act.base, b"/".join(here[1][:depth])) in self.gone for depth in range(1, len(here[1]) + 1)
+        ):
+            self._refuse(act.path)
+        self.sorted_so_far = self.sorted_so_far and here > self.last
+        self.last = here
+        self.seen.append(hash((act.base, act.path)))
+        if act.kind == DELETE:
+            self.gone.add((act.base, act.path))
+        if act.kind not in (MKDIR, ATTRIBUTES):
+            self.last_file = (act.base, act.path)
+
+    def check(self) -> None:
+        """Refuse the plan when a path was acted on twice.
+
+        Raises:
+            InstallError: One was.
+        """
+        if not self.sorted_so_far and len(set(self.seen)) != len(self.seen):
+            raise InstallError(
+                "a path is acted on twice in one transaction",
+                hint="a distribution type breaks the rules of Transaction; tell its author",
+            )
+
+    @staticmethod
+    def _refuse(path: bytes) -> None:
+        raise InstallError(
+            f"{show(path)}: lies below a path that the same transaction deletes or makes a file",
+            hint="a distribution type breaks the rules of Transaction; tell its author",
+        )
+
+
+class Transaction:
+    """Plan changes, then ``commit`` them; leaving the ``with`` block without doing so discards them.
+
+    Args:
+        directory: Directory of this transaction; made when the first act is planned.
+        meta: What the owner wants to find again after a crash (plain JSON).
+        policy: What happens when an act fails.
+        check: Only count and describe: nothing is written anywhere.
+        diff: Describe each change in ``changes`` (the first 1000).
+        on_act: Told after each step, for progress.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        meta: Mapping[str, Any] | None = None,
+        policy: Policy | None = None,
+        check: bool = False,
+        diff: bool = False,
+        on_act: OnAct | None = None,
+    ) -> None:
+        self.directory = directory
+        self.meta: dict[str, Any] = dict(meta or {})
+        self.policy = policy or Policy()
+        self.check = check
+        self.rights = Rights()
+        self.counts: Counter[str] = Counter()
+        self.changes: list[Change] = []
+        self._diff = diff
+        self._bases = Bases(directory, directory.name)
+        self._execution = Execution(directory, self._bases, self.policy, on_act)
+        self._roots: dict[str, tuple[int, bytes, list[bytes]]] = {}
+        self._guard = _Guard()
+        self._next = 0
+        self._dirs_planned = 0
+        self._plan: LogWriter | None = None
+        self._dirs: LogWriter | None = None
+        self._lock_fd = -1
+
+    # --- opening what is there ------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, directory: Path, *, on_act: OnAct | None = None) -> Transaction:
+        """Return the transaction that lies in ``directory``, locked for this process.
+
+        Raises:
+            BlockingIOError: Another process has it.
+            FormatError: It was written by another version.
+        """
+        try:
+            head = json.loads((directory / "meta.json").read_bytes())
+            policy = Policy(**head["policy"])
+            meta = head["meta"]
+        except FileNotFoundError:
+            policy, meta = Policy(), {}
+        except (ValueError, TypeError, KeyError) as error:
+            raise FormatError(f"{directory / 'meta.json'}: not a transaction's head: {error}") from error
+        transaction = cls(directory, meta=meta, policy=policy, on_act=on_act)
+        transaction._lock()
+        transaction._bases.load()
+        return transaction
+
+    @staticmethod
+    def identity(now: datetime | None = None) -> str:
+        """Return a new name for a transaction's directory: sortable by time, and never used before."""
+        return f"{now or datetime.now(UTC):%Y%m%dT%H%M%S%f}Z-{secrets.token_hex(4)}"
+
+    @property
+    def state(self) -> State:
+        """How far it came, read from its directory."""
+        return self._execution.state
+
+    # --- planning -------------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        root: str,
+        path: bytes,
+        chunks: Iterable[bytes | Hole],
+        *,
+        size: int,
+        attributes: Attributes | None = None,
+    ) -> None:
+        """Make ``path`` below the directory ``root`` a file of ``size`` bytes; in check mode ``chunks`` is not touched.
+
+        Raises:
+            UnsafePathError: The path would leave the root, or a link stands on the way.
+            TargetError: There is no room, or no right, to stage it.
+        """
+        base, where = self._locate(root, path)
+        held = self.rights.reduce(attributes or Attributes())
+        self._note("written", base, where, held, f"file of {size} bytes")
+        number = self._act(WRITE, base, where, size)
+        if number is not None:
+            with self._translating(base, where):
+                self._stage_file(number, base, chunks, size, held)
+            self._execution.step("stage", number)
+
+    def symlink(self, root: str, path: bytes, target: bytes, *, attributes: Attributes | None = None) -> None:
+        """Make ``path`` a symbolic link to ``target``, which is not looked at.
+
+        Raises:
+            UnsafePathError: As ``write``.
+            TargetError: As ``write``.
+        """
+        base, where = self._locate(root, path)
+        held = self.rights.reduce(attributes or Attributes())
+        self._note("linked", base, where, held, f"link to {show(target)}")
+        number = self._act(SYMLINK, base, where, target)
+        if number is not None:
+            with self._translating(base, where):
+                staging, name = self._bases.staging_fd(base), str(number).encode()
+                os.symlink(target, name, dir_fd=staging)
+                self._warn(attrs.set_named(name, staging, held))
+            self._execution.step("stage", number)
+
+    def hardlink(self, root: str, path: bytes, first: bytes) -> None:
+        """Make ``path`` another name of the file ``first`` below the same root, as that is after the transaction.
+
+        Raises:
+            UnsafePathError: As ``write``.
+        """
+        base, where = self._locate(root, path)
+        _, other = self._locate(root, first)
+        self._note("linked", base, where, None, f"another name of {show(first)}")
+        self._act(HARDLINK, base, where, other)
+
+    def mkdir(
+        self, root: str, path: bytes = b"", *, attributes: Attributes | None = None, replace_link: bool = False
+    ) -> None:
+        """Make ``path`` a directory; one that is there stays, a file that is there goes.
+
+        ``attributes`` are set when everything below is in place. ``replace_link`` says that a link found there is
+        ted's own and may go.
+
+        Raises:
+            UnsafePathError: A link stands there or on the way.
+        """
+        base, where = self._locate(root, path)
+        status = self._look(base, where)
+        if status is not None and stat.S_ISLNK(status.st_mode) and not replace_link:
+            refuse_link(self._bases[base].full(where))
+        if status is None or not stat.S_ISDIR(status.st_mode):
+            self._note("directories", base, where, attributes, "directory")
+        self._act(MKDIR, base, where, replace_link)
+        self._settle(base, where, attributes or _MADE_DIRECTORY)
+
+    def delete(self, root: str, path: bytes) -> None:
+        """Remove ``path`` and all below it; links are removed, never followed. Nothing there is fine.
+
+        Raises:
+            UnsafePathError: As ``write``.
+        """
+        if not os.path.lexists(root):
+            return
+        base, where = self._locate(root, path)
+        if self._look(base, where) is None:
+            return
+        self._note("deleted", base, where, None, None)
+        self._act(DELETE, base, where, None)
+
+    def attributes(self, root: str, path: bytes, attributes: Attributes) -> None:
+        """Set the attributes of what is at ``path``; a directory gets them when everything below is in place.
+
+        Raises:
+            UnsafePathError: As ``write``.
+        """
+        base, where = self._locate(root, path)
+        held = self.rights.reduce(attributes)
+        self._note("attributes", base, where, held, None)
+        status = self._look(base, where)
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            self._act(MKDIR, base, where, False)
+            self._settle(base, where, attributes)
+        else:
+            self._act(ATTRIBUTES, base, where, held.pack())
+
+    def settle(self, root: str, path: bytes, attributes: Attributes) -> None:
+        """Give a directory that is there, and in which this transaction acts, these attributes at the end; not counted.
+
+        Raises:
+            UnsafePathError: As ``write``.
+        """
+        base, where = self._locate(root, path)
+        self._settle(base, where, attributes)
+
+    def run(self, command: list[str], *, undo: list[str] | None = None, timeout_s: float = 300.0) -> None:
+        """Run ``command`` (a list of words, no shell) when everything planned before it is done.
+
+        ``undo`` takes it back; it must do no harm when ``command`` was cut off in the middle.
+        """
+        self.counts["commands"] += 1
+        self._describe(" ".join(command), "commands", None, "run")
+        self._act(RUN, 0, b"", [list(command), None if undo is None else list(undo), timeout_s])
+
+    def look(self, root: str, path: bytes) -> os.stat_result | None:
+        """Return the status of what is at ``path`` now, links not followed; ``None`` when nothing is.
+
+        Raises:
+            UnsafePathError: As ``write``.
+        """
+        base, where = self._locate(root, path, make=False)
+        return self._look(base, where)
+
+    def opened(self, root: str) -> tuple[Base, bytes]:
+        """Return the directory ``root`` lies in or is, and its path there: for reading what is at the target."""
+        base, prefix = self._locate(root, b"", make=False)
+        return self._bases[base], prefix
+
+    def fail(self, root: str, path: bytes, error: OSError | TedError) -> None:
+        """Record that ``path`` cannot be done and go on, with ``on_error: continue``; else raise.
+
+        Raises:
+            TargetError: ``on_error`` is ``fail``.
+        """
+        told = target_error(f"{root.rstrip('/')}/{show(path)}", error)
+        if self.policy.on_error == "fail":
+            raise told from error
+        self._execution.record_failure(Failure(told.path or "", told.errno or 0, told.message))
+
+    def own_name(self, name: bytes) -> bool:
+        """Return whether ``name`` in a target is this transaction's staging, to be passed over by whoever lists it."""
+        return self._bases.is_staging(name)
+
+    # --- ending ---------------------------------------------------------------------------------------------------
+
+    def commit(self) -> CommitResult:
+        """Do everything that was planned; with nothing planned, nothing is touched.
+
+        Raises:
+            TargetError: An act failed. Everything was undone (``on_failure: rollback``), or what was done until then
+                was left (``leave``), as ``state`` tells.
+            UnsafePathError: A link came in the way meanwhile; as above.
+        """
+        if not self.check:
+            if self._next == 0 and self._dirs_planned == 0:
+                self.discard()
+            else:
+                self._guard.check()
+                self._seal()
+                self._execution.forward()
+        return self._result()
+
+    def undo(self) -> UndoResult:
+        """Put back what was there before this transaction, and mark it undone; can be repeated after a crash."""
+        self._close_logs()
+        return self._execution.undo()
+
+    def discard(self) -> None:
+        """Drop a plan that was not committed: the target is as it was."""
+        self._close_logs()
+        if self._bases.places and not self.check:
+            self._bases.remove_staging()
+            self._bases.restore_times(all_of_them=True)
+        self.close()
+        if not self.check:
+            self.forget()
+
+    def forget(self) -> None:
+        """Remove the transaction's directory: it cannot be undone any more."""
+        self.close()
+        with contextlib.suppress(FileNotFoundError):
+            parent = os.open(self.directory.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                # Its head goes last: a directory without one is a left-over that any recovery removes.
+                remove_tree(parent, os.fsencode(self.directory.name))
+            finally:
+                os.close(parent)
+
+    def close(self) -> None:
+        """Let go of descriptors and of the lock; the directory stays."""
+        self._close_logs()
+        self._bases.close()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.check and self._lock_fd >= 0 and self.state is State.PLANNING:
+            self.discard()
+        self.close()
+
+    def resume(self) -> State:
+        """Bring a transaction that a crash cut off to an end, and return which.
+
+        Raises:
+            TedError: It could be neither finished nor undone; it stays as it is, to be tried again.
+        """
+        state = self.state
+        if state is State.PLANNING:
+            self.discard()
+            return state
+        if state is State.UNDOING or (state is State.COMMITTED and self._execution.command_was_cut()):
+            self.undo()
+        elif state is State.COMMITTED:
+            self._execution.forward()
+        return self.state
+
+    # --- planning, the details ------------------------------------------------------------------------------------
+
+    def _locate(self, root: str, path: bytes, *, make: bool = True) -> tuple[int, bytes]:
+        """Return the base and the path below it; the directories down to ``root`` are planned when ``make``."""
+        parts_of(path)
+        known = self._roots.get(root)
+        if known is None:
+            known = self._roots[root] = self._find_base(root)
+        base, prefix, missing = known
+        if make and missing:
+            self._roots[root] = (base, prefix, [])
+            for part in missing:
+                self._note("directories", base, part, _MADE_DIRECTORY, "directory")
+                self._act(MKDIR, base, part, False)
+                self._settle(base, part, _MADE_DIRECTORY)
+        return base, join(prefix, path)
+
+    def _find_base(self, root: str) -> tuple[int, bytes, list[bytes]]:
+        """Return the nearest directory on the way to ``root`` that is there, and what must be made below it."""
+        if not root.startswith("/") or "\0" in root or ".." in root.split("/"):
+            raise UnsafePathError(f"{root!r}: not a plain absolute path", hint="write the target's whole path")
+        whole = posixpath.normpath("/" + root.lstrip("/"))
+        present, missing = whole, list[str]()
+        while not os.path.lexists(present):
+            present, _, name = present.rpartition("/")
+            missing.insert(0, name)
+            present = present or "/"
+        if not os.path.isdir(present):
+            raise TargetError(
+                f"{present}: is no directory, so {whole} cannot be a target",
+                hint="remove it, or name another target",
+                path=whole, errno=errno.ENOTDIR,
+            )  # fmt: skip
+        if not self.check:
+            self._prepare()
+        number = self._bases.add(present, durable=not self.check)
+        made = [os.fsencode("/".join(missing[: depth + 1])) for depth in range(len(missing))]
+        return number, made[-1] if made else b"", made
+
+    def _prepare(self) -> None:
+        """Make this transaction's directory, with its head, its lock and its empty plan."""
+        if self._plan is not None:
+            return
+        self.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o700)
+        self._lock()
+        policy = {name: getattr(self.policy, name) for name in Policy.__dataclass_fields__}
+        head = {"format": 1, "at": datetime.now(UTC).isoformat(), "policy": policy, "meta": self.meta}
+        (self.directory / "meta.json").write_text(json.dumps(head))
+        (self.directory / "saved").mkdir(mode=0o700)
+        self._plan = LogWriter(self.directory / "plan")
+        self._dirs = LogWriter(self.directory / "dirs")
+
+    def _lock(self) -> None:
+        self._lock_fd = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _look(self, base: int, where: bytes) -> os.stat_result | None:
+        try:
+            return self._bases[base].look(where)
+        except PermissionError as error:
+            raise target_error(self._bases[base].full(where), error) from error
+
+    def _act(self, kind: str, base: int, where: bytes, data: Any) -> int | None:
+        """Write an act to the plan and return its number; ``None`` in check mode."""
+        act = Act(kind, self._next, base, where, data)
+        self._guard.admit(act)
+        if self.check:
+            return None
+        self._prepare()
+        assert self._plan is not None
+        self._plan.append(act.pack())
+        self._next += 1
+        if kind != RUN and b"/" not in where:
+            self._bases.places[base].touched = True
+        return act.number
+
+    def _settle(self, base: int, where: bytes, wanted: Attributes) -> None:
+        if self.check:
+            return
+        self._prepare()
+        assert self._dirs is not None
+        self._dirs.append([base, where, self.rights.reduce(wanted).pack()])
+        self._dirs_planned += 1
+
+    def _stage_file(self, number: int, base: int, chunks: Iterable[bytes | Hole], size: int, held: Attributes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(str(number), flags, 0o600, dir_fd=self._bases.staging_fd(base))
+        try:
+            written = _pour(fd, chunks)
+            if written != size:
+                raise InstallError(f"content of {written} bytes where {size} were announced")
+            if held.mode is None:
+                held = replace(held, mode=_DEFAULT_FILE_MODE)
+            self._warn(attrs.set_open(fd, held))
+        finally:
+            os.close(fd)
+
+    def _note(self, count: str, base: int, where: bytes, wanted: Attributes | None, after: str | None) -> None:
+        self.counts[count] += 1
+        if not self._diff or len(self.changes) >= MAX_CHANGES:
+            return
+        status = self._look(base, where)
+        before = None if status is None else describe(self._bases[base], where, status)
+        if after is not None and wanted is not None:
+            after = f"{after}{describe_wanted(wanted)}"
+        elif wanted is not None:
+            after = describe_wanted(wanted).lstrip(", ")
+        self._describe(self._bases[base].full(where), count, before, after)
+
+    def _describe(self, path: str, change: str, before: str | None, after: str | None) -> None:
+        if self._diff and len(self.changes) < MAX_CHANGES:
+            self.changes.append(Change(path, change, before, after))
+
+    @contextlib.contextmanager
+    def _translating(self, base: int, where: bytes) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise target_error(self._bases[base].full(where), error) from error
+
+    def _warn(self, trouble: list[str]) -> None:
+        self._execution.warnings.update(trouble)
+
+    def _seal(self) -> None:
+        """Make staged content and plan durable, then mark the plan as whole."""
+        assert self._plan is not None
+        assert self._dirs is not None
+        self._dirs.sync()
+        self._plan.flush()
+        try:
+            self._execution.sync_targets()
+        except OSError as error:
+            raise target_error(error.filename or str(self.directory), error) from error
+        self._plan.append(["commit", self._next, [place.touched for place in self._bases.places]])
+        self._plan.sync()
+        sync_directory(self.directory)
+        sync_directory(self.directory.parent)
+        self._execution.step("commit")
+
+    def _close_logs(self) -> None:
+        for log in (self._plan, self._dirs):
+            if log is not None:
+                log.close()
+        self._execution.close()
+
+    def _result(self) -> CommitResult:
+        warnings = tuple(
+            text if count == 1 else f"{text} ({count} times)" for text, count in self._execution.warnings.items()
+        )
+        return CommitResult(dict(self.counts), tuple(self._execution.failures), warnings)
+
+
+def recover(directory: Path, *, on_act: OnAct | None = None) -> list[Recovered]:
+    """Bring every transaction below ``directory`` that a crash cut off to an end.
+
+    Those another process works on are passed over. A transaction that cannot be brought to an end now (a full disk,
+    say) is reported with its error and stays for the next time.
+
+    Returns:
+        Every transaction that is there, in the order they began, with its state; discarded plans are not told.
+    """
+    found: list[Recovered] = []
+    for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+        try:
+            transaction = Transaction.open(path, on_act=on_act)
+        except (BlockingIOError, NotADirectoryError, FileNotFoundError):
+            continue
+        error: str | None = None
+        try:
+            state = transaction.resume()
+        except TedError as failed:
+            error, state = failed.message, transaction.state
+        finally:
+            transaction.close()
+        if state is not State.PLANNING:
+            found.append(Recovered(path, transaction.meta, state, error))
+    return found
+
+
+def _pour(fd: int, chunks: Iterable[bytes | Hole]) -> int:
+    """Write ``chunks`` and return the size; holes stay holes."""
+    size = 0
+    ends_in_hole = False
+    for chunk in chunks:
+        if isinstance(chunk, bytes | bytearray | memoryview):
+            data = memoryview(chunk)
+            size += len(data)
+            while data:
+                data = data[os.write(fd, data) :]
+            ends_in_hole = False
+        else:
+            size += chunk.length
+            os.lseek(fd, chunk.length, os.SEEK_CUR)
+            ends_in_hole = True
+    if ends_in_hole:
+        os.ftruncate(fd, size)
+    return size

@@ -1,0 +1,208 @@
+"""Put back what was there, from the records a transaction wrote before each act.
+
+Rules:
+ * Records are applied newest first, so a directory is made before its content is put back and its time is set after.
+ * Applying one again changes nothing: a crash in the middle is answered by starting over.
+ * What other people put there since is left: a directory of ours that now holds files of theirs stays. Whatever
+   cannot be put back is named in the result, and everything else is put back nevertheless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ted.errors import TedError
+from ted.install import attributes
+from ted.install.acts import Bases, Failure
+from ted.install.attributes import Attributes
+from ted.install.capture import copy_data
+from ted.install.paths import Base, remove_tree
+from ted.install.perform import run_command
+
+
+@dataclass(slots=True)
+class Undoer:
+    """Applies the records of one transaction."""
+
+    directory: Path
+    bases: Bases
+    failures: list[Failure] = field(default_factory=list)
+    restored: int = 0
+    _started: set[int] = field(default_factory=set)
+    _linked: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+
+    def apply(self, records: Iterable[list[Any]], step: Callable[[], None]) -> None:
+        """Apply ``records``, newest first; ``step`` is called after each."""
+        kinds: dict[str, Callable[[Base, bytes, list[Any]], None]] = {
+            "absent": self._absent, "file": self._file, "link": self._link, "made": self._made,
+            "dir": self._directory, "attrs": self._attributes,
+        }  # fmt: skip
+        for record in records:
+            kind = record[0]
+            if kind == "started":
+                self._started.add(record[1])
+            elif kind == "run":
+                self._run(record)
+                step()
+            elif kind in kinds:
+                self._one(kinds[kind], record)
+                step()
+
+    def _one(self, restore: Callable[[Base, bytes, list[Any]], None], record: list[Any]) -> None:
+        _, _, number, path, *rest = record
+        try:
+            base = self.bases[number]
+        except OSError as error:
+            if record[0] != "absent":
+                self._fail(self.bases.places[number].path, error)
+            return
+        try:
+            if path:
+                self._clean_beside(base, path)
+            restore(base, path, rest)
+        except (OSError, TedError) as error:
+            self._fail(base.full(path), error)
+        else:
+            self.restored += 1
+
+    def _fail(self, path: str, error: OSError | TedError) -> None:
+        code = error.errno or 0 if isinstance(error, OSError) else 0
+        text = (error.strerror or str(error)) if isinstance(error, OSError) else error.message
+        self.failures.append(Failure(path, code, f"not put back: {text}"))
+
+    def _clean_beside(self, base: Base, path: bytes) -> None:
+        """Remove a temporary file that a crash left beside the path, on a file system mounted below the base."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            at, _ = base.parent(path)
+            if os.fstat(at).st_dev != os.fstat(base.fd).st_dev:
+                remove_tree(at, self.bases.beside)
+
+    def _absent(self, base: Base, path: bytes, _rest: list[Any]) -> None:
+        status = base.look(path)
+        if status is None:
+            return
+        at, name = base.parent(path)
+        if not stat.S_ISDIR(status.st_mode):
+            os.unlink(name, dir_fd=at)
+            return
+        base.forget(path)
+        try:
+            os.rmdir(name, dir_fd=at)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                error.strerror = "the directory holds files that ted did not put there"
+            raise
+
+    def _make_room(self, base: Base, path: bytes) -> None:
+        """Take a directory away that stands where a file or link was."""
+        status = base.look(path)
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            self._absent(base, path, [])
+
+    def _file(self, base: Base, path: bytes, rest: list[Any]) -> None:
+        saved, device, inode, packed = rest
+        where = self.directory / "saved" / saved
+        status = base.look(path)
+        if packed is None:
+            if not where.exists():  # put back by an undo that was cut short
+                return
+            self._make_room(base, path)
+            at, name = base.parent(path)
+            try:
+                os.rename(where, name, dst_dir_fd=at)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                self._copy(where, at, name, _held(where))  # the working directory moved meanwhile
+            where.unlink(missing_ok=True)  # it stays when it was another name of the very same file
+        elif status is None or (status.st_dev, status.st_ino) != (device, inode):
+            self._make_room(base, path)
+            self._restore_copy(base, path, saved, where, Attributes.unpack(packed))
+
+    def _restore_copy(self, base: Base, path: bytes, saved: str, where: Path, held: Attributes) -> None:
+        at, name = base.parent(path)
+        other = self._linked.get(saved)
+        if other is not None and self.bases[other[0]] is base:
+            other_at, other_name = base.parent(other[1])
+            remove_tree(at, self.bases.beside)
+            os.link(other_name, self.bases.beside, src_dir_fd=other_at, dst_dir_fd=at, follow_symlinks=False)
+            os.rename(self.bases.beside, name, src_dir_fd=at, dst_dir_fd=at)
+            remove_tree(at, self.bases.beside)
+            return
+        self._copy(where, at, name, held)
+        number = next(i for i, place in enumerate(self.bases.places) if place.base is base)
+        self._linked[saved] = (number, path)
+
+    def _copy(self, where: Path, at: int, name: bytes, held: Attributes) -> None:
+        beside = self.bases.beside
+        remove_tree(at, beside)
+        source = os.open(where, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            target = copy_data(source, at, beside)
+            try:
+                attributes.set_open(target, held)
+                os.fsync(target)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+        os.rename(beside, name, src_dir_fd=at, dst_dir_fd=at)
+
+    def _link(self, base: Base, path: bytes, rest: list[Any]) -> None:
+        target, packed = rest
+        self._make_room(base, path)
+        at, name = base.parent(path)
+        try:
+            there = os.readlink(name, dir_fd=at)
+        except OSError:
+            there = None
+        if there != target:
+            remove_tree(at, self.bases.beside)
+            os.symlink(target, self.bases.beside, dir_fd=at)
+            os.rename(self.bases.beside, name, src_dir_fd=at, dst_dir_fd=at)
+        attributes.set_named(name, at, Attributes.unpack(packed))
+
+    def _made(self, base: Base, path: bytes, _rest: list[Any]) -> None:
+        status = base.look(path)
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            return
+        at, name = base.parent(path)
+        if status is not None:
+            os.unlink(name, dir_fd=at)
+        os.mkdir(name, 0o700, dir_fd=at)
+
+    def _directory(self, base: Base, path: bytes, rest: list[Any]) -> None:
+        status = base.look(path)
+        if status is None or not stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.ENOENT, "the directory is gone")
+        attributes.set_named(b".", base.directory(path), Attributes.unpack(rest[0]))
+
+    def _attributes(self, base: Base, path: bytes, rest: list[Any]) -> None:
+        at, name = base.parent(path)
+        attributes.set_named(name, at, Attributes.unpack(rest[0]))
+
+    def _run(self, record: list[Any]) -> None:
+        _, number, command, timeout_s = record
+        if command is None or number not in self._started:
+            return
+        try:
+            run_command(command, timeout_s)
+        except TedError as error:
+            self.failures.append(Failure(" ".join(command), 0, error.message))
+        else:
+            self.restored += 1
+
+
+def _held(where: Path) -> Attributes:
+    here = os.open(where.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return attributes.read(os.fsencode(where.name), here, os.stat(where, follow_symlinks=False))
+    finally:
+        os.close(here)
