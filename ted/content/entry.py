@@ -1,0 +1,327 @@
+"""Entries of the content tree, and their form in the manifest.
+
+Rules:
+ * Paths, link targets and the names of extended attributes are bytes.
+ * Everything that is read from a manifest is checked here before anybody sees it: types, bounds, paths that
+   stay inside the tree, extents that add up.
+ * What the builder writes passes the same checks.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import msgpack
+
+from ted.content.frame import DIGEST_BYTES, MAX_FRAME_BYTES
+from ted.errors import FormatError
+
+MAX_PATH_BYTES = 4096
+MAX_COMPONENT_BYTES = 255
+MAX_LINK_BYTES = 4095
+MAX_ROW_BYTES = 1 << 20
+MAX_DIRECT_EXTENTS = 1024
+MAX_LIST_EXTENTS = 2048
+MAX_XATTR_BYTES = 64 << 10
+MAX_FILE_BYTES = 1 << 62
+
+_FIELDS = 11
+_MAX_LISTS = 20_000
+_MAX_NAME = 255
+
+
+class Kind(StrEnum):
+    """What an entry is."""
+
+    FILE = "f"
+    DIRECTORY = "d"
+    SYMLINK = "l"
+    HARDLINK = "h"
+
+
+class Extent(NamedTuple):
+    """A piece of a file: ``length`` bytes at ``offset`` of a frame, or a hole (``frame`` is ``None``)."""
+
+    frame: bytes | None
+    offset: int
+    length: int
+
+
+class ExtentList(NamedTuple):
+    """A frame that holds a list of extents, which together are ``length`` bytes of the file."""
+
+    frame: bytes
+    length: int
+
+
+Xattrs = tuple[tuple[bytes, bytes], ...]
+Components = tuple[bytes, ...]
+
+
+class Entry(NamedTuple):
+    """One name of the content tree.
+
+    ``path`` is relative to the content tree. ``mode`` holds permission bits only. ``owner`` and ``group`` are names, or
+    numbers where there was no name. ``link`` is a symbolic link's target, or the path of the file that a hard link
+    is another name of. ``digest`` is the file's SHA-256 where it shares its frame with others: see ``content_digest``.
+    Files of very many extents have them in ``lists`` instead; ``RevisionReader`` reads either.
+    """
+
+    path: bytes
+    kind: Kind
+    mode: int
+    mtime_ns: int
+    owner: str | int
+    group: str | int
+    size: int = 0
+    extents: tuple[Extent, ...] = ()
+    link: bytes | None = None
+    digest: bytes | None = None
+    xattrs: Xattrs = ()
+    lists: tuple[ExtentList, ...] = ()
+
+    @property
+    def components(self) -> Components:
+        """The path's components; entries are sorted by them."""
+        return components(self.path)
+
+    @property
+    def content_digest(self) -> bytes | None:
+        """SHA-256 of the file's bytes where the manifest tells it, else ``None`` (files of several extents, links)."""
+        if self.digest is None and len(self.extents) == 1:
+            return self.extents[0].frame
+        return self.digest
+
+    def same_content(self, other: Entry) -> bool:
+        """Whether both are files of the same bytes, as far as the manifests tell (never a false yes)."""
+        if self.size != other.size:
+            return False
+        if (digest := self.content_digest) is not None and (others := other.content_digest) is not None:
+            return digest == others
+        return self.extents == other.extents and self.lists == other.lists
+
+    def same_as(self, other: Entry) -> bool:
+        """Whether both would install as the same thing: in which frames the bytes lie does not matter."""
+        return self[:7] == other[:7] and self[8] == other[8] and self[10] == other[10] and self.same_content(other)
+
+
+def components(path: bytes) -> Components:
+    """Return the key by which entries are sorted."""
+    return tuple(path.split(b"/"))
+
+
+def path_problem(path: object) -> str | None:
+    """Return what is wrong with an entry's path, ``None`` if nothing is."""
+    if not isinstance(path, bytes) or not path:
+        return "has no path"
+    if len(path) > MAX_PATH_BYTES:
+        return f"has a path of {len(path)} bytes"
+    if b"\0" in path:
+        return "has a NUL in its path"
+    for part in path.split(b"/"):
+        if not part or part in {b".", b".."}:
+            return "has a path that could leave the tree"
+        if len(part) > MAX_COMPONENT_BYTES:
+            return "has a name that is too long"
+    return None
+
+
+def printable(path: bytes) -> str:
+    """Return a path as text for messages."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+def pack_entry(entry: Entry) -> bytes:
+    """Return the entry's row in the manifest."""
+    extents = entry.lists or entry.extents
+    row: bytes = msgpack.packb(
+        [
+            entry.path,
+            entry.kind.value,
+            entry.mode,
+            entry.mtime_ns,
+            entry.owner,
+            entry.group,
+            entry.size,
+            extents,
+            entry.link,
+            entry.digest,
+            entry.xattrs,
+        ]
+    )
+    return row
+
+
+def unpacker(data: bytes, max_array: int) -> msgpack.Unpacker:
+    """Return a reader of the msgpack objects in ``data`` that believes no length beyond the data's own."""
+    size = len(data)
+    reader = msgpack.Unpacker(
+        raw=False,
+        strict_map_key=True,
+        max_buffer_size=max(size, 1),
+        max_str_len=size,
+        max_bin_len=size,
+        max_array_len=min(size, max_array),
+        max_map_len=size,
+        max_ext_len=0,
+    )
+    reader.feed(data)
+    return reader
+
+
+def unpack_one(data: bytes, max_array: int, where: str) -> Any:
+    """Return the only msgpack object in ``data``.
+
+    Raises:
+        FormatError: It is not one whole object.
+    """
+    reader = unpacker(data, max_array)
+    try:
+        value = reader.unpack()
+        if reader.tell() != len(data):
+            raise FormatError(f"{where}: something follows the end")
+    except FormatError:
+        raise
+    except Exception as error:  # msgpack raises many kinds on hostile bytes
+        raise FormatError(f"{where}: not readable ({type(error).__name__})") from error
+    return value
+
+
+def entry_from_row(row: object, where: str) -> Entry:
+    """Return the entry that a manifest's row describes.
+
+    Raises:
+        FormatError: Anything in it breaks the format; names ``where`` and the path.
+    """
+    if not isinstance(row, list) or len(row) != _FIELDS:
+        raise FormatError(f"{where}: a row is not an entry of {_FIELDS} fields")
+    path, kind, mode, mtime_ns, owner, group, size, extents, link, digest, xattrs = row
+    problem = path_problem(path)
+    if problem is None:
+        checks = (
+            isinstance(kind, str) and kind in _KINDS,
+            _is_int(mode, 0, 0o7777),
+            _is_int(mtime_ns, -(1 << 63), (1 << 64) - 1),
+            _is_owner(owner),
+            _is_owner(group),
+            _is_int(size, 0, MAX_FILE_BYTES) and (not size or kind in {"f", "h"}),
+            isinstance(extents, list) and (not extents or kind == "f"),
+            _link_fits(kind, link),
+            digest is None or (_is_digest(digest) and isinstance(extents, list) and len(extents) == 1),
+        )
+        if not all(checks):
+            problem = f"has a wrong {_CHECKED[checks.index(False)]}"
+    if problem is not None:
+        raise FormatError(f"{where}: {_name(path)} {problem}")
+    pieces, lists = _extents(extents, size, kind, f"{where}: {_name(path)}")
+    return Entry(
+        path, _KINDS[kind], mode, mtime_ns, owner, group, size, pieces, link, digest,
+        _xattrs(xattrs, f"{where}: {_name(path)}"), lists,
+    )  # fmt: skip
+
+
+def extents_from_list(plain: bytes, length: int, where: str) -> list[Extent]:
+    """Return the extents that an extent list's frame holds.
+
+    Raises:
+        FormatError: They are none, or do not add up to ``length``.
+    """
+    rows = unpack_one(plain, MAX_LIST_EXTENTS, where)
+    if not isinstance(rows, list):
+        raise FormatError(f"{where}: an extent list that is none")
+    extents = [_extent(row, where) for row in rows]
+    if sum(extent.length for extent in extents) != length:
+        raise FormatError(f"{where}: an extent list does not add up")
+    return extents
+
+
+def _name(path: object) -> str:
+    return printable(path[:200]) if isinstance(path, bytes) else "an entry"
+
+
+def _is_int(value: object, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, bytes) and len(value) == DIGEST_BYTES
+
+
+def _is_owner(value: object) -> bool:
+    if isinstance(value, str):
+        return 0 < len(value) <= _MAX_NAME and value.isprintable()
+    return _is_int(value, 0, (1 << 32) - 1)
+
+
+def _link_fits(kind: object, link: object) -> bool:
+    if kind == "l":
+        return isinstance(link, bytes) and 0 < len(link) <= MAX_LINK_BYTES and b"\0" not in link
+    if kind == "h":
+        return path_problem(link) is None
+    return link is None
+
+
+def _extents(rows: list[object], size: int, kind: str, where: str) -> tuple[tuple[Extent, ...], tuple[ExtentList, ...]]:
+    if not rows:
+        if size and kind == "f":
+            raise FormatError(f"{where} has no extents")
+        return (), ()
+    lists: tuple[ExtentList, ...] = ()
+    pieces: tuple[Extent, ...] = ()
+    if isinstance(rows[0], list) and len(rows[0]) == 2:
+        lists = tuple(_extent_list(row, where) for row in rows[:_MAX_LISTS])
+    else:
+        pieces = tuple(_extent(row, where) for row in rows[: MAX_DIRECT_EXTENTS + 1])
+    if len(rows) > (_MAX_LISTS if lists else MAX_DIRECT_EXTENTS):
+        raise FormatError(f"{where} has too many extents")
+    if sum(piece.length for piece in pieces or lists) != size:
+        raise FormatError(f"{where}: the extents do not add up to its size")
+    return pieces, lists
+
+
+def _extent(row: object, where: str) -> Extent:
+    if not isinstance(row, list) or len(row) != 3:
+        raise FormatError(f"{where}: an extent that is none")
+    frame, offset, length = row
+    if frame is None:
+        if offset == 0 and _is_int(length, 1, MAX_FILE_BYTES):
+            return Extent(None, 0, length)
+    elif _is_digest(frame) and _is_int(offset, 0, MAX_FRAME_BYTES) and _is_int(length, 1, MAX_FRAME_BYTES):
+        return Extent(frame, offset, length)
+    raise FormatError(f"{where}: an extent that is none")
+
+
+def _extent_list(row: object, where: str) -> ExtentList:
+    if not isinstance(row, list) or len(row) != 2:
+        raise FormatError(f"{where}: an extent list that is none")
+    frame, length = row
+    if not _is_digest(frame) or not _is_int(length, 1, MAX_FILE_BYTES):
+        raise FormatError(f"{where}: an extent list that is none")
+    return ExtentList(frame, length)
+
+
+def _xattrs(rows: object, where: str) -> Xattrs:
+    if not isinstance(rows, list):
+        raise FormatError(f"{where}: extended attributes that are none")
+    pairs: list[tuple[bytes, bytes]] = []
+    for row in rows:
+        if not isinstance(row, list) or len(row) != 2 or not all(isinstance(part, bytes) for part in row):
+            raise FormatError(f"{where}: an extended attribute that is none")
+        name, value = row
+        if not is_carried_xattr(name) or len(value) > MAX_XATTR_BYTES:
+            raise FormatError(f"{where}: an extended attribute that is not carried")
+        if pairs and pairs[-1][0] >= name:
+            raise FormatError(f"{where}: extended attributes out of order")
+        pairs.append((name, value))
+    return tuple(pairs)
+
+
+_CHECKED = ("kind", "mode", "time", "owner", "group", "size", "list of extents", "link", "digest")
+_KINDS = {kind.value: kind for kind in Kind}
+_CARRIED = {b"system.posix_acl_access", b"system.posix_acl_default", b"security.capability"}
+
+
+def is_carried_xattr(name: bytes) -> bool:
+    """Whether an extended attribute of that name is sent; ``security.selinux``, ``trusted.*`` are the receiver's."""
+    return name in _CARRIED or (name.startswith(b"user.") and 5 < len(name) <= 255 and b"\0" not in name)

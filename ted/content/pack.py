@@ -1,0 +1,293 @@
+"""The pack ``DISTFILE.TED``: write one, read one.
+
+Rules:
+ * A writer appends frames in the order it is given them, then index and trailer; nothing is rewritten.
+ * A reader believes nothing before the magic, the version, the file's size and the digest of the index hold.
+ * Memory does not grow with the frames by more than some bytes each: rows wait in a file, lookups bisect.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import tempfile
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+from ted.content.frame import (
+    DIGEST_BYTES,
+    Encoded,
+    Location,
+    check_location,
+    decode,
+)
+from ted.errors import DigestMismatchError, FormatError, MissingContentError
+
+MAGIC = b"TEDPACK\0"
+VERSION = 1
+HEADER = struct.Struct("<8sH6x")
+ROW = struct.Struct("<32sQIIB")
+TRAILER = struct.Struct("<QI32sH2x8s")
+EMPTY_PACK_BYTES = HEADER.size + TRAILER.size
+
+_INDEX_IN_MEMORY_BYTES = 16 << 20
+_ROWS_AT_ONCE = 100_000
+_COPY_BYTES = 1 << 20
+
+
+class DigestTable:
+    """Which digests were seen, in about 20 bytes each; exact.
+
+    Digests are kept in a file; an open-addressed table of their first 8 bytes finds the candidates, and the file
+    decides, since whoever writes the content could make two digests begin alike.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 -- closed by close()
+        self._count = 0
+        self._slots = 1 << 10
+        self._marks = array("Q", bytes(8 * self._slots))
+        self._rows = array("I", bytes(4 * self._slots))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def close(self) -> None:
+        """Forget all; the file is gone with it."""
+        self._file.close()
+
+    def __contains__(self, digest: bytes) -> bool:
+        mark = int.from_bytes(digest[:8], "little")
+        slot = mark % self._slots
+        while row := self._rows[slot]:
+            if self._marks[slot] == mark and self._digest(row - 1) == digest:
+                return True
+            slot = (slot + 1) % self._slots
+        return False
+
+    def add(self, digest: bytes) -> None:
+        """Take up a digest that is not in the table."""
+        self._file.write(digest)
+        self._count += 1
+        if self._count * 3 > self._slots * 2:
+            self._grow()
+        self._place(int.from_bytes(digest[:8], "little"), self._count)
+
+    def _place(self, mark: int, row: int) -> None:
+        slot = mark % self._slots
+        while self._rows[slot]:
+            slot = (slot + 1) % self._slots
+        self._marks[slot] = mark
+        self._rows[slot] = row
+
+    def _grow(self) -> None:
+        marks, rows = self._marks, self._rows
+        self._slots *= 2
+        self._marks = array("Q", bytes(8 * self._slots))
+        self._rows = array("I", bytes(4 * self._slots))
+        for mark, row in zip(marks, rows, strict=True):
+            if row:
+                self._place(mark, row)
+
+    def _digest(self, row: int) -> bytes:
+        self._file.flush()
+        return os.pread(self._file.fileno(), DIGEST_BYTES, row * DIGEST_BYTES)
+
+
+class PackWriter:
+    """Write one pack; close it with ``finish`` or ``abandon``."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "xb", buffering=_COPY_BYTES)  # noqa: SIM115 -- closed by finish() or abandon()
+        self._rows: IO[bytes] = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 -- the same
+        self._count = 0
+        self._offset = self._file.write(HEADER.pack(MAGIC, VERSION))
+
+    @property
+    def frames(self) -> int:
+        """Frames written so far."""
+        return self._count
+
+    def add(self, frame: Encoded) -> Location:
+        """Append a frame whose digest is not yet in this pack."""
+        location = Location(self._offset, len(frame.stored), frame.plain_bytes, frame.codec)
+        self._file.write(frame.stored)
+        self._rows.write(ROW.pack(frame.digest, *location))
+        self._offset = location.end
+        self._count += 1
+        return location
+
+    def finish(self) -> int:
+        """Write index and trailer, sync, close; return the size of the pack in bytes."""
+        index = hashlib.sha256()
+        for rows in self._sorted_rows():
+            index.update(rows)
+            self._file.write(rows)
+        self._file.write(TRAILER.pack(self._offset, self._count, index.digest(), VERSION, MAGIC))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        size = self._file.tell()
+        self.abandon()
+        return size
+
+    def abandon(self) -> None:
+        """Close without finishing; harmless after ``finish``."""
+        self._rows.close()
+        self._file.close()
+
+    def _sorted_rows(self) -> Iterator[bytes]:
+        # Digests are spread evenly, so that a pass over the rows for each range of first bytes sorts any
+        # number of them in bounded memory.
+        passes = min(256, -(-self._count // _ROWS_AT_ONCE)) or 1
+        for number in range(passes):
+            low, high = number * 256 // passes, (number + 1) * 256 // passes
+            rows = [row for row in self._unsorted_rows() if low <= row[0] < high]
+            rows.sort()
+            yield b"".join(rows)
+
+    def _unsorted_rows(self) -> Iterator[bytes]:
+        self._rows.seek(0)
+        while part := self._rows.read(ROW.size * 4096):
+            for start in range(0, len(part), ROW.size):
+                yield part[start : start + ROW.size]
+
+
+class PackIndex(Mapping[bytes, Location]):
+    """The frames of one pack by digest; each location is checked before it is handed out."""
+
+    def __init__(self, fd: int, offset: int, count: int, where: str) -> None:
+        self._fd = fd
+        self._offset = offset
+        self._count = count
+        self._where = where
+        small = count * ROW.size <= _INDEX_IN_MEMORY_BYTES
+        self._bytes = os.pread(fd, count * ROW.size, offset) if small else None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self._row(number)[:DIGEST_BYTES] for number in range(self._count))
+
+    def __getitem__(self, digest: bytes) -> Location:
+        number = self.find(digest)
+        if number is None:
+            raise KeyError(digest)
+        return self.at(number)[1]
+
+    def __contains__(self, digest: object) -> bool:
+        return isinstance(digest, bytes) and self.find(digest) is not None
+
+    def find(self, digest: bytes) -> int | None:
+        """Return the number of the row of ``digest``, ``None`` if there is none."""
+        number = bisect_left(range(self._count), digest, key=self._digest)
+        return number if number < self._count and self._digest(number) == digest else None
+
+    def at(self, number: int) -> tuple[bytes, Location]:
+        """Return the digest and location in row ``number``.
+
+        Raises:
+            FormatError: The location cannot be one.
+        """
+        digest, offset, stored_bytes, plain_bytes, codec = ROW.unpack(self._row(number))
+        location = Location(offset, stored_bytes, plain_bytes, codec)
+        check_location(location, self._offset, self._where)
+        return digest, location
+
+    def _digest(self, number: int) -> bytes:
+        return self._row(number)[:DIGEST_BYTES]
+
+    def _row(self, number: int) -> bytes:
+        start = number * ROW.size
+        if self._bytes is not None:
+            return self._bytes[start : start + ROW.size]
+        return os.pread(self._fd, ROW.size, self._offset + start)
+
+
+class PackReader:
+    """An open pack. Several threads may read at the same time.
+
+    Raises (opening):
+        MissingContentError: There is no such file, or it is cut short.
+        FormatError: It is no pack, or of a version this ted does not know.
+        DigestMismatchError: The index is damaged.
+    """
+
+    def __init__(self, path: Path, *, expected_bytes: int | None = None) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise MissingContentError(
+                f"{path}: cannot be opened: {error.strerror}", hint="`ted receive` fetches what is missing"
+            ) from error
+        try:
+            self.bytes = os.fstat(self._fd).st_size
+            self.index = self._open_index(expected_bytes)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def close(self) -> None:
+        """Close the file; harmless when it is closed."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def stored(self, location: Location) -> bytes:
+        """Return the stored bytes at ``location``."""
+        data = os.pread(self._fd, location.stored_bytes, location.offset)
+        if len(data) != location.stored_bytes:
+            raise MissingContentError(f"{self.path}: ends within a frame", hint="`ted verify --stored --repair`")
+        return data
+
+    def read(self, digest: bytes, location: Location) -> bytes:
+        """Return the plain bytes of a frame, checked against ``digest``."""
+        return decode(self.stored(location), location, digest, str(self.path))
+
+    @property
+    def index_offset(self) -> int:
+        """Where the frames end and the index begins."""
+        return self._index_offset
+
+    def _open_index(self, expected_bytes: int | None) -> PackIndex:
+        if expected_bytes is not None and self.bytes != expected_bytes:
+            raise MissingContentError(
+                f"{self.path}: has {self.bytes} bytes, the record says {expected_bytes}",
+                hint="remove the file; it is fetched again",
+            )
+        if self.bytes < EMPTY_PACK_BYTES:
+            raise FormatError(f"{self.path}: too short to be a pack", hint="remove the file; it is fetched again")
+        _check_mark(self.path, *HEADER.unpack(os.pread(self._fd, HEADER.size, 0)))
+        offset, count, digest, version, magic = TRAILER.unpack(
+            os.pread(self._fd, TRAILER.size, self.bytes - TRAILER.size)
+        )
+        _check_mark(self.path, magic, version)
+        if offset < HEADER.size or offset + count * ROW.size + TRAILER.size != self.bytes:
+            raise FormatError(f"{self.path}: the trailer does not fit the file")
+        if self._digest_of(offset, count * ROW.size) != digest:
+            raise DigestMismatchError(
+                f"{self.path}: the index is damaged", hint="`ted verify --stored --repair` fetches it again"
+            )
+        self._index_offset: int = offset
+        return PackIndex(self._fd, offset, count, str(self.path))
+
+    def _digest_of(self, offset: int, size: int) -> bytes:
+        digest = hashlib.sha256()
+        for start in range(offset, offset + size, _COPY_BYTES):
+            digest.update(os.pread(self._fd, min(_COPY_BYTES, offset + size - start), start))
+        return digest.digest()
+
+
+def _check_mark(path: Path, magic: bytes, version: int) -> None:
+    if magic != MAGIC:
+        raise FormatError(f"{path}: not a pack of ted", hint="remove the file; it is fetched again")
+    if version != VERSION:
+        raise FormatError(
+            f"{path}: pack format version {version}; this ted knows version {VERSION}",
+            hint="install a newer ted on this node; nothing was changed",
+        )

@@ -1,0 +1,400 @@
+"""Read a revision: its entries and their bytes.
+
+Rules:
+ * Every frame is checked against its digest each time it is read, every entry before it is handed out.
+ * Entries stream: at most some manifest frames are in memory. So do a file's bytes.
+ * A frame is looked for in the record's packs in order, and only where the record says its blocks are live.
+
+A reader is used from one thread.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ted.content.blocks import PACK_NAME
+from ted.content.entry import (
+    Components,
+    Entry,
+    Extent,
+    Kind,
+    components,
+    extents_from_list,
+    path_problem,
+    printable,
+)
+from ted.content.frame import Location, frame_digest
+from ted.content.manifest import ManifestFrame, parse_frame, parse_index
+from ted.content.pack import PackReader
+from ted.content.record import PackRef, RevisionRecord
+from ted.errors import DigestMismatchError, FormatError, MissingContentError, UsageError
+
+_CACHED_BYTES = 8 << 20
+_CACHED_MANIFEST_FRAMES = 4
+
+Difference = tuple[bytes, Entry | None, Entry | None]
+"""(path, entry before or ``None``, entry after or ``None``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """``length`` bytes of a file that are not stored: they read as zeros."""
+
+    length: int
+
+
+class Revision:
+    """A revision in its distribution's directory. ``record`` was verified before."""
+
+    def __init__(self, directory: Path, record: RevisionRecord) -> None:
+        self.directory = directory
+        self.record = record
+
+    def open(self) -> RevisionReader:
+        """Open it for reading; close the reader.
+
+        Raises:
+            MissingContentError: Something of it is not here.
+            FormatError: Something of it breaks the format, or is of a version this ted does not know.
+            DigestMismatchError: Something of it is damaged.
+        """
+        return RevisionReader(self.directory, self.record)
+
+
+class RevisionReader:
+    """An open revision; a context manager."""
+
+    def __init__(self, directory: Path, record: RevisionRecord) -> None:
+        self.record = record
+        self._where = f"{record.distribution} {record.revision}"
+        self._packs = _Packs(directory, record)
+        self._manifest_cache: OrderedDict[int, list[Entry]] = OrderedDict()
+        try:
+            plain = self._packs.read(bytes.fromhex(record.manifest))
+            self._index = parse_index(plain, self._where)
+            if self._index.type != record.type:
+                raise FormatError(f"{self._where}: record and manifest name different types")
+        except BaseException:
+            self._packs.close()
+            raise
+        self._starts: list[Components] = [components(frame.first_path) for frame in self._index.frames]
+
+    def __enter__(self) -> RevisionReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all packs."""
+        self._packs.close()
+
+    @property
+    def type(self) -> str:
+        """The distribution's type."""
+        return self._index.type
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings the revision was built with."""
+        return self._index.settings
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The type's own options the revision was built with."""
+        return self._index.options
+
+    @property
+    def manifest_frames(self) -> Sequence[ManifestFrame]:
+        """The frames of the manifest, in order."""
+        return self._index.frames
+
+    def entries(self, prefix: bytes = b"") -> Iterator[Entry]:
+        """Yield the entries at and below ``prefix``, sorted by path components.
+
+        Args:
+            prefix: A path in the content tree, ``b""`` for all of it.
+
+        Raises:
+            FormatError: The manifest breaks the format: nothing after that is yielded.
+        """
+        prefix = prefix.strip(b"/")
+        if not prefix:
+            yield from self._checked(self._stream(0), _TreeCheck(self, known=True))
+            return
+        if problem := path_problem(prefix):
+            raise UsageError(f"{printable(prefix)} {problem}")
+        yield from self._checked(self._below(components(prefix)), _TreeCheck(self, known=False))
+
+    def find(self, path: bytes) -> Entry | None:
+        """Return the entry of that path, ``None`` if there is none."""
+        key = components(path)
+        number = bisect_right(self._starts, key) - 1
+        if number < 0:
+            return None
+        return next((entry for entry in self._frame_entries(number) if entry.path == path), None)
+
+    def chunks(self, entry: Entry) -> Iterator[bytes | Hole]:
+        """Yield the bytes of a file in order, and its holes; at most 4 MiB at once. A hard link yields its file's.
+
+        Raises:
+            DigestMismatchError: What is stored is damaged.
+            MissingContentError: Something of it is not here.
+            FormatError: The extents do not fit the frames.
+        """
+        if entry.kind is Kind.HARDLINK:
+            entry = self.linked(entry)
+        for extent in self.extents(entry):
+            if extent.frame is None:
+                yield Hole(extent.length)
+                continue
+            plain = self._packs.read(extent.frame)
+            if extent.offset + extent.length > len(plain):
+                raise FormatError(f"{self._where}: {printable(entry.path)}: an extent leaves its frame")
+            whole = extent.length == len(plain)
+            part = plain if whole else plain[extent.offset : extent.offset + extent.length]
+            if entry.digest is not None and frame_digest(part) != entry.digest:
+                raise DigestMismatchError(f"{self._where}: {printable(entry.path)} is not what its entry says")
+            if entry.content_digest == extent.frame and not whole:
+                raise FormatError(f"{self._where}: {printable(entry.path)}: part of a frame without a digest")
+            yield part
+
+    def extents(self, entry: Entry) -> Iterator[Extent]:
+        """Yield the extents of a file, those in lists too."""
+        yield from entry.extents
+        for each in entry.lists:
+            where = f"{self._where}: {printable(entry.path)}"
+            yield from extents_from_list(self._packs.read(each.frame), each.length, where)
+
+    def verify_frames(self) -> int:
+        """Read everything and check it; return the number of entries.
+
+        Raises:
+            RepositoryError: The first thing that is wrong.
+        """
+        count = 0
+        for entry in self.entries():
+            count += 1
+            if entry.kind is Kind.FILE:
+                for _ in self.chunks(entry):
+                    pass
+        return count
+
+    def frame_entries(self, number: int) -> Iterator[Entry]:
+        """Yield the entries of manifest frame ``number``; order and parents across frames are not checked."""
+        frame = self._index.frames[number]
+        return parse_frame(self._packs.read(frame.digest), frame, self._where)
+
+    # how entries are found and checked
+
+    def _stream(self, number: int) -> Iterator[Entry]:
+        for each in range(number, len(self._index.frames)):
+            yield from self.frame_entries(each)
+
+    def _below(self, wanted: Components) -> Iterator[Entry]:
+        depth = len(wanted)
+        for entry in self._stream(max(bisect_right(self._starts, wanted) - 1, 0)):
+            start = entry.components[:depth]
+            if start == wanted:
+                yield entry
+            elif start > wanted:
+                return
+
+    @staticmethod
+    def _checked(entries: Iterator[Entry], check: _TreeCheck) -> Iterator[Entry]:
+        for entry in entries:
+            check.check(entry)
+            yield entry
+
+    def linked(self, entry: Entry) -> Entry:
+        """Return the file that a hard link is another name of.
+
+        Raises:
+            FormatError: It names no earlier file.
+        """
+        target = self.find(entry.link) if entry.link is not None and components(entry.link) < entry.components else None
+        if target is None or target.kind is not Kind.FILE:
+            raise FormatError(f"{self._where}: {printable(entry.path)} is a hard link to no earlier file")
+        return target
+
+    def _frame_entries(self, number: int) -> list[Entry]:
+        found = self._manifest_cache.get(number)
+        if found is None:
+            found = self._manifest_cache[number] = list(self.frame_entries(number))
+            if len(self._manifest_cache) > _CACHED_MANIFEST_FRAMES:
+                self._manifest_cache.popitem(last=False)
+        self._manifest_cache.move_to_end(number)
+        return found
+
+
+class _TreeCheck:
+    """Checks what one entry alone does not show: order, parents that are directories, what hard links name."""
+
+    def __init__(self, reader: RevisionReader, *, known: bool) -> None:
+        self._reader = reader
+        self._directory: Components | None = () if known else None
+        self._last: Components = ()
+
+    def skipped(self) -> None:
+        """Entries were left out: in which directory the next one lies is to be looked up."""
+        self._directory = None
+
+    def check(self, entry: Entry) -> None:
+        """Check the next entry.
+
+        Raises:
+            FormatError: It breaks the order, lies in no directory, or is a hard link to no earlier file.
+        """
+        key = entry.components
+        if key <= self._last:
+            raise FormatError(f"{printable(entry.path)} is out of order")
+        self._last = key
+        parent = key[:-1]
+        if self._directory is None:
+            self._look_up(parent)
+            self._directory = parent
+        if parent != self._directory[: len(parent)]:
+            raise FormatError(f"{printable(entry.path)} lies in no directory")
+        if entry.kind is Kind.DIRECTORY:
+            self._directory = key
+        elif entry.kind is Kind.HARDLINK:
+            self._reader.linked(entry)
+
+    def _look_up(self, path: Components) -> None:
+        for depth in range(1, len(path) + 1):
+            entry = self._reader.find(b"/".join(path[:depth]))
+            if entry is None or entry.kind is not Kind.DIRECTORY:
+                raise FormatError(f"{printable(b'/'.join(path[:depth]))} is no directory")
+
+
+class _Packs:
+    """The packs of a record; keeps the last frames read."""
+
+    def __init__(self, directory: Path, record: RevisionRecord) -> None:
+        self._where = f"{record.distribution} {record.revision}"
+        self._open: list[tuple[PackRef, PackReader]] = []
+        self._cache: OrderedDict[bytes, bytes] = OrderedDict()
+        self._cached_bytes = 0
+        try:
+            for ref in record.packs:
+                path = directory / ref.revision / PACK_NAME
+                self._open.append((ref, PackReader(path, expected_bytes=ref.bytes)))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for _, reader in self._open:
+            reader.close()
+
+    def read(self, digest: bytes) -> bytes:
+        plain = self._cache.get(digest)
+        if plain is not None:
+            self._cache.move_to_end(digest)
+            return plain
+        reader, location = self._find(digest)
+        plain = reader.read(digest, location)
+        self._cache[digest] = plain
+        self._cached_bytes += len(plain)
+        while self._cached_bytes > _CACHED_BYTES:
+            self._cached_bytes -= len(self._cache.popitem(last=False)[1])
+        return plain
+
+    def _find(self, digest: bytes) -> tuple[PackReader, Location]:
+        for ref, reader in self._open:
+            location = reader.index.get(digest)
+            if location is not None and _is_live(ref, location):
+                return reader, location
+        raise MissingContentError(
+            f"{self._where}: no pack holds the frame {digest.hex()}", hint="`ted verify --stored` says what is wrong"
+        )
+
+
+def _is_live(ref: PackRef, location: Location) -> bool:
+    first, last = location.offset // ref.block_bytes, (location.end - 1) // ref.block_bytes
+    number = bisect_right(ref.live, (first, ref.blocks)) - 1
+    return number >= 0 and last < sum(ref.live[number])
+
+
+class _Cursor:
+    """Where a comparison stands in one revision; a manifest frame is only read when its entries are asked for."""
+
+    def __init__(self, reader: RevisionReader | None) -> None:
+        self._reader = reader
+        self._frames = reader.manifest_frames if reader is not None else ()
+        self._check = _TreeCheck(reader, known=True) if reader is not None else None
+        self._number = 0
+        self._entries: Iterator[Entry] | None = None
+        self._entry: Entry | None = None
+
+    def at_frame(self) -> bytes | None:
+        """Return the digest of the manifest frame that is next and not begun, else ``None``."""
+        if self._entries is not None or self._number >= len(self._frames):
+            return None
+        return self._frames[self._number].digest
+
+    def entry(self) -> Entry | None:
+        """Return the entry the cursor is at, checked; ``None`` at the end."""
+        if self._entry is None and self._reader is not None and self._number < len(self._frames):
+            self._entries = self._reader.frame_entries(self._number)
+            self._take()
+        return self._entry
+
+    def advance(self) -> None:
+        """Go on to the next entry, or to the next frame without beginning it."""
+        self._take()
+
+    def skip_frame(self) -> None:
+        """Leave out the frame that is next."""
+        self._number += 1
+        if self._check is not None:
+            self._check.skipped()
+
+    def _take(self) -> None:
+        self._entry = next(self._entries, None) if self._entries is not None else None
+        if self._entry is None:
+            self._entries = None
+            self._number += 1
+        elif self._check is not None:
+            self._check.check(self._entry)
+
+
+def diff(old: RevisionReader | None, new: RevisionReader) -> Iterator[Difference]:
+    """Yield what differs between two revisions, sorted by path components.
+
+    Entries that would install as the same thing (``Entry.same_as``) are left out, manifest frames that both have
+    are not looked into.
+
+    Args:
+        old: ``None`` compares with nothing: every entry of ``new`` is yielded.
+        new: The revision to compare with.
+    """
+    before, after = _Cursor(old), _Cursor(new)
+    while True:
+        if before.at_frame() is not None and before.at_frame() == after.at_frame():
+            before.skip_frame()
+            after.skip_frame()
+            continue
+        was, now = before.entry(), after.entry()
+        if was is None and now is None:
+            return
+        if now is None or (was is not None and was.components < now.components):
+            assert was is not None
+            yield was.path, was, None
+            before.advance()
+        elif was is None or now.components < was.components:
+            yield now.path, None, now
+            after.advance()
+        else:
+            if not was.same_as(now):
+                yield now.path, was, now
+            before.advance()
+            after.advance()

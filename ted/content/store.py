@@ -1,0 +1,163 @@
+"""Where a build keeps frames: in the packs of earlier revisions if they are there, else in the new pack.
+
+Rules:
+ * A frame that a kept revision's pack holds is referred to, not repeated.
+ * Frames are compressed on two threads and written in the order they came: same input, same pack.
+ * At most 16 MiB wait to be written, whatever the size of the source.
+ * A pack less than a quarter of which would be live is retired, and so are those with the fewest live bytes beyond 32
+   packs: their live frames move into the new pack.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from ted.content.blocks import Bitmap, bounded_runs
+from ted.content.frame import Encoded, Location, encode, frame_digest
+from ted.content.pack import DigestTable, PackReader, PackWriter
+from ted.content.record import MAX_PACKS, PackRef
+
+_WORKERS = 2
+_MAX_WAITING_BYTES = 16 << 20
+_LIVE_SHARE_TO_KEEP = 4
+
+
+class EarlierPack:
+    """A pack of a kept revision, and which of its frames the new revision needs."""
+
+    def __init__(self, ref: PackRef, reader: PackReader) -> None:
+        self.ref = ref
+        self.reader = reader
+        self.live_bytes = 0
+        self._live = Bitmap(len(reader.index))
+
+    def find(self, digest: bytes) -> int | None:
+        """Return the number of the frame, ``None`` if it is not in this pack."""
+        return self.reader.index.find(digest)
+
+    def location(self, number: int) -> Location:
+        """Return where frame ``number`` lies."""
+        return self.reader.index.at(number)[1]
+
+    def need(self, number: int) -> None:
+        """Note that the new revision needs frame ``number``."""
+        if number not in self._live:
+            self._live.add(number)
+            self.live_bytes += self.location(number).stored_bytes
+
+    @property
+    def is_mostly_dead(self) -> bool:
+        """Whether so little of it is needed that it had better be rewritten."""
+        return self.live_bytes * _LIVE_SHARE_TO_KEEP < self.ref.bytes
+
+    def live_frames(self) -> Iterator[Encoded]:
+        """Yield the needed frames as they are stored, checked, in the order they lie."""
+        numbers = [number for first, count in self._live.runs() for number in range(first, first + count)]
+        numbers.sort(key=lambda number: self.location(number).offset)
+        for number in numbers:
+            digest, location = self.reader.index.at(number)
+            self.reader.read(digest, location)  # what is damaged must not travel on under a new list
+            yield Encoded(digest, location.codec, self.reader.stored(location), location.plain_bytes)
+
+    def live_ref(self) -> PackRef:
+        """Return the reference to this pack with the blocks that the new revision needs."""
+        size = self.ref.block_bytes
+        blocks = Bitmap(self.ref.blocks)
+        for first, count in self._live.runs():
+            for number in range(first, first + count):
+                location = self.location(number)
+                _add_range(blocks, location.offset, location.end, size)
+        _add_range(blocks, 0, 1, size)
+        _add_range(blocks, self.reader.index_offset, self.ref.bytes, size)
+        ref = self.ref
+        return PackRef(ref.revision, ref.bytes, size, ref.blocks, ref.root, tuple(bounded_runs(blocks.runs())))
+
+
+def _add_range(blocks: Bitmap, start: int, end: int, block_bytes: int) -> None:
+    for block in range(start // block_bytes, (end - 1) // block_bytes + 1):
+        blocks.add(block)
+
+
+class FrameStore:
+    """The frames of one build. Used from one thread; close it."""
+
+    def __init__(self, pack_path: Path, earlier: Sequence[EarlierPack], level: int) -> None:
+        self.frames_new = 0
+        self._earlier = list(earlier)
+        self._level = level
+        self._pack = PackWriter(pack_path)
+        self._seen = DigestTable(pack_path.parent)
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="ted-compress")
+        self._waiting: deque[Future[Encoded]] = deque()
+        self._waiting_sizes: deque[int] = deque()
+        self._waiting_bytes = 0
+
+    def close(self) -> None:
+        """Give up whatever is unfinished; harmless after ``finish``."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pack.abandon()
+        self._seen.close()
+
+    def put(self, plain: bytes) -> bytes:
+        """Keep a frame; return its digest."""
+        digest = frame_digest(plain)
+        if not self.need(digest) and digest not in self._seen:
+            self._seen.add(digest)
+            self._waiting.append(self._pool.submit(encode, plain, self._level, digest=digest))
+            self._waiting_sizes.append(len(plain))
+            self._waiting_bytes += len(plain)
+            while self._waiting_bytes > _MAX_WAITING_BYTES:
+                self._write_next()
+        return digest
+
+    def need(self, digest: bytes) -> bool:
+        """Refer to a frame of an earlier pack; false if none holds it."""
+        for pack in self._earlier:
+            number = pack.find(digest)
+            if number is not None:
+                pack.need(number)
+                return True
+        return False
+
+    def size_of(self, digest: bytes) -> int | None:
+        """Return the plain bytes of a frame of an earlier pack, ``None`` if none holds it."""
+        for pack in self._earlier:
+            number = pack.find(digest)
+            if number is not None:
+                return pack.location(number).plain_bytes
+        return None
+
+    def read(self, digest: bytes) -> bytes | None:
+        """Return a frame of an earlier pack, checked; ``None`` if none holds it."""
+        for pack in self._earlier:
+            number = pack.find(digest)
+            if number is not None:
+                return pack.reader.read(digest, pack.location(number))
+        return None
+
+    def finish(self) -> list[PackRef]:
+        """Write the new pack to its end, durably; return the earlier packs it needs beside it."""
+        while self._waiting:
+            self._write_next()
+        kept = self._retire()
+        self.frames_new = self._pack.frames
+        self._pack.finish()
+        return [pack.live_ref() for pack in kept]
+
+    def _retire(self) -> list[EarlierPack]:
+        needed = [pack for pack in self._earlier if pack.live_bytes]
+        dead = [pack for pack in needed if pack.is_mostly_dead]
+        kept = [pack for pack in needed if not pack.is_mostly_dead]
+        kept.sort(key=lambda pack: pack.live_bytes, reverse=True)
+        for pack in dead + kept[MAX_PACKS - 1 :]:
+            for frame in pack.live_frames():
+                self._pack.add(frame)
+        keep = {pack.ref.revision for pack in kept[: MAX_PACKS - 1]}
+        return [pack for pack in needed if pack.ref.revision in keep]
+
+    def _write_next(self) -> None:
+        self._pack.add(self._waiting.popleft().result())
+        self._waiting_bytes -= self._waiting_sizes.popleft()
