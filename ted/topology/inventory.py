@@ -311,12 +311,16 @@ class _Renderer:
         try:
             from ansible.inventory.manager import InventoryManager
             from ansible.parsing.dataloader import DataLoader
+            from ansible.plugins.loader import init_plugin_loader
+            from ansible.utils.collection_loader import AnsibleCollectionConfig
             from ansible.vars.hostvars import HostVars
             from ansible.vars.manager import VariableManager
         except ImportError as error:
             raise ConfigError(
                 f"the inventory holds templates, and Ansible's Python is not here: {error}", hint=_NO_ANSIBLE
             ) from None
+        if AnsibleCollectionConfig.collection_finder is None:  # without it no lookup, filter or test is found
+            init_plugin_loader()
         self._loader = DataLoader()
         self._inventory = InventoryManager(loader=self._loader, sources=None, parse=False)
         self._manager = VariableManager(loader=self._loader, inventory=self._inventory)
