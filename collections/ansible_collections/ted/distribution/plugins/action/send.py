@@ -1,0 +1,180 @@
+# Copyright (c) 2026, The ted authors
+# Apache-2.0 (see LICENSE)
+"""Start a send on the Distributor, then look at its progress until it is done.
+
+Rules:
+ * One module run starts it. Each look is one plain command over the same connection, never a module.
+ * Nothing waits for ever: every look has a limit, the whole wait has one, and a lost connection is tried a few times.
+   The send itself belongs to the agents and goes on whatever happens here.
+ * Check mode starts nothing and looks at nothing.
+ * A receiver that does not hold the revision in the end fails the task, unless allow_incomplete.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import shlex
+import threading
+import time
+
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.module_utils.parsing.convert_bool import boolean
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible_collections.ted.distribution.plugins.plugin_utils.progress import (
+    all_incomplete,
+    documents,
+    landmark,
+    line,
+)
+
+display = Display()
+
+MODULE = "ted.distribution.send"
+FIRST_PAUSE_S = 0.5
+PAUSE_GROWTH = 1.4
+LOOK_LIMIT_S = 60
+LOST_LIMIT = 5
+AT_ONCE = 20
+
+
+class LookFailed(Exception):
+    """One look at the progress brought nothing; the next may."""
+
+
+class ActionModule(ActionBase):
+    """Start, then look."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+    _supports_async = False
+
+    def run(self, tmp=None, task_vars=None):
+        """Return the module's result, brought up to date until every receiver has it or the time is over."""
+        result = super(ActionModule, self).run(tmp, task_vars)
+        result.update(self._execute_module(module_name=MODULE, task_vars=task_vars))
+        if result.get("failed") or result.get("skipped"):
+            return result
+        sends = result.get("sends") or []
+        options = result.get("invocation", {}).get("module_args", {})
+        options = dict(options, **self._task.args)
+        following = boolean(options.get("wait", True), strict=False)
+        if following and not self._task.check_mode:
+            sends, trouble = self._follow(result, sends, options)
+            result["sends"] = sends
+            if trouble:
+                result["warnings"] = result.get("warnings", []) + [trouble]
+        return self._conclude(result, sends, options, following and not self._task.check_mode)
+
+    def _conclude(self, result, sends, options, followed):
+        """Add the sums, and fail if somebody lacks it."""
+        result["bytes"] = sum(int(send.get("bytes") or 0) for send in sends)
+        result["incomplete"] = all_incomplete(sends) if followed else {}
+        if result["incomplete"] and not boolean(options.get("allow_incomplete", False), strict=False):
+            result["failed"] = True
+            result["msg"] = "; ".join(
+                "%s was not received by %s" % (name, ", ".join("%s (%s)" % pair for pair in sorted(lacking.items())))
+                for name, lacking in sorted(result["incomplete"].items())
+            )
+        return result
+
+    def _follow(self, result, sends, options):
+        """Look until all is done; return the newest news and what went wrong, if anything."""
+        news = {str(send.get("send")): send for send in sends}
+        live = [name for name, send in news.items() if send.get("changed") and name not in ("", "None")]
+        if options.get("watch"):
+            live = [name for name in news if not news[name].get("done")]
+        began, pause, lost, shown = time.monotonic(), FIRST_PAUSE_S, 0, None
+        deadline = began + int(options.get("timeout") or 3600)
+        longest = max(float(options.get("interval") or 5), FIRST_PAUSE_S)
+        trouble = None
+        while live:
+            try:
+                for send in self._look(result, live):
+                    news[str(send.get("send"))] = send
+                lost = 0
+            except LookFailed as error:
+                lost += 1
+                if lost >= LOST_LIMIT:
+                    trouble = "the progress could not be read %d times, the last time: %s" % (lost, error)
+                    break
+                self._forget_connection()
+            live = [name for name in live if not news[name].get("done")]
+            shown = self._show(list(news.values()), time.monotonic() - began, shown)
+            if time.monotonic() >= deadline:
+                trouble = "the time is over; the send goes on without this play" if live else None
+                break
+            if live:
+                time.sleep(min(pause, max(deadline - time.monotonic(), 0)))
+                pause = min(pause * PAUSE_GROWTH, longest)
+        self._show_end(shown)
+        return list(news.values()), trouble
+
+    def _look(self, result, names):
+        """Return the news of the sends ``names``."""
+        prefix = [result["executable"], "--config", result["config"], "--json", "send", "--watch"]
+        news = []
+        for first in range(0, len(names), AT_ONCE):
+            part = names[first : first + AT_ONCE]
+            command = "; ".join(" ".join(shlex.quote(str(word)) for word in prefix + [name]) for name in part)
+            said = self._bounded(command)
+            found = documents(said.get("stdout") or "")
+            if len(found) != len(part):
+                raise LookFailed((said.get("stderr") or said.get("stdout") or "no answer").strip()[-300:])
+            for document in found:
+                if "error" in document:
+                    raise LookFailed(str(document["error"].get("message")))
+                news += self._sends_of(document)
+        return news
+
+    @staticmethod
+    def _sends_of(document):
+        """Return the sends of one answer; ``done`` may stand beside them or in them."""
+        sends = document.get("sends", [document])
+        return [dict(send, done=send.get("done", document.get("done", False))) for send in sends]
+
+    def _bounded(self, command):
+        """Run a command over the connection, but wait no longer than ``LOOK_LIMIT_S``."""
+        answer = {}
+
+        def look():
+            try:
+                answer["said"] = self._low_level_execute_command(command, sudoable=True)
+            except (AnsibleConnectionFailure, AnsibleError, OSError) as error:
+                answer["error"] = error
+
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(look,), daemon=True)
+        thread.start()
+        thread.join(LOOK_LIMIT_S)
+        if "said" not in answer:
+            raise LookFailed(str(answer.get("error") or "no answer in %d s" % LOOK_LIMIT_S))
+        return answer["said"]
+
+    def _forget_connection(self):
+        """Let the next look make a new connection; a dead one answers nothing for minutes."""
+        try:
+            self._connection.reset()
+        except Exception as error:  # a connection that cannot be reset is as good as lost
+            display.vvv("send: the connection could not be reset: %s" % error)
+
+    @staticmethod
+    def _show(sends, elapsed_s, shown):
+        """Print a line when something happened; on a terminal, redraw it each time."""
+        now = landmark(sends)
+        words = "  " + line(sends, elapsed_s)
+        if os.isatty(1):
+            if now != shown:
+                display.display("\r\x1b[K" + words, newline=True)
+            else:
+                display.display("\r\x1b[K" + words, newline=False)
+        elif now != shown:
+            display.display(words)
+        return now
+
+    @staticmethod
+    def _show_end(shown):
+        """Leave a clean line behind."""
+        if shown is not None and os.isatty(1):
+            display.display("\r\x1b[K", newline=False)

@@ -1,0 +1,152 @@
+#!/usr/bin/python
+# Copyright (c) 2026, The ted authors
+# Apache-2.0 (see LICENSE)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: build
+short_description: Build a revision of a distribution on its Distributor
+version_added: 0.1.0
+description:
+  - Gathers what the distribution's type says, and signs and publishes a new revision if anything changed.
+  - Runs on the Distributor that owns the distribution.
+author:
+  - The ted authors (@ted-distribution)
+extends_documentation_fragment:
+  - ted.distribution.common
+  - ted.distribution.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+  idempotent:
+    support: full
+    details: An unchanged source gives no new revision.
+options:
+  name:
+    description:
+      - Names of the distributions. All active distributions of this Distributor when unset.
+    type: list
+    elements: str
+    aliases: [distribution]
+  force:
+    description:
+      - Read every source again, whatever its times and sizes say.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+---
+- name: Build everything this Distributor owns
+  ted.distribution.build:
+
+- name: Build one distribution
+  ted.distribution.build:
+    name: dat
+  register: built
+
+- name: Say what was built
+  ansible.builtin.debug:
+    msg: "{{ built.revision }} holds {{ built.bytes }} new bytes"
+"""
+
+RETURN = r"""
+---
+distributions:
+  description: What happened to each distribution.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    distribution:
+      description: Its name.
+      type: str
+      returned: always
+    revision:
+      description: The newest revision's time stamp after the build, or the one it would be based on in check mode.
+      type: str
+      returned: always
+    changed:
+      description: Whether a new revision was made (or would be).
+      type: bool
+      returned: always
+    bytes:
+      description: Size of the new pack, in bytes. V(0) when nothing changed.
+      type: int
+      returned: always
+    frames:
+      description: Frames that no earlier revision holds.
+      type: int
+      returned: always
+    files:
+      description: Files in the revision.
+      type: int
+      returned: always
+    content_bytes:
+      description: Size of the content as it will lie on a Subscriber, in bytes.
+      type: int
+      returned: always
+    duration_s:
+      description: How long the build took, in seconds.
+      type: float
+      returned: always
+  sample:
+    - bytes: 20480
+      changed: true
+      content_bytes: 67108864
+      distribution: dat
+      duration_s: 1.2
+      files: 214
+      frames: 3
+      revision: 20261122T125447123456Z
+revision:
+  description: The revision, when exactly one distribution was named.
+  returned: when one distribution was built
+  type: str
+  sample: 20261122T125447123456Z
+bytes:
+  description: Size of the new pack in bytes, when exactly one distribution was named.
+  returned: when one distribution was built
+  type: int
+  sample: 20480
+frames:
+  description: New frames, when exactly one distribution was named.
+  returned: when one distribution was built
+  type: int
+  sample: 3
+duration_s:
+  description: Seconds the build took, when exactly one distribution was named.
+  returned: when one distribution was built
+  type: float
+  sample: 1.2
+"""
+
+from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
+    Ted,
+    flag,
+    lifted,
+    names,
+    ted_module,
+    with_diff,
+)
+
+
+def main():
+    module = ted_module(
+        name={"type": "list", "elements": "str", "aliases": ["distribution"]},
+        force={"type": "bool", "default": False},
+    )
+    said = Ted(module).ask(
+        "build",
+        *(flag("--check", module.check_mode) + flag("--force", module.params["force"]) + ["--"]) + names(module.params),
+    )
+    result = lifted(said, "distributions", ("revision", "bytes", "frames", "files", "content_bytes", "duration_s"))
+    module.exit_json(**with_diff(module, result))
+
+
+if __name__ == "__main__":
+    main()

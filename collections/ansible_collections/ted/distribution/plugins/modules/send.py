@@ -1,0 +1,223 @@
+#!/usr/bin/python
+# Copyright (c) 2026, The ted authors
+# Apache-2.0 (see LICENSE)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: send
+short_description: Send distributions down the tree and show the progress
+version_added: 0.1.0
+description:
+  - Offers the newest revision of each distribution to the first tier. Every parent passes it on while it still
+    receives.
+  - Runs on the Distributor, once, whatever the number of Subscribers.
+  - An action plugin of the same name starts the send and then asks the Distributor for its progress over the
+    same connection. No further module is run, and no fork is held on any Subscriber.
+  - In check mode it returns the bytes each link would carry, and sends nothing.
+author:
+  - The ted authors (@ted-distribution)
+extends_documentation_fragment:
+  - ted.distribution.common
+  - ted.distribution.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+    details: The bytes of each link are in the result.
+  idempotent:
+    support: full
+    details: Receivers that have the revision are not offered it again.
+options:
+  name:
+    description:
+      - Names of the distributions. All active distributions of this Distributor when unset.
+    type: list
+    elements: str
+    aliases: [distribution]
+  channel:
+    description:
+      - Send on this channel only.
+    type: str
+  revision:
+    description:
+      - Send this revision and not the newest. Needs exactly one O(name).
+    type: str
+  limit:
+    description:
+      - Send only to these Subscribers. The relays on the way to them take part, others do not.
+    type: list
+    elements: str
+  wait:
+    description:
+      - Follow the send until every receiver has it, is given up, or O(timeout) is over.
+      - With V(false) the task ends as soon as the send is on its way. It goes on without Ansible.
+    type: bool
+    default: true
+  timeout:
+    description:
+      - How long to wait, in seconds. The send itself goes on afterwards, with the node's own retries.
+    type: int
+    default: 3600
+  interval:
+    description:
+      - The longest pause between two looks at the progress, in seconds.
+    type: int
+    default: 5
+  watch:
+    description:
+      - Do not send. Follow the sends with these identities (RV(sends[].send) of a task with O(wait=false)).
+    type: list
+    elements: str
+  allow_incomplete:
+    description:
+      - Do not fail when a receiver does not have it in the end. RV(incomplete) names those that do not.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+---
+- name: Send everything to everybody who subscribes
+  ted.distribution.send:
+
+- name: Send one distribution on one channel to two Subscribers
+  ted.distribution.send:
+    name: dat
+    channel: antivirus
+    limit: [s03, s04]
+    timeout: 600
+
+- name: Start a send and go on with the play
+  ted.distribution.send:
+    name: dat
+    wait: false
+  register: started
+
+- name: Follow it later
+  ted.distribution.send:
+    watch: "{{ started.sends | map(attribute='send') }}"
+"""
+
+RETURN = r"""
+---
+sends:
+  description: One item for each distribution and channel.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    send:
+      description: Identity of the send, for O(watch). Empty in check mode.
+      type: str
+      returned: always
+    distribution:
+      description: The distribution's name.
+      type: str
+      returned: always
+    channel:
+      description: The channel it goes out on.
+      type: str
+      returned: always
+    revision:
+      description: The revision that is sent.
+      type: str
+      returned: always
+    changed:
+      description: Whether any receiver lacked it.
+      type: bool
+      returned: always
+    bytes:
+      description: Bytes over all links, in bytes.
+      type: int
+      returned: always
+    edges:
+      description: Every link of the routing slip and what crosses it, C(sender), C(receiver), C(bytes).
+      type: list
+      elements: dict
+      returned: always
+    states:
+      description: The state of each receiver, as in C(ted status).
+      type: dict
+      returned: always
+    duration_s:
+      description: Seconds from the first offer to the last receiver.
+      type: float
+      returned: always
+  sample:
+    - bytes: 40960
+      changed: true
+      channel: antivirus
+      distribution: dat
+      duration_s: 3.1
+      edges:
+        - {bytes: 20480, receiver: s01, sender: hq}
+        - {bytes: 20480, receiver: e01, sender: s01}
+      revision: 20261122T125447123456Z
+      send: "12"
+      states: {e01: received, s01: received}
+bytes:
+  description: Bytes over all links of all sends.
+  returned: success
+  type: int
+  sample: 40960
+incomplete:
+  description: Receivers that do not have it, with their state, by distribution.
+  returned: success
+  type: dict
+  sample: {}
+executable:
+  description: The C(ted) that was used.
+  returned: success
+  type: str
+  sample: /opt/ted/venv/bin/ted
+config:
+  description: The configuration directory that was used.
+  returned: success
+  type: str
+  sample: /etc/ted
+"""
+
+from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import Ted, flag, names, option, ted_module
+
+
+def words(params, check_mode):
+    """Return the words that start (or foretell) the send; waiting is the action plugin's work."""
+    return (
+        ["send"]
+        + option("--channel", params["channel"])
+        + option("--revision", params["revision"])
+        + option("--limit", ",".join(params["limit"] or []))
+        + flag("--check", check_mode)
+        + flag("--no-wait", not check_mode)
+        + ["--"]
+        + names(params)
+    )
+
+
+def main():
+    module = ted_module(
+        name={"type": "list", "elements": "str", "aliases": ["distribution"]},
+        channel={"type": "str"},
+        revision={"type": "str"},
+        limit={"type": "list", "elements": "str"},
+        wait={"type": "bool", "default": True},
+        timeout={"type": "int", "default": 3600},
+        interval={"type": "int", "default": 5},
+        watch={"type": "list", "elements": "str"},
+        allow_incomplete={"type": "bool", "default": False},
+        rules={"mutually_exclusive": [("watch", "name"), ("watch", "channel"), ("watch", "limit")]},
+    )
+    ted = Ted(module)
+    if module.params["watch"]:
+        seen = [ted.ask("send", "--watch", identity) for identity in module.params["watch"]]
+        said = {"changed": False, "sends": [send for one in seen for send in one.get("sends", [one])]}
+    else:
+        said = ted.ask(*words(module.params, module.check_mode))
+    module.exit_json(executable=ted.executable, config=ted.config, **said)
+
+
+if __name__ == "__main__":
+    main()

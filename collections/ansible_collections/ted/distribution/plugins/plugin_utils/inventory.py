@@ -1,0 +1,268 @@
+# Copyright (c) 2026, The ted authors
+# Apache-2.0 (see LICENSE)
+"""What an Ansible run knows, in the shapes ted wants. Shared by this collection's filters and lookups.
+
+Rules:
+ * Only groups and variables of the inventory contract leave; what steers the role stays.
+ * Values are templated by Ansible, leaf by leaf where a part of one cannot be: that part keeps its text
+   (a target path that names a Subscriber's variable is not the Distributor's to resolve).
+ * The result is plain data in a fixed order: the same inventory gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+from ansible.errors import AnsibleError
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar
+
+ROLE_GROUPS = ("distributors", "subscribers", "external_subscribers")
+# Variables that steer the role or a play and say nothing about the tree.
+ROLE_VARIABLES = frozenset(
+    "ted_" + name
+    for name in (
+        "agent_user allow_incomplete channel distribution executable package pip_extra_args purge python realm"
+        " realm_authority revision send_timeout service venv"
+    ).split()
+)
+# Everything a node must know about itself: keys of node.yml are these names.
+NODE_SETTINGS = (
+    "address port transport working_directory database_url input_rate output_rates max_concurrent timeout min_free"
+    " retry_interval retry_for message_levels log_max_age variables extract_schedule inactive_channels fallbacks"
+    " fallback_when source_order parent"
+).split()
+LOOPBACK = ("127.0.0.1", "::1")
+
+
+def plain(value):
+    """Return ``value`` as built-in types only: tags, lazy containers and subclasses do not leave this file."""
+    if value is None or isinstance(value, (bool,)):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value) if type(value) is str else "".join(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(value[key]) for key in value}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value)
+
+
+def is_ours(name):
+    """Say whether a variable belongs to the tree."""
+    return name == "ansible_host" or (name.startswith("ted_") and name not in ROLE_VARIABLES)
+
+
+def variables(hostvars, host):
+    """Return the ted variables of ``host``, templated, as plain data."""
+    found = hostvars[host]
+    raw = None
+    result = {}
+    for name in sorted(key for key in found if is_ours(key)):
+        try:
+            result[name] = plain(found[name])
+        except AnsibleError:
+            raw = untemplated(hostvars, host) if raw is None else raw
+            result[name] = leaves(raw[name], Templar(loader=DataLoader(), variables=raw))
+    return result
+
+
+def untemplated(hostvars, host):
+    """Return a host's variables as they were written."""
+    if hasattr(hostvars, "raw_get"):
+        return dict(hostvars.raw_get(host))
+    return dict(hostvars[host])
+
+
+def leaves(value, templar):
+    """Template each leaf by itself; one that cannot be keeps its text."""
+    if isinstance(value, Mapping):
+        return {plain(key): leaves(value[key], templar) for key in value}
+    if isinstance(value, (list, tuple)):
+        return [leaves(item, templar) for item in value]
+    try:
+        return plain(templar.template(value))
+    except AnsibleError:
+        return plain(value)
+
+
+def hierarchy_names(items, parent=None):
+    """Yield ``(name, parent)`` for everybody in a routing hierarchy."""
+    for item in items or []:
+        if isinstance(item, Mapping):
+            for name in item:
+                yield str(name), parent
+                for pair in hierarchy_names(item[name], str(name)):
+                    yield pair
+        else:
+            yield str(item), parent
+
+
+def get(hostvars, host, name, default=None):
+    """Return one variable of a host, or ``default``."""
+    found = hostvars[host] if host in hostvars else {}
+    return found[name] if name in found else default
+
+
+def distributors(groups):
+    """Return the Distributors, in inventory order."""
+    return [str(host) for host in groups.get("distributors", [])]
+
+
+def channels(hostvars, groups):
+    """Return the names of all channels: the keys of every ``ted_channels`` a Distributor or Subscriber sees."""
+    names = []
+    for host in distributors(groups) or [str(host) for host in groups.get("subscribers", [])][:1]:
+        names += [str(name) for name in get(hostvars, host, "ted_channels", {}) or {} if str(name) not in names]
+    return names
+
+
+def members(hostvars, groups):
+    """Return every node of the tree, External Subscribers too, in inventory order."""
+    wanted = set()
+    for group in list(ROLE_GROUPS) + channels(hostvars, groups):
+        wanted.update(str(host) for host in groups.get(group, []))
+    for host in distributors(groups):
+        wanted.update(name for name, dummy in hierarchy_names(get(hostvars, host, "ted_routing_hierarchy", [])))
+    pending = list(wanted)
+    while pending:
+        parent = get(hostvars, pending.pop(), "ted_parent")
+        if parent and str(parent) not in wanted:
+            wanted.add(str(parent))
+            pending.append(str(parent))
+    return [str(host) for host in groups.get("all", []) if str(host) in wanted]
+
+
+def topology(hostvars, groups):
+    """Return the tree in the shape of ``ansible-inventory --list``."""
+    hosts = members(hostvars, groups)
+    known = set(hosts)
+    result = {"_meta": {"hostvars": {host: variables(hostvars, host) for host in sorted(hosts)}}}
+    shown = []
+    for group in sorted(set(list(ROLE_GROUPS) + channels(hostvars, groups))):
+        if group in groups:
+            result[group] = {"hosts": sorted(str(host) for host in groups[group] if str(host) in known)}
+            shown.append(group)
+    listed = {host for group in shown for host in result[group]["hosts"]}
+    result["ungrouped"] = {"hosts": sorted(known - listed)}
+    result["all"] = {"children": shown + ["ungrouped"]}
+    return result
+
+
+def parent_of(hostvars, groups, host):
+    """Return who feeds ``host``: by a Distributor's hierarchy, else its ``ted_parent``, else the only Distributor."""
+    owners = distributors(groups)
+    for owner in owners:
+        for name, parent in hierarchy_names(get(hostvars, owner, "ted_routing_hierarchy", [])):
+            if name == host:
+                return parent or owner
+    own = get(hostvars, host, "ted_parent")
+    if own:
+        return str(own)
+    return owners[0] if len(owners) == 1 and host not in owners else None
+
+
+def node_settings(hostvars, groups, host):
+    """Return what goes into the ``node.yml`` of ``host``."""
+    own = variables(hostvars, host)
+    result = {"node": host, "distributor": host in distributors(groups)}
+    for name in NODE_SETTINGS:
+        if own.get("ted_" + name) is not None:
+            result[name] = own["ted_" + name]
+    result.setdefault("address", own.get("ansible_host") or host)
+    if result["address"] in LOOPBACK:
+        result["listen"] = result["address"]
+    if "variables" in result:
+        result["variables"] = {key: text(value) for key, value in result["variables"].items()}
+    parent = parent_of(hostvars, groups, host)
+    result.pop("parent", None)
+    if parent and parent in hostvars:
+        result["parent"] = parent
+        result["parent_address"] = text(
+            get(hostvars, parent, "ted_address") or get(hostvars, parent, "ansible_host") or parent
+        )
+        result["parent_port"] = plain(get(hostvars, parent, "ted_port", 7465))
+    return result
+
+
+def text(value):
+    """Return a variable's value as the text that replaces ``%NAME%``."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(plain(value))
+
+
+def targets(hostvars, groups, distribution=None, channel=None):
+    """Return the hosts (no External Subscribers) that shall have a distribution, or any, in inventory order."""
+    wanted = set()
+    for owner in distributors(groups):
+        for name, what in (get(hostvars, owner, "ted_distributions", {}) or {}).items():
+            if distribution in (None, "", name):
+                wanted.update(str(one) for one in what.get("channels", []) or [])
+    if channel:
+        wanted &= {channel}
+    hosts = {str(host) for name in wanted for host in groups.get(name, [])}
+    hosts -= {str(host) for host in groups.get("external_subscribers", [])}
+    return [str(host) for host in groups.get("all", []) if str(host) in hosts]
+
+
+def owners(hostvars, groups, distribution=None, channel=None):
+    """Return the Distributors that own a distribution (or any that goes out on ``channel``)."""
+    result = []
+    for host in distributors(groups):
+        mine = get(hostvars, host, "ted_distributions", {}) or {}
+        chosen = [what for name, what in mine.items() if distribution in (None, "", name)]
+        if any(not channel or channel in (what.get("channels") or []) for what in chosen):
+            result.append(host)
+    return result
+
+
+def executable(host_variables):
+    """Return the path of ted on a host, given its variables."""
+    if "ted_executable" in host_variables:
+        return plain(host_variables["ted_executable"])
+    venv = host_variables["ted_venv"] if "ted_venv" in host_variables else "/opt/ted/venv"
+    return plain(venv) + "/bin/ted"
+
+
+def certificate_requests(hostvars, hosts):
+    """Return what the hosts of a play ask of the realm's authority."""
+    asked = {}
+    for host in hosts:
+        said = get(hostvars, host, "node_configured", {}) or {}
+        if said.get("request") or said.get("renew"):
+            asked[str(host)] = {key: plain(said.get(key)) for key in ("request", "renew", "authority")}
+    return asked
+
+
+def missing_roots(hostvars, distributors, host, exported=()):
+    """Return the roots of trust that a host does not hold in the form its Distributors have them."""
+    held = (get(hostvars, host, "node_configured", {}) or {}).get("roots") or {}
+    found = {str(item.get("item")): root_in(item.get("stdout")) for item in exported}
+    for distributor in distributors:
+        found.setdefault(str(distributor), None)
+        said = get(hostvars, distributor, "node_configured", {}) or {}
+        found[str(distributor)] = plain(said.get("root")) or found[str(distributor)]
+    return {
+        name: root
+        for name, root in sorted(found.items())
+        if root and held.get(name) != hashlib.sha256(root.encode()).hexdigest()
+    }
+
+
+def root_in(text):
+    """Return the root in the answer of ``ted --json trust export``, or None."""
+    start = (text or "").find("{")
+    if start < 0:
+        return None
+    try:
+        said = json.JSONDecoder().raw_decode(text[start:])[0]
+    except ValueError:
+        return None
+    return said.get("root")

@@ -1,0 +1,172 @@
+# Copyright (c) 2026, The ted authors
+# Apache-2.0 (see LICENSE)
+"""What a send's progress says, and how to say it to a person. Decides only: no connection, no clock."""
+
+from __future__ import annotations
+
+import json
+
+# States in which a node holds the whole revision, whatever it does with it.
+HELD = ("received", "extracting", "extracted", "rolled_back", "skipped")
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def documents(text):
+    """Return every JSON document in ``text``, one after another, up to what is none."""
+    decoder, found, at = json.JSONDecoder(), [], 0
+    while True:
+        while at < len(text) and text[at].isspace():
+            at += 1
+        if at >= len(text):
+            return found
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except ValueError:
+            return found
+        found.append(value)
+
+
+def total(value):
+    """Return a number, or the sum of a mapping's numbers."""
+    if isinstance(value, dict):
+        return sum(total(item) for item in value.values())
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+
+
+def incomplete(send):
+    """Return the receivers that do not hold the revision, with their state."""
+    states = send.get("states") or {}
+    return {host: state for host, state in states.items() if state not in HELD}
+
+
+def all_incomplete(sends):
+    """Return what is missing, by distribution."""
+    missing = {}
+    for send in sends:
+        lacking = incomplete(send)
+        if lacking:
+            missing.setdefault(send.get("distribution"), {}).update(lacking)
+    return missing
+
+
+def amount(size):
+    """Return bytes as a person reads them."""
+    number = float(size)
+    for unit in UNITS:
+        if number < 1000 or unit == UNITS[-1]:
+            return "%d %s" % (number, unit) if unit == "B" else "%.1f %s" % (number, unit)
+        number /= 1000
+    return ""
+
+
+def clock(seconds):
+    """Return a duration as a person reads it."""
+    seconds = int(seconds)
+    if seconds >= 3600:
+        return "%d:%02d:%02d" % (seconds // 3600, seconds // 60 % 60, seconds % 60)
+    return "%d:%02d" % (seconds // 60, seconds % 60)
+
+
+def counts(sends):
+    """Return ``(holding, receivers, bytes done, bytes in all)`` over some sends."""
+    receivers = sum(len(send.get("states") or {}) for send in sends)
+    lacking = sum(len(incomplete(send)) for send in sends)
+    done = sum(total(send.get("bytes_done")) for send in sends)
+    wanted = sum(total(send.get("bytes_total")) for send in sends)
+    return receivers - lacking, receivers, done, wanted
+
+
+def line(sends, elapsed_s):
+    """Return one line: who has it, how much is over, how fast, how long still."""
+    holding, receivers, done, wanted = counts(sends)
+    names = sorted({str(send.get("distribution")) for send in sends})
+    what = ", ".join(names[:3]) + (" and %d more" % (len(names) - 3) if len(names) > 3 else "")
+    parts = ["%d of %d have it" % (holding, receivers)]
+    if wanted:
+        parts.append("%d %% of %s" % (100 * done // wanted, amount(wanted)))
+    rate = done / elapsed_s if elapsed_s > 0 else 0
+    if rate and done < wanted:
+        parts += ["%s/s" % amount(rate), "%s left" % clock((wanted - done) / rate)]
+    elif elapsed_s >= 1:
+        parts.append("after %s" % clock(elapsed_s))
+    return "%s: %s" % (what, ", ".join(parts))
+
+
+def landmark(sends):
+    """Return what must change for a new line to be worth printing: who has it, who failed, every tenth."""
+    holding, receivers, done, wanted = counts(sends)
+    failed = sum(1 for send in sends for state in incomplete(send).values() if state == "failed")
+    return holding, receivers, failed, 10 * done // wanted if wanted else 0
+
+
+def tier_rows(send):
+    """Return ``(depth, sender, receiver, bytes, state)`` for each link, every receiver below its sender."""
+    states = send.get("states") or {}
+    children, receivers = {}, set()
+    for edge in send.get("edges") or []:
+        sender, receiver, size = edge_parts(edge)
+        children.setdefault(sender, []).append((receiver, size))
+        receivers.add(receiver)
+    rows = []
+    pending = [(root, 0) for root in sorted(set(children) - receivers, reverse=True)]
+    seen = set()
+    while pending:
+        sender, depth = pending.pop()
+        if depth:
+            rows.append((depth,) + sender)
+            sender = sender[1]
+        if sender in seen:
+            continue
+        seen.add(sender)
+        for receiver, size in sorted(children.get(sender, []), reverse=True):
+            pending.append(((sender, receiver, size, states.get(receiver, "relay")), depth + 1))
+    return rows
+
+
+def edge_parts(edge):
+    """Return an edge's sender, receiver and bytes, from a mapping or a pair."""
+    if isinstance(edge, dict):
+        return edge.get("sender"), edge.get("receiver"), edge.get("bytes") or 0
+    return edge[0], edge[1], 0
+
+
+def table(send, most=60):
+    """Return the lines of one send's table of tiers."""
+    rows = tier_rows(send)
+    head = ("tier", "sender", "receiver", "bytes", "state")
+    cells = [
+        (str(depth), sender, "  " * (depth - 1) + str(receiver), amount(size), state)
+        for depth, sender, receiver, size, state in rows[:most]
+    ]
+    widths = [max(len(str(row[column])) for row in [head] + cells) for column in range(len(head))]
+    title = "%s %s on %s: %s over %d links" % (
+        send.get("distribution"),
+        send.get("revision"),
+        send.get("channel"),
+        amount(send.get("bytes") or sum(row[3] for row in rows)),
+        len(rows),
+    )
+    lines = [title, layout(head, widths), layout(["-" * width for width in widths], widths)]
+    lines += [layout(row, widths) for row in cells]
+    if len(rows) > most:
+        lines.append("... and %d more" % (len(rows) - most))
+    return lines
+
+
+def layout(row, widths):
+    """Return one row; numbers (bytes) to the right."""
+    parts = [
+        str(cell).rjust(width) if column == 3 else str(cell).ljust(width)
+        for column, (cell, width) in enumerate(zip(row, widths))
+    ]
+    return "  ".join(parts).rstrip()
+
+
+def status_table(rows):
+    """Return the lines of a table of ``ted status`` rows."""
+    head = ("node", "distribution", "revision", "state", "error")
+    cells = [[str(row.get(key) if row.get(key) is not None else "") for key in head] for row in rows]
+    widths = [max(len(row[column]) for row in [list(head)] + cells) for column in range(len(head))]
+    widths = [width + 0 for width in widths]
+    join = lambda row: "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()  # noqa: E731
+    return [join(head), join(["-" * width for width in widths])] + [join(row) for row in cells]

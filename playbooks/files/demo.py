@@ -1,0 +1,148 @@
+"""The parts of the demonstration that are not ted: a source, edits in it, a check, the story told at the end.
+
+Rules:
+ * ``prepare`` may be called again at any time: a copy that was cut off is made anew, former edits are taken back.
+ * ``check`` asks another program (rsync, else diff) whether two trees are the same, and prints nothing but differences.
+ * Nothing here imports ted.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+LEFT_OUT = ("__pycache__", "site-packages", "dist-packages", "config-*", "test")
+CHANGED, REMOVED, ADDED = "json/__init__.py", "this.py", "json/greeting.py"
+
+
+def prepare(source: Path, library: Path) -> bool:
+    """Make ``source`` hold a pristine copy of the library; return whether anything was done."""
+    copy, complete = source / "stdlib", source / ".complete"
+    done = False
+    if not complete.exists():
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(library, copy, symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        complete.touch()
+        done = True
+    for name in (CHANGED, REMOVED, ADDED):
+        done |= restore(library / name, copy / name)
+    shutil.copystat(library / "json", copy / "json")
+    shutil.copystat(library, copy)
+    return done
+
+
+def restore(original: Path, copy: Path) -> bool:
+    """Make one file what it was; return whether it was not."""
+    if not original.exists():
+        existed = copy.exists()
+        copy.unlink(missing_ok=True)
+        return existed
+    same = copy.exists() and copy.read_bytes() == original.read_bytes()
+    if not same:
+        shutil.copy2(original, copy)
+    return not same
+
+
+def edit(source: Path) -> None:
+    """Change one line of one file, add a file, remove a file."""
+    changed = source / "stdlib" / CHANGED
+    lines = changed.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines[0] = lines[0].rstrip("\n") + "  # revised\n"
+    changed.write_text("".join(lines), encoding="utf-8")
+    (source / "stdlib" / ADDED).write_text('print("hello from the second revision")\n', encoding="utf-8")
+    (source / "stdlib" / REMOVED).unlink(missing_ok=True)
+
+
+def differences(one: Path, other: Path) -> str:
+    """Return what another program finds different between two trees; nothing when they are the same."""
+    if shutil.which("rsync"):
+        command = ["rsync", "-n", "-c", "-a", "--delete", "--itemize-changes", f"{one}/", f"{other}/"]
+    else:
+        command = ["diff", "-r", "--no-dereference", str(one), str(other)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def amount(size: float) -> str:
+    """Return bytes as a person reads them."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def story(facts: dict) -> str:
+    """Return the last screen: what was done, what it cost, where to look."""
+    first, second = links(facts["first"]), links(facts["second"])
+    rows = [
+        f"  {sender:>6} -> {receiver:<6} {amount(first.get((sender, receiver), 0)):>12} {amount(size):>12}"
+        for (sender, receiver), size in second.items()
+    ]
+    built, update = (named(facts[key], "distributions", "stdlib") for key in ("built", "update"))
+    run, ted = facts["run"], f"{facts['ted']} --config {facts['run']}/hq/etc"
+    bytes_first = amount(built["bytes"]) if built["changed"] else "nothing: the last run's revision was the same"
+    return "\n".join(
+        [
+            "",
+            "WHAT HAPPENED",
+            "  Seven agents run on this machine: hq (the Distributor), s01 and s02 (parents), e01 to e04 (end nodes).",
+            f"  hq built a signed revision of the standard library: {built['files']} files,"
+            f" {amount(built['content_bytes'])}; its pack: {bytes_first}.",
+            "  It went hq -> s01, s02 -> e01 to e04: each line carried it once, each hop checked it and passed it on",
+            "  while it still received. Each node installed it in one transaction.",
+            f"  Then one line was changed, one file added, one removed. The second revision's pack: {amount(update['bytes'])}.",
+            "  All nodes installed it, byte for byte as at hq (checked by another program), and took it back again.",
+            "",
+            "BYTES ON EACH LINE        first revision       update",
+            *rows,
+            "",
+            "WHERE TO LOOK",
+            f"  {ted} status         who has what",
+            f"  {ted} tree           the tiers",
+            f"  {ted} report sends   what was sent",
+            f"  {run}/e01/root/                what e01 installed",
+            f"  {run}/e01/ted/hq/stdlib/       the revisions e01 keeps",
+            "  ansible-playbook -i inventories/demo playbooks/status.yml",
+            "  ansible-playbook -i inventories/demo playbooks/uninstall.yml -e ted_purge=true     ends the agents, removes all",
+        ]
+    )
+
+
+def links(results: dict) -> dict[tuple[str, str], int]:
+    """Return the bytes on each link, summed over all sends."""
+    found: dict[tuple[str, str], int] = {}
+    for result in results.get("results", [results]):
+        for send in result.get("sends", []):
+            for edge in send["edges"]:
+                pair = (edge["sender"], edge["receiver"])
+                found[pair] = found.get(pair, 0) + edge["bytes"]
+    return found
+
+
+def named(result: dict, key: str, name: str) -> dict:
+    """Return the item of a list in a result that is about the distribution ``name``."""
+    return next(item for item in result[key] if item["distribution"] == name)
+
+
+def main(argv: list[str]) -> int:
+    """Do one part; exit code 1 says that ``check`` found differences."""
+    action, *words = argv
+    if action == "prepare":
+        print("changed" if prepare(Path(words[0]), Path(words[1])) else "ok")  # noqa: T201
+    elif action == "edit":
+        edit(Path(words[0]))
+    elif action == "check":
+        found = [differences(Path(words[0]), Path(target)) for target in words[1:]]
+        print("".join(found), end="")  # noqa: T201
+        return 1 if any(found) else 0
+    elif action == "story":
+        print(story(json.load(sys.stdin)))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
