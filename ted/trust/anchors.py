@@ -16,7 +16,7 @@ from typing import Any
 
 from ted.errors import ReplayError, TrustError, UnknownNameError
 from ted.trust import names
-from ted.trust.chain import distributor_of, parse_root
+from ted.trust.chain import distributor_of, parse, parse_root
 from ted.trust.files import make_directory, read_bounded, replace_file
 from ted.trust.tuf_api import Root, TufError
 
@@ -94,7 +94,7 @@ class TrustStore:
         anchor = describe(distributor, data)
         held = self.read(anchor.distributor)
         former = describe(anchor.distributor, held) if held else None
-        if held == data:
+        if held and parse(Root, held).signed == parse(Root, data).signed:  # however it is laid out
             return Import(False, anchor, former)
         if former and anchor.version < former.version and not force:
             raise ReplayError(
@@ -104,7 +104,7 @@ class TrustStore:
         if not check:
             path = self.path(anchor.distributor)
             make_directory(path.parent)
-            replace_file(path, data)
+            replace_file(path, data.strip())
         return Import(True, anchor, former)
 
     def remove(self, distributor: str, *, check: bool = False) -> bool:

@@ -98,9 +98,7 @@ class Catalog:
         versions = chains.versions_on_disk(self.directory).get("root") if self.directory.is_dir() else None
         data = read_bounded(self._root_path(versions[-1]), names.MAX_ROOT_BYTES) if versions else None
         if data is None:
-            raise RepositoryError(
-                f"{self.directory}: no catalog", hint="make it: ted keys create --distributor NAME"
-            )
+            raise RepositoryError(f"{self.directory}: no catalog", hint="make it: ted keys create --distributor NAME")
         return data
 
     def distributions(self) -> tuple[str, ...]:
@@ -269,17 +267,14 @@ class Catalog:
         try:
             root = chains.parse_root(self.root_bytes())  # a create that was cut off
         except RepositoryError:
-            root = Root(
-                expires=self._expiry("root"), unrecognized_fields={chains.DISTRIBUTOR_FIELD: distributor}
-            )
+            root = Root(expires=self._expiry("root"), unrecognized_fields={chains.DISTRIBUTOR_FIELD: distributor})
             for role in names.TOP_LEVEL_ROLES:
                 root.add_key(self.keys.obtain(role).public_key, role)
             self._write_root(root, self._signers(root, "root"))
         targets = Targets(expires=self._expiry("targets"), delegations=Delegations({}, {}))
-        nothing = Chain(
-            root, Timestamp(), Snapshot(meta={"targets.json": MetaFile(1)}), targets, {}, {}
-        )  # fmt: skip
-        self._advance(nothing, targets=targets)
+        snapshot = Snapshot(meta={})
+        snapshot.version = 0  # the first is 1
+        self._advance(Chain(root, Timestamp(), snapshot, targets, {}, {}), targets=targets)
         self._heal()
 
     def _publish(self, chain: Chain, distribution: str, wanted: dict[str, TargetFile]) -> bool:
@@ -386,9 +381,7 @@ class Catalog:
         timestamp.version = chain.timestamp.version + (1 if self.exists() else 0)
         signers = self._signers(chain.root, "timestamp") + extra.get("timestamp", [])
         self._write("timestamp", timestamp, signers, "timestamp.json")
-        chain = Chain(
-            chain.root, timestamp, snapshot, holder, dict(chain.delegated) | dict(delegated or {}), {}
-        )
+        chain = Chain(chain.root, timestamp, snapshot, holder, dict(chain.delegated) | dict(delegated or {}), {})
         chains.prune(self.directory, chain)
         return chain
 
@@ -397,9 +390,7 @@ class Catalog:
         # a killed writer may have left a higher number: its bytes stay what they were
         return max([published, *numbers.get(role, [])]) + 1
 
-    def _write(
-        self, role: str, signed: Signed, signers: list[CryptoSigner], name: str | None = None
-    ) -> MetaFile:
+    def _write(self, role: str, signed: Signed, signers: list[CryptoSigner], name: str | None = None) -> MetaFile:
         signed.expires = self._expiry(role)
         data = _sign(signed, signers)
         if len(data) > (names.MAX_TIMESTAMP_BYTES if role == "timestamp" else names.MAX_METADATA_BYTES):

@@ -165,8 +165,7 @@ def read_chain(directory: Path, anchor: bytes) -> Chain:
     snapshot = _member(Snapshot, load, root, "snapshot", timestamp.snapshot_meta)
     targets = _member(Targets, load, root, "targets", snapshot.meta["targets.json"])
     delegated = {
-        role: _member(Targets, load, targets, role, snapshot.meta[f"{role}.json"])
-        for role in delegated_roles(targets)
+        role: _member(Targets, load, targets, role, snapshot.meta[f"{role}.json"]) for role in delegated_roles(targets)
     }
     return Chain(root, timestamp, snapshot, targets, delegated, raw)
 
@@ -183,9 +182,7 @@ def _verified(kind: type[S], data: bytes, delegator: Root | Targets, role: str) 
     return metadata.signed
 
 
-def _member(
-    kind: type[S], load: Callable[[str], bytes], delegator: Root | Targets, role: str, meta: MetaFile
-) -> S:
+def _member(kind: type[S], load: Callable[[str], bytes], delegator: Root | Targets, role: str, meta: MetaFile) -> S:
     data = load(f"{meta.version}.{role}.json")
     meta.verify_length_and_hashes(data)
     signed = _verified(kind, data, delegator, role)

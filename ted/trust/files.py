@@ -87,7 +87,13 @@ def locked(directory: Path) -> Iterator[None]:
 
     Waits for whoever holds it; processes and threads alike.
     """
-    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    path = directory / ".lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise RepositoryError(
+            f"{path}: cannot be locked: {error.strerror}", hint="run as the user ted runs as"
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         for leftover in directory.glob(f"{_TEMP_PREFIX}*"):

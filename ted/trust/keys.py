@@ -77,11 +77,7 @@ class KeyStore:
 
     def signers(self, role: str, keyids: Collection[str] | None = None) -> list[CryptoSigner]:
         """Return the keys held for ``role``, oldest first; only those in ``keyids`` if given."""
-        return [
-            self._load(key)
-            for key in self.held()
-            if key.role == role and (keyids is None or key.keyid in keyids)
-        ]
+        return [self._load(key) for key in self.held() if key.role == role and (keyids is None or key.keyid in keyids)]
 
     def drop(self, role: str, *, keep: Collection[str]) -> None:
         """Delete the private keys of ``role`` that are not in ``keep``."""

@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ted.errors import ConfigError, TrustError
+from ted.errors import ConfigError, TrustError, UnknownNameError
 from ted.trust import names
 from ted.trust.files import locked, make_directory, read_bounded, replace_file
 
@@ -315,9 +315,7 @@ class NodeIdentity:
         """
         certificate = self._certificate()
         node = _node_of(certificate.extensions)
-        mending = (
-            f"ted realm request {node}, have it issued (ted realm issue {node} --csr FILE), place node.pem"
-        )
+        mending = f"ted realm request {node}, have it issued (ted realm issue {node} --csr FILE), place node.pem"
         key = _load_key(self.directory / "node.key")
         if key is None or _public_bytes(key.public_key()) != _public_bytes(certificate.public_key()):
             raise TrustError(
@@ -416,7 +414,7 @@ def peer_name(peer: ssl.SSLObject | ssl.SSLSocket | Mapping[str, Any] | None) ->
             f"the peer's certificate names {len(nodes)} nodes instead of one",
             hint="issue it with: ted realm issue NODE",
         )
-    return names.check_name("node", nodes[0])
+    return _checked(nodes[0])
 
 
 def require_peer(peer: ssl.SSLObject | ssl.SSLSocket | Mapping[str, Any] | None, expected: str) -> None:
@@ -498,9 +496,7 @@ def _alternatives(extensions: x509.Extensions) -> x509.SubjectAlternativeName:
     try:
         return extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound as error:
-        raise TrustError(
-            "a certificate or request that names no node", hint="ted realm request NODE"
-        ) from error
+        raise TrustError("a certificate or request that names no node", hint="ted realm request NODE") from error
 
 
 def _node_of(extensions: x509.Extensions) -> str:
@@ -508,7 +504,14 @@ def _node_of(extensions: x509.Extensions) -> str:
     nodes = [uri.removeprefix(NODE_URI) for uri in uris if uri.startswith(NODE_URI)]
     if len(nodes) != 1:
         raise TrustError("a certificate or request that names no node", hint="ted realm request NODE")
-    return names.check_name("node", nodes[0])
+    return _checked(nodes[0])
+
+
+def _checked(node: str) -> str:
+    try:
+        return names.check_name("node", node)
+    except UnknownNameError as error:
+        raise TrustError("a certificate or request with an impossible name", hint=error.hint) from error
 
 
 def _addresses_of(extensions: x509.Extensions) -> tuple[str, ...]:
@@ -530,9 +533,7 @@ def _parse_certificate(pem: bytes, path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)
     except ValueError as error:
-        raise TrustError(
-            f"{path}: not a certificate", hint="place it again: playbooks/install.yml"
-        ) from error
+        raise TrustError(f"{path}: not a certificate", hint="place it again: playbooks/install.yml") from error
 
 
 def _parse_request(csr: bytes) -> x509.CertificateSigningRequest:

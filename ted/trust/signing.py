@@ -44,9 +44,7 @@ class SlipSigner:
         """
         signers = self._keys.signers("timestamp")
         if not signers:
-            raise TrustError(
-                f"no timestamp key in {self._keys.directory}", hint="ted keys create --distributor NAME"
-            )
+            raise TrustError(f"no timestamp key in {self._keys.directory}", hint="ted keys create --distributor NAME")
         signed = [signer.sign(CONTEXT + payload) for signer in signers]
         return [{"keyid": signature.keyid, "sig": signature.signature} for signature in signed]
 

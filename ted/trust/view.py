@@ -317,6 +317,8 @@ class CatalogView:
             files[f"{_version(data)}.{role}.json"] = data
         files["timestamp.json"] = (scratch / "timestamp.json").read_bytes()
         files["root.json"] = files[newest]
+        if strange := [name for name in files if not names.is_metadata_name(name)]:
+            raise TufError(f"versions no catalog has: {', '.join(strange)[:200]}")
         files |= self._former_roots()
         staged = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self.directory))
         for name, data in files.items():
@@ -386,8 +388,7 @@ class CatalogView:
         if isinstance(error, BadVersionNumberError):
             return ReplayError(
                 f"{who}: older metadata than was already trusted: {error}",
-                hint=f"the sender is behind or replays; if {who} was restored from a backup, "
-                "give it a new identity",
+                hint=f"the sender is behind or replays; if {who} was restored from a backup, give it a new identity",
             )
         if isinstance(error, UnsignedMetadataError):
             return TrustError(
