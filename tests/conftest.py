@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Failed(AssertionError):
+class CommandError(AssertionError):
     """A command failed; ``error`` is what it said with ``--json``."""
 
     def __init__(self, command: list[str], done: subprocess.CompletedProcess[str]) -> None:
@@ -47,6 +49,7 @@ class Fleet:
         self.groups: dict[str, list[str]] = {"distributors": [], "subscribers": []}
         self.everyone: dict[str, Any] = {"ted_channels": {}}
         self.settings: dict[str, Any] = {"timeout": 20, "retry_interval": 1, "retry_for": 30}
+        self.listens: dict[str, int] = {}
         self._agents: dict[str, subprocess.Popen[bytes]] = {}
 
     # -- describing ------------------------------------------------------------------------------------
@@ -97,6 +100,7 @@ class Fleet:
         keys = ("address", "port", "working_directory", "parent", "variables", "extract_schedule", "min_free",
                 "retry_interval", "retry_for", "timeout", "transport")  # fmt: skip
         data = {**self.settings, **{key: own[f"ted_{key}"] for key in keys if f"ted_{key}" in own}}
+        data["port"] = self.listens.get(name, own["ted_port"])
         data |= {"node": name, "listen": "127.0.0.1", "distributor": name in self.groups["distributors"]}
         if "ted_parent" in own:
             above = self.hostvars[own["ted_parent"]]
@@ -168,7 +172,7 @@ class Fleet:
     # -- commands ----------------------------------------------------------------------------------------
 
     def ted(self, name: str, *words: str, stdin: str | None = None) -> Any:
-        """Run ``ted --json`` on a node and return what it says; a failure is ``Failed``."""
+        """Run ``ted --json`` on a node and return what it says; a failure is ``CommandError``."""
         return self._run(["--config", str(self.config(name)), "--json", *words], stdin=stdin)
 
     def ted_text(self, name: str, *words: str) -> str:
@@ -180,10 +184,10 @@ class Fleet:
 
     def _call(self, words: list[str], stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "ted", *words]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=110,
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=110, check=False,
                               env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})  # fmt: skip
         if done.returncode:
-            raise Failed(command, done)
+            raise CommandError(command, done)
         return done
 
     def states(self, distributor: str, distribution: str) -> dict[str, str]:
@@ -210,3 +214,79 @@ def same_trees(source: Path, target: Path) -> str:
     """Return what another program (rsync) would change to make ``target`` equal to ``source``: nothing, when equal."""
     command = ["rsync", "-n", "-c", "-aHAX", "--delete", "--itemize-changes", f"{source}/", f"{target}/"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+class CountingProxy:
+    """Forwards TCP connections to a node and counts what crosses, both ways: a line with a meter."""
+
+    def __init__(self, target_port: int) -> None:
+        self._target = ("127.0.0.1", target_port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.bytes = 0
+        self.connections = 0
+        self._lock = threading.Lock()
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                far = socket.create_connection(self._target, timeout=5)
+                far.settimeout(None)
+            except OSError:
+                near.close()
+                continue
+            with self._lock:
+                self.connections += 1
+                self._open += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                with self._lock:
+                    self.bytes += len(data)
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """Break every connection that is open now."""
+        with self._lock:
+            ends, self._open = self._open, []
+        for end in ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def zero(self) -> None:
+        with self._lock:
+            self.bytes = self.connections = 0
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut()
+
+
+@pytest.fixture
+def meter() -> Iterator[Callable[[Fleet, str], CountingProxy]]:
+    """Yield a function that puts a meter before a node of a fleet: others then reach it through the meter."""
+    proxies: list[CountingProxy] = []
+
+    def put(fleet: Fleet, name: str) -> CountingProxy:
+        own = fleet.hostvars[name]
+        proxy = CountingProxy(own["ted_port"])
+        fleet.listens[name] = own["ted_port"]
+        own["ted_port"] = proxy.port
+        proxies.append(proxy)
+        return proxy
+
+    yield put
+    for proxy in proxies:
+        proxy.close()

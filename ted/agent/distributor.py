@@ -57,11 +57,11 @@ class Distributor:
     def _sign(self, plan: PlannedSend) -> RoutingSlip:
         """Sign the slip, and record the send before anybody hears of it."""
         journal, header_names = self._node.journal, (plan.distributor, plan.distribution, plan.record.revision)
-        catalog = Catalog(self._node.working.catalog_directory(self._node.name), self._node.config.keys_directory)
+        catalog = Catalog(self._node.working.catalog(self._node.name), self._node.config.keys_directory)
         header = slip_header(
             send=uuid.uuid4().hex[:12], distributor=plan.distributor, distribution=plan.distribution,
             revision=plan.record.revision, channel=plan.channel, priority=plan.priority,
-            catalog_version=catalog.timestamp_version, now=datetime.now(UTC),
+            catalog_version=catalog.timestamp_version(), now=datetime.now(UTC),
         )  # fmt: skip
         signer = SlipSigner(self._node.config.keys_directory)
         slip = RoutingSlip.sign(header, plan.tree, signer.sign)
@@ -80,6 +80,6 @@ class Distributor:
 
     def keep_fresh(self) -> None:
         """Sign the catalog's timestamp again when half of its life is over; for a worker thread."""
-        directory = self._node.working.catalog_directory(self._node.name)
+        directory = self._node.working.catalog(self._node.name)
         if (directory / "root.json").exists():
             Catalog(directory, self._node.config.keys_directory).refresh_timestamp()

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from ted.agent.records import open_journal
 from ted.config import NodeConfig
 from ted.content.working import WorkingDirectory
-from ted.records.journal import Journal
 from ted.transfer.client import Pool
 from ted.transfer.packs import PackStore
 from ted.trust.realm import NodeIdentity
@@ -53,7 +53,7 @@ class Node:
         Raises:
             UntrustedDistributorError: This node holds no root of that Distributor.
         """
-        directory = self.working.catalog_directory(distributor)
+        directory = self.working.catalog(distributor)
         return CatalogView(distributor, self.config.trust_root(distributor), directory, fetch, node=self.name)
 
     def close(self) -> None:
@@ -61,10 +61,3 @@ class Node:
         self.pool.close()
         self.executor.shutdown(wait=False, cancel_futures=True)
         self.journal.close()
-
-
-def open_journal(config: NodeConfig) -> Journal:
-    """Open a node's journal: ``database_url`` on a Distributor that has one, else SQLite beside its content."""
-    if config.database_url:
-        return Journal(config.database_url, config.node)
-    return Journal.at(config.working_directory, config.node)

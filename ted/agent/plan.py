@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,9 +72,8 @@ def plan_sends(
                 continue
             record = _record(working, distributor, name, revision)
             priority = settings.distributions[name].priority
-            planned.append(
-                PlannedSend(distributor, name, routes.channel, priority, record, tree, tuple(routes.warnings))
-            )
+            warnings = tuple(str(warning) for warning in routes.warnings)
+            planned.append(PlannedSend(distributor, name, routes.channel, priority, record, tree, warnings))
     return planned
 
 
@@ -117,8 +117,9 @@ def _missing_bytes(record: RevisionRecord, row: NodeState | None, working: Worki
     if row is not None and row.revision is not None and row.state in HOLDS:
         if row.revision == record.revision:
             return 0
-        former = working.record(record.distributor, record.distribution, row.revision)
-        held = set() if former is None else {ref.revision for ref in former.packs}
+        with suppress(UnknownNameError):  # no longer kept here: reckoned as nothing
+            former = working.record(record.distributor, record.distribution, row.revision)
+            held = {ref.revision for ref in former.packs}
     return sum(ref.live_bytes for ref in record.packs if ref.revision not in held)
 
 
@@ -127,11 +128,10 @@ def _record(working: WorkingDirectory, distributor: str, name: str, revision: st
     if not stamps:
         raise UnknownNameError(f"{name} of {distributor} was never built",
                                hint=f"run `ted build {name}` on {distributor}, or playbooks/build.yml")  # fmt: skip
-    record = working.record(distributor, name, revision or stamps[-1])
-    if record is None:
+    if revision is not None and revision not in stamps:
         raise UnknownNameError(f"{name} of {distributor} has no revision {revision}",
                                hint=f"kept are {', '.join(stamps)}")  # fmt: skip
-    return record
+    return working.record(distributor, name, revision or stamps[-1])
 
 
 def _hops(tree: RouteTree, topology: Topology) -> Hop:

@@ -21,9 +21,9 @@ from typing import Any
 
 from ted.agent.node import Node
 from ted.agent.sender import Sender
+from ted.content import retention
 from ted.content.durable import read_bounded, replace_file
 from ted.content.record import MAX_RECORD_BYTES, PackRef, RevisionRecord
-from ted.content.retention import apply_retention
 from ted.errors import (
     MissingContentError,
     NoSpaceError,
@@ -37,6 +37,7 @@ from ted.records.states import HOLDS, NodeState, State
 from ted.transfer.client import Peer
 from ted.transfer.fetch import Source, check_space, fetch_blocks, prepare_pack
 from ted.transfer.packs import Incoming, runs_bytes
+from ted.transfer.server import check_name, check_stamp
 from ted.transfer.slip import RoutingSlip
 
 log = logging.getLogger("ted.receiver")
@@ -71,6 +72,9 @@ class Receiver:
             TrustError: No root, a forged or expired slip, or one for another node.
         """
         slip = RoutingSlip.decode(data.get("slip") if isinstance(data, dict) else None)
+        for name in (slip.header.distributor, slip.header.distribution):
+            check_name(name)
+        check_stamp(slip.header.revision)
         await self._node.run(self._check, slip, peer)
         return await self.accept(slip)
 
@@ -196,7 +200,9 @@ class Receiver:
         if record is None:
             return
         busy = {revision for (owner, name, revision) in self._running if (owner, name) == key[:2]}
-        apply_retention(self._node.working, key[0], key[1], max_revisions=record.max_revisions, in_use=busy)
+        most = record.settings.get("max_revisions")
+        removal = retention.plan(self._node.working, *key[:2], max_revisions=most, in_use=busy)
+        retention.apply(self._node.working, *key[:2], removal)
 
     def _source(self, slip: RoutingSlip) -> Source:
         above = slip.sender
@@ -241,7 +247,7 @@ class _Transfer:
             self._sender.forward(self.slip)
         for ref, incoming in packs:
             await run(self._fetch_pack, ref, incoming)
-        await run(self._complete, record)
+        await run(self._complete)
 
     def end(self, error: Exception) -> None:
         """Wake those who wait for blocks, and close the packs."""
@@ -262,7 +268,7 @@ class _Transfer:
         record = RevisionRecord.from_bytes(data)
         if (record.distributor, record.distribution, record.revision) != self._key:
             raise TrustError(f"the record signed as {'/'.join(self._key)} speaks of another revision")
-        directory = self._node.working.revision_directory(*self._key)
+        directory = self._node.working.revision(*self._key)
         directory.mkdir(parents=True, exist_ok=True)
         if read_bounded(directory / "REVISION.TED", MAX_RECORD_BYTES) != data:
             replace_file(directory / "REVISION.TED", data)
@@ -272,7 +278,7 @@ class _Transfer:
         packs = []
         for ref in record.packs:
             if ref.revision not in self._incoming:
-                directory = self._node.working.revision_directory(*self._key[:2], ref.revision)
+                directory = self._node.working.revision(*self._key[:2], ref.revision)
                 pack = prepare_pack(self._source, record.distribution, ref, directory)
                 self._open.callback(pack.close)
                 incoming = self._incoming[ref.revision] = Incoming(pack, loop)
@@ -303,8 +309,8 @@ class _Transfer:
                 *self._key, State.RECEIVING, bytes_done=self.bytes_done, bytes_total=self.bytes_total
             )
 
-    def _complete(self, record: RevisionRecord) -> None:
+    def _complete(self) -> None:
         for incoming in self._incoming.values():
             incoming.pack.flush()
-        self._node.working.mark_received(*self._key, record)
+        self._node.working.mark_received(*self._key)
 

@@ -51,7 +51,7 @@ class Agent:
         self.sender = Sender(self.node, self._receipts.learn)
         self.receiver = Receiver(self.node, self.sender, self._received)
         self.distributor = Distributor(self.node, self.sender)
-        self._control = ControlServer(config.working.state_directory, {
+        self._control = ControlServer(config.working.state, {
             "send": self._send, "receive": self._pull, "poke": self._poke, "status": self._status, "stop": self._stop,
         })  # fmt: skip
         self._stopping = asyncio.Event()
@@ -245,7 +245,7 @@ def lock_owner(state_directory: Path, name: str) -> int | None:
 
 def run_agent(config: NodeConfig) -> None:
     """Run the agent of this node in this process until it is told to stop."""
-    lock = hold_lock(config.working.state_directory, "agent.lock")
+    lock = hold_lock(config.working.state, "agent.lock")
     try:
         asyncio.run(_run(config))
     finally:

@@ -38,7 +38,7 @@ def start(config: NodeConfig) -> bool:
     Raises:
         AgentError: It did not come up; the end of its log is told.
     """
-    state = config.working.state_directory
+    state = config.working.state
     state.mkdir(parents=True, exist_ok=True)
     if lock_owner(state, "supervisor.lock") is not None:
         _wait_until_it_answers(config)
@@ -57,7 +57,7 @@ def start(config: NodeConfig) -> bool:
 
 def stop(config: NodeConfig) -> bool:
     """End supervisor and agent; return whether there was one."""
-    state = config.working.state_directory
+    state = config.working.state
     ended = False
     for name in ("supervisor.lock", "agent.lock"):
         pid = lock_owner(state, name)
@@ -69,7 +69,7 @@ def stop(config: NodeConfig) -> bool:
 
 def status(config: NodeConfig) -> dict[str, Any]:
     """Return ``{"running", "supervised", "pid", "supervisor_pid", "port"}``."""
-    state = config.working.state_directory
+    state = config.working.state
     supervisor, agent = lock_owner(state, "supervisor.lock"), lock_owner(state, "agent.lock")
     answers = None
     if agent is not None:
@@ -81,7 +81,7 @@ def status(config: NodeConfig) -> dict[str, Any]:
 
 def supervise(config: NodeConfig) -> None:
     """Run the agent as a child, again and again, until SIGTERM."""
-    lock = hold_lock(config.working.state_directory, "supervisor.lock")
+    lock = hold_lock(config.working.state, "supervisor.lock")
     child: subprocess.Popen[bytes] | None = None
     stopping = False
 
@@ -110,13 +110,13 @@ def supervise(config: NodeConfig) -> None:
         if child.returncode == -signal.SIGKILL and time.monotonic() - started_s > 1:
             pause_s = 0.0
         print(f"ted: agent of {config.node} ended ({child.returncode}), again in {pause_s:g} s", file=sys.stderr)  # noqa: T201
-        _rotate(config.working.state_directory / "agent.log")
+        _rotate(config.working.state / "agent.log")
         time.sleep(pause_s)
     os.close(lock)
 
 
 def _wait_until_it_answers(config: NodeConfig) -> None:
-    state = config.working.state_directory
+    state = config.working.state
     deadline_s = time.monotonic() + START_WITHIN_S
     while True:
         try:

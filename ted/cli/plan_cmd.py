@@ -7,8 +7,8 @@ from typing import Any
 import click
 from tabulate import tabulate
 
-from ted.agent.node import open_journal
 from ted.agent.plan import PlannedSend, plan_bytes, plan_sends
+from ted.agent.records import open_journal
 from ted.cli.common import topology_of
 from ted.cli.main import Settings, emit
 from ted.cli.progress import human_bytes

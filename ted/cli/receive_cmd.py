@@ -8,13 +8,15 @@ from typing import Any
 import click
 
 from ted.agent.control import call_agent
-from ted.agent.node import open_journal
+from ted.agent.records import open_journal
 from ted.cli.main import Settings, emit
 from ted.config import NodeConfig
 from ted.errors import IncompleteError
 from ted.records.states import FINAL
 
 POLL_S = 0.2
+
+Key = tuple[str, str, str]
 
 
 @click.command("receive")
@@ -33,8 +35,8 @@ def command(settings: Settings, names: tuple[str, ...], check: bool, timeout_s: 
         ]  # fmt: skip
         held_before = {key for key in offers if config.working.is_received(*key)}
         if not check:
-            answer = call_agent(config.working.state_directory, "receive", names=names)
-            offers = [tuple(key) for key in answer["offers"]]
+            answer = call_agent(config.working.state, "receive", names=names)
+            offers = [(key[0], key[1], key[2]) for key in answer["offers"]]
             _wait(config, offers, timeout_s)
         rows = [_row(journal.states(node=config.node), key, key not in held_before) for key in offers]
     finally:
@@ -47,7 +49,7 @@ def command(settings: Settings, names: tuple[str, ...], check: bool, timeout_s: 
         raise IncompleteError(f"{failed[0]['distribution']}: {failed[0]['error']}")
 
 
-def _wait(config: NodeConfig, keys: list[tuple[str, ...]], timeout_s: float) -> None:
+def _wait(config: NodeConfig, keys: list[Key], timeout_s: float) -> None:
     deadline_s = time.monotonic() + timeout_s
     journal = open_journal(config)
     try:
@@ -64,7 +66,7 @@ def _wait(config: NodeConfig, keys: list[tuple[str, ...]], timeout_s: float) -> 
     raise IncompleteError(f"not all is here after {timeout_s:g} s", hint="`ted status` shows how far it is")
 
 
-def _row(states: list[Any], key: tuple[str, ...], changed: bool) -> dict[str, Any]:
+def _row(states: list[Any], key: Key, changed: bool) -> dict[str, Any]:
     found = [row for row in states if (row.distributor, row.distribution) == key[:2]]
     return {
         "distributor": key[0], "distribution": key[1], "revision": key[2], "changed": changed,

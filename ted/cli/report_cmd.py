@@ -7,7 +7,7 @@ from typing import Any
 import click
 from tabulate import tabulate
 
-from ted.agent.node import open_journal
+from ted.agent.records import open_journal
 from ted.cli.main import Settings, emit
 from ted.config import NodeConfig
 from ted.records.journal import Journal
@@ -51,10 +51,8 @@ def _revisions(config: NodeConfig) -> list[dict[str, Any]]:
     for distributor, distribution in config.working.distributions():
         for stamp in config.working.revisions(distributor, distribution):
             record = config.working.record(distributor, distribution, stamp)
-            if record is not None:
-                rows.append({
-                    "distributor": distributor, "distribution": distribution, "revision": stamp, "type": record.type,
-                    "files": record.files, "content_bytes": record.content_bytes,
-                    "pack_bytes": record.packs[0].bytes,
-                })  # fmt: skip
+            rows.append({
+                "distributor": distributor, "distribution": distribution, "revision": stamp, "type": record.type,
+                "files": record.files, "content_bytes": record.content_bytes, "pack_bytes": record.packs[0].bytes,
+            })  # fmt: skip
     return rows

@@ -10,8 +10,8 @@ import click
 from tabulate import tabulate
 
 from ted.agent.control import call_agent
-from ted.agent.node import open_journal
 from ted.agent.plan import plan_bytes, plan_result, plan_sends
+from ted.agent.records import open_journal
 from ted.cli.common import topology_of
 from ted.cli.main import Settings, emit
 from ted.cli.progress import human_bytes, progress_bar
@@ -59,7 +59,7 @@ def command(
             _show(settings, _planned(settings, config, journal, names, channel, targets, revision))
             return
         inventory = None if settings.inventory is None else str(Path(settings.inventory).resolve())
-        ids = call_agent(config.working.state_directory, "send", names=names, channel=channel, limit=targets,
+        ids = call_agent(config.working.state, "send", names=names, channel=channel, limit=targets,
                          revision=revision, inventory=inventory)["sends"]  # fmt: skip
         results = [_result(journal, send) for send in ids] if no_wait else _follow(journal, ids, timeout_s)
         _show(settings, results)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 from tabulate import tabulate
 
-from ted.agent.node import open_journal
 from ted.agent.overview import known_states
+from ted.agent.records import open_journal
 from ted.cli.common import topology_if_any
 from ted.cli.main import Settings, emit
 from ted.config import NodeConfig

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ted.agent.node import open_journal
+from ted.agent.records import open_journal
 from ted.cli.common import topology_of
 from ted.cli.main import Settings, emit
 from ted.config import NodeConfig
@@ -29,7 +29,7 @@ def command(settings: Settings, names: tuple[str, ...], channel: str | None) -> 
         states = {(row.distribution, row.node): row for row in journal.states(distributor=config.node)}
     finally:
         journal.close()
-    trees = [
+    trees: list[dict[str, Any]] = [
         {"distributor": config.node, "channel": routes.channel, "distribution": name,
          "tree": _node(slip_tree(routes), name, states)}
         for routes in slips(topology, distributor=config.node, channel=channel)

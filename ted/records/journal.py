@@ -172,7 +172,8 @@ class Journal:
                 _put(db, _states, kept, _key(_states, row))
                 if forward:
                     _put(db, _outbox, row.to_dict(), _key(_outbox, row))
-                if row.state is not State.RECEIVING:
+                told = former is not None and (former.state, former.revision) == (row.state, row.revision)
+                if row.state is not State.RECEIVING and not told:
                     _event(db, row.state, row.node, row.distributor, row.distribution, row.revision, row.error or "")
                 news.append(row)
         return news
@@ -279,7 +280,7 @@ class Journal:
                 for send in sends:
                     where = and_(_deliveries.c.send == send, _deliveries.c.node == row.node)
                     values: dict[str, Any] = {"state": row.state, "error": row.error, "had": row.had}
-                    if row.bytes_total:
+                    if row.bytes_total and not row.had:
                         values |= {"bytes_done": row.bytes_done, "bytes_total": row.bytes_total}
                     if row.state in HOLDS:  # a delivery stays what it was when the revision arrived
                         where = and_(where, _deliveries.c.state.not_in(list(HOLDS)))

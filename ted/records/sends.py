@@ -16,7 +16,8 @@ def send_result(send: dict[str, Any]) -> dict[str, Any]:
         "bytes_total", "edges": [{"sender", "receiver", "bytes", "bytes_total", "state"}],
         "states": {host: state}, "errors": {host: text}, "incomplete": [targets without it], "duration_s"}``
     """
-    deliveries = send["deliveries"]
+    order = {name: number for number, name in enumerate(_senders_first(send["tree"]))}
+    deliveries = sorted(send["deliveries"], key=lambda row: order.get(row["node"], len(order)))
     done = send["ended_at"] is not None or all(_is_final(row) for row in deliveries)
     ended_at = send["ended_at"] or now_text()
     started, ended = datetime.fromisoformat(send["started_at"]), datetime.fromisoformat(ended_at)
@@ -36,6 +37,16 @@ def send_result(send: dict[str, Any]) -> dict[str, Any]:
         "incomplete": [row["node"] for row in deliveries if row["target"] and row["state"] not in HOLDS],
         "duration_s": round((ended - started).total_seconds(), 3),
     }
+
+
+def _senders_first(tree: list[Any]) -> list[str]:
+    """Return the names in an encoded tree of hops, tier by tier."""
+    names: list[str] = []
+    level = [tree] if tree else []
+    while level:
+        names += [hop[0] for hop in level]
+        level = [child for hop in level for child in hop[4]]
+    return names
 
 
 def _edge(row: dict[str, Any]) -> dict[str, Any]:

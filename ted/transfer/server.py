@@ -19,8 +19,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from ted.content.record import PackRef
-from ted.content.working import check_name, check_stamp
+from ted.content.record import PackRef, is_name, is_stamp
 from ted.errors import (
     FormatError,
     MissingContentError,
@@ -166,6 +165,28 @@ def _peer(request: web.Request) -> str:
     if not name:
         raise TrustError("the request does not say which node it is from", hint="peers speak ted's protocol only")
     return check_name(name)
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` when it may be part of a path.
+
+    Raises:
+        FormatError: It may not.
+    """
+    if not is_name(name):
+        raise FormatError(f"{name!r:.60} is not a name of ted's", hint="letters, digits and . _ @ + -")
+    return name
+
+
+def check_stamp(stamp: str) -> str:
+    """Return ``stamp`` when it names a revision.
+
+    Raises:
+        FormatError: It does not.
+    """
+    if not is_stamp(stamp):
+        raise FormatError(f"{stamp!r:.60} is not a revision")
+    return stamp
 
 
 def _pack_key(request: web.Request) -> tuple[str, str, str]:

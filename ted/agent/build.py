@@ -1,0 +1,167 @@
+"""Building: a type gathers, the engine frames and packs, the catalog signs, what is too old goes.
+
+Rules:
+ * A build that fails leaves the former revision current, and is on record with its cause.
+ * The catalog lists exactly the kept revisions; a build that was killed before it signed is healed by the next one.
+ * Nothing is removed before the catalog no longer lists it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ted import plugins
+from ted.config import NodeConfig
+from ted.content import retention
+from ted.content.builder import BuildResult, RevisionBuilder
+from ted.content.durable import read_bounded
+from ted.content.record import MAX_RECORD_BYTES
+from ted.content.working import RECORD_NAME
+from ted.errors import BuildError, ConfigError, TedError, UnknownNameError
+from ted.records.journal import Journal
+from ted.topology.model import Distribution, Topology
+from ted.trust.catalog import Catalog
+
+log = logging.getLogger("ted.build")
+
+
+@dataclass(frozen=True)
+class Built:
+    """What building one distribution did; ``revision`` is the newest one now (``None``: none yet, check mode)."""
+
+    distribution: str
+    revision: str | None
+    changed: bool
+    bytes: int
+    frames: int
+    files: int
+    content_bytes: int
+    duration_s: float
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return one row of ``ted build --json``."""
+        return {
+            "distribution": self.distribution, "revision": self.revision, "changed": self.changed,
+            "bytes": self.bytes, "frames": self.frames, "files": self.files, "content_bytes": self.content_bytes,
+            "duration_s": round(self.duration_s, 3), "warnings": list(self.warnings),
+        }  # fmt: skip
+
+
+class Builder:
+    """Builds the distributions of one Distributor."""
+
+    def __init__(self, config: NodeConfig, topology: Topology, journal: Journal, *, base: Path) -> None:
+        """``base`` is what relative paths of acceptance tests are below."""
+        if not config.distributor:
+            raise ConfigError(f"{config.node} is no Distributor",
+                              hint="only hosts of the group `distributors` build")  # fmt: skip
+        self._config = config
+        self._settings = topology.distributor(config.node)
+        self._journal = journal
+        self._base = base
+        self._working = config.working
+        self._catalog = Catalog(self._working.catalog(config.node), config.keys_directory)
+
+    def wanted(self, names: tuple[str, ...]) -> list[Distribution]:
+        """Return the distributions to build: those named, or every active one.
+
+        Raises:
+            UnknownNameError: One is not of this Distributor, or is not active.
+        """
+        known = self._settings.distributions
+        for name in names:
+            if name not in known:
+                raise UnknownNameError(f"{self._config.node} has no distribution {name!r}",
+                                       hint=f"it has {', '.join(sorted(known)) or 'none'}")  # fmt: skip
+            if not known[name].active:
+                raise UnknownNameError(f"distribution {name!r} is not active",
+                                       hint="set active: true in ted_distributions to build it")  # fmt: skip
+        return [known[name] for name in names] if names else [d for d in known.values() if d.active]
+
+    def build(self, distribution: Distribution, *, force: bool = False, check: bool = False) -> Built:
+        """Build one distribution.
+
+        Args:
+            distribution: What to build.
+            force: Make a new revision even if nothing changed.
+            check: Only say what would come out; nothing stays on the disk.
+
+        Raises:
+            BuildError: It could not be gathered; the former revision stays.
+            OptionsError: Its options are not valid.
+            PluginError: Its type is not installed here.
+        """
+        started_s = time.monotonic()
+        if not check:
+            self._catalog.create(self._config.node)
+        try:
+            result, warnings = self._gather(distribution, force=force, check=check)
+        except TedError as error:
+            self._note("build_failed", distribution.name, None, str(error))
+            raise
+        except OSError as error:
+            self._note("build_failed", distribution.name, None, str(error))
+            raise BuildError(f"{distribution.name}: {error}", hint="the former revision stays current") from error
+        if not check:
+            self._publish(distribution)
+            if result.changed:
+                self._note("built", distribution.name, result.record.revision, f"{result.bytes_new} bytes")
+        former = self._working.revisions(self._config.node, distribution.name)
+        revision = result.record.revision if not check else (former[-1] if former else None)
+        return Built(distribution.name, revision, result.changed, result.bytes_new, result.frames_new, result.files,
+                     result.record.content_bytes, time.monotonic() - started_s, tuple(warnings))  # fmt: skip
+
+    def _gather(self, distribution: Distribution, *, force: bool, check: bool) -> tuple[BuildResult, list[str]]:
+        options = plugins.validate_options(distribution.type, distribution.options)
+        directory = self._working.distribution(self._config.node, distribution.name)
+        settings = {
+            "priority": distribution.priority, "max_revisions": distribution.max_revisions,
+            "on_failure": distribution.on_failure, "platforms": [dict(facts) for facts in distribution.platforms],
+            "encrypt": distribution.encrypt, "description": distribution.description,
+        }  # fmt: skip
+        with RevisionBuilder(
+            directory, self._config.node, distribution.name, distribution.type, settings,
+            options.model_dump(mode="json"), cache=self._working.build_cache(distribution.name),
+            allow_empty=bool(getattr(options, "allow_empty", False)),
+        ) as builder:  # fmt: skip
+            warnings = plugins.gather(distribution.type, builder, options, self._working.state / "build")
+            self._add_acceptance_tests(builder, distribution)
+            return builder.finish(force=force, check=check), warnings
+
+    def _add_acceptance_tests(self, builder: RevisionBuilder, distribution: Distribution) -> None:
+        for name in distribution.verify:
+            path = self._base / name
+            if not path.is_file():
+                raise BuildError(f"{distribution.name}: acceptance test {path} is not a file",
+                                 hint="`verify` names pytest-testinfra files on the Distributor")  # fmt: skip
+            builder.add_file(f"verify/{path.name}", path)
+
+    def _publish(self, distribution: Distribution) -> None:
+        """Make the catalog list exactly the revisions that are kept, and then remove the others."""
+        node, name = self._config.node, distribution.name
+        removal = retention.plan(
+            self._working, node, name, max_revisions=distribution.max_revisions, in_use=self._in_use(name)
+        )
+        kept = [stamp for stamp in self._working.revisions(node, name) if stamp not in removal.revisions]
+        records = {}
+        for stamp in kept:
+            data = read_bounded(self._working.revision(node, name, stamp) / RECORD_NAME, MAX_RECORD_BYTES)
+            if data is not None:
+                records[stamp] = data
+        self._catalog.publish(name, records)
+        retention.apply(self._working, node, name, removal)
+
+    def _in_use(self, name: str) -> set[str]:
+        """Return the revisions that an open send still needs."""
+        return {
+            send["revision"] for send in self._journal.sends(open_only=True)
+            if (send["distributor"], send["distribution"]) == (self._config.node, name)
+        }  # fmt: skip
+
+    def _note(self, kind: str, distribution: str, revision: str | None, message: str) -> None:
+        self._journal.note(kind, message, distributor=self._config.node, distribution=distribution, revision=revision)

@@ -1,0 +1,65 @@
+"""``ted build``: gather, pack, sign."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from tabulate import tabulate
+
+from ted.agent.build import Builder
+from ted.agent.records import open_journal
+from ted.cli.common import topology_of
+from ted.cli.main import Settings, emit
+from ted.cli.progress import human_bytes
+from ted.config import NodeConfig
+from ted.errors import TedError
+
+
+@click.command("build")
+@click.argument("names", nargs=-1, metavar="[DISTRIBUTION]...")
+@click.option("--check", is_flag=True, help="Say what would be built; leave nothing behind.")
+@click.option("--force", is_flag=True, help="Make a new revision even if nothing changed.")
+@click.pass_obj
+def command(settings: Settings, names: tuple[str, ...], check: bool, force: bool) -> None:
+    """Build each DISTRIBUTION (default: every active one) of this Distributor.
+
+    A new revision appears only if something changed. One that fails leaves its former revision current; the others
+    are built all the same.
+    """
+    config = NodeConfig.load(settings.config)
+    topology = topology_of(settings)
+    journal = open_journal(config)
+    rows: list[dict[str, Any]] = []
+    failures: list[TedError] = []
+    try:
+        builder = Builder(config, topology, journal, base=_base(settings))
+        for distribution in builder.wanted(names):
+            try:
+                row = builder.build(distribution, force=force, check=check).to_dict() | {"error": None}
+            except TedError as error:
+                failures.append(error)
+                row = {"distribution": distribution.name, "revision": None, "changed": False, "error": error.to_dict()}
+            rows.append(row | {"check": check})
+            for warning in row.get("warnings", ()):
+                click.echo(f"ted: warning: {distribution.name}: {warning}", err=True)
+    finally:
+        journal.close()
+    if failures:
+        first = failures[0]
+        if len(failures) > 1:
+            first.message += f" (and {len(failures) - 1} more failed: `ted report events`)"
+        raise first
+    table = [
+        [row["distribution"], row["revision"] or "-", "yes" if row["changed"] else "no", row["files"],
+         human_bytes(row["content_bytes"]), human_bytes(row["bytes"]), f"{row['duration_s']:.1f}"] for row in rows
+    ]  # fmt: skip
+    headers = ["distribution", "revision", "would change" if check else "changed", "files", "content", "new bytes", "s"]
+    emit(settings, {"changed": any(row["changed"] for row in rows), "distributions": rows},
+         tabulate(table, headers=headers) if rows else "this Distributor has no active distribution")  # fmt: skip
+
+
+def _base(settings: Settings) -> Any:
+    if settings.inventory is None:
+        return settings.config
+    return settings.inventory if settings.inventory.is_dir() else settings.inventory.parent

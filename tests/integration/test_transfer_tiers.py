@@ -1,0 +1,275 @@
+"""Real agents, real TLS, two tiers on the loopback address: what is built arrives, once per line, and stays safe."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import CountingProxy, CommandError, Fleet, same_trees
+
+Meter = Callable[[Fleet, str], CountingProxy]
+
+
+def make_source(directory: Path, files: int = 40, size: int = 3000) -> Path:
+    generator = random.Random(7)
+    for number in range(files):
+        path = directory / f"d{number % 5}" / f"file{number:05}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        words = " ".join(generator.choice(("alpha", "beta", "gamma", "delta", "omega")) for _ in range(size // 6))
+        path.write_text(f"{number}\n{words}\n")
+    (directory / "link").symlink_to("d0/file00000.txt")
+    (directory / "empty").mkdir()
+    return directory
+
+
+def two_tiers(fleet: Fleet, leaves: int = 2, **options: object) -> None:
+    """hq -> s01 -> e01, e02 ...; a distribution ``app`` on the channel ``pos``; s01 only relays."""
+    fleet.add("hq", distributor=True, distributions={
+        "app": {"type": "file", "channels": ["pos"], "options": {
+            "targets": [{"path": "%DEST%/app", "from": [f"{fleet.root}/source/"]}], **options}},
+    })  # fmt: skip
+    fleet.hostvars["hq"]["ted_routing_hierarchy"] = ["s01"]
+    fleet.add("s01")
+    for number in range(1, leaves + 1):
+        name = f"e{number:02}"
+        fleet.add(name, parent="s01", channels=("pos",), variables={"DEST": str(fleet.root / name / "dest")})
+    make_source(fleet.root / "source")
+
+
+def test_a_revision_goes_through_two_tiers_and_is_extracted_the_same(fleet: Fleet) -> None:
+    two_tiers(fleet)
+    fleet.install()
+    fleet.start()
+    built = fleet.ted("hq", "build")
+    sent = fleet.ted("hq", "send")
+    assert (built["changed"], sent["changed"]) == (True, True)
+    assert sent["sends"][0]["states"] == {"s01": "received", "e01": "received", "e02": "received"}
+    assert {(edge["sender"], edge["receiver"]) for edge in sent["sends"][0]["edges"]} == {
+        ("hq", "s01"), ("s01", "e01"), ("s01", "e02"),
+    }  # fmt: skip
+    for name in ("e01", "e02"):
+        assert fleet.ted(name, "extract")["changed"]
+        assert same_trees(fleet.root / "source", fleet.root / name / "dest" / "app") == ""
+    fleet.until(lambda: fleet.states("hq", "app") == {"e01": "extracted", "e02": "extracted", "s01": "received"})
+    assert not fleet.ted("hq", "build")["changed"]
+    assert not fleet.ted("hq", "send")["changed"]
+    assert not fleet.ted("e01", "extract")["changed"]
+
+
+def test_a_relay_holds_what_it_passes_on_and_extracts_nothing(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    packs = [sorted(fleet.working(name).glob("hq/app/*/DISTFILE.TED")) for name in ("hq", "s01", "e01")]
+    assert len({pack[0].read_bytes() for pack in packs}) == 1
+    assert list(fleet.working("e01").glob("hq/app/*/DISTSTATUS.TED"))
+
+
+def test_an_update_and_the_way_back(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    first = fleet.ted("hq", "send")["sends"][0]["revision"]
+    fleet.ted("e01", "extract")
+    before = fleet.root / "before"
+    shutil.copytree(fleet.root / "source", before, symlinks=True, copy_function=shutil.copy2)
+    os.utime(before, ns=(fleet.root.stat().st_atime_ns, (fleet.root / "source").stat().st_mtime_ns))
+    (fleet.root / "source" / "d0" / "file00000.txt").write_text("changed\n")
+    (fleet.root / "source" / "new.txt").write_text("new\n")
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    assert fleet.ted("e01", "extract")["changed"]
+    assert same_trees(fleet.root / "source", fleet.root / "e01" / "dest" / "app") == ""
+    back = fleet.ted("e01", "rollback", "app")
+    assert back["changed"]
+    assert back["distributions"][0]["revision"] == first
+    assert same_trees(before, fleet.root / "e01" / "dest" / "app") == ""
+    fleet.until(lambda: fleet.states("hq", "app")["e01"] == "rolled_back")
+
+
+def test_a_send_with_nothing_to_do_costs_under_8_kb_per_hop(fleet: Fleet, meter: Meter) -> None:
+    two_tiers(fleet, leaves=12)
+    lines = {name: meter(fleet, name) for name in ("hq", "s01", *(f"e{n:02}" for n in range(1, 13)))}
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    fleet.close()  # so that every connection is made anew, handshake and all
+    for line in lines.values():
+        line.zero()
+    fleet.start()
+    assert not fleet.ted("hq", "send")["changed"]
+    costs = {name: line.bytes for name, line in lines.items()}
+    print("bytes per meter:", costs)
+    # s01 and hq speak through both their meters: what hq asks of s01, and what s01 asks of hq
+    assert 0 < costs["hq"] + costs["s01"] < 8000 or costs["s01"] < 8000
+    assert 0 < max(costs[f"e{n:02}"] for n in range(1, 13)) < 8000
+
+
+def test_one_changed_line_in_ten_thousand_files_sends_little(fleet: Fleet, meter: Meter) -> None:
+    two_tiers(fleet, leaves=1)
+    shutil.rmtree(fleet.root / "source")
+    make_source(fleet.root / "source", files=10_000)
+    lines = [meter(fleet, name) for name in ("hq", "s01", "e01")]
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    fleet.ted("e01", "extract")
+    path = fleet.root / "source" / "d3" / "file00123.txt"
+    path.write_text(path.read_text().replace("123\n", "one hundred and twenty-three\n", 1))
+    fleet.ted("hq", "build")
+    fleet.close()
+    for line in lines:
+        line.zero()
+    fleet.start()
+    sent = fleet.ted("hq", "send")["sends"][0]
+    total = sum(line.bytes for line in lines)
+    print(total, sent["bytes"])
+    assert sent["bytes"] > 0
+    assert total < 2 * 400_000
+    assert fleet.ted("e01", "extract")["distributions"][0]["actions"]["written"] == 1
+    assert same_trees(fleet.root / "source", fleet.root / "e01" / "dest" / "app") == ""
+
+
+def test_a_node_without_the_root_refuses_and_says_what_to_do(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.install()
+    shutil.rmtree(fleet.config("s01") / "trust")
+    fleet.start()
+    fleet.ted("hq", "build")
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "send")
+    error = caught.value.error
+    assert error["type"] == "IncompleteError"
+    assert "hq" in error["message"]
+    assert "ted trust import" in error["message"]
+    assert not list(fleet.working("s01").glob("hq/app/*/DISTFILE.TED"))
+
+
+def test_a_node_of_another_realm_is_not_believed(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.install()
+    stranger = Fleet(fleet.root / "stranger")
+    stranger.add("s01")
+    stranger.install()
+    shutil.rmtree(fleet.config("s01") / "realm")
+    shutil.copytree(stranger.config("s01") / "realm", fleet.config("s01") / "realm")
+    fleet.settings["retry_for"] = 1
+    fleet.write_config("hq")
+    fleet.start()
+    fleet.ted("hq", "build")
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "send")
+    assert "realm" in caught.value.error["message"]
+
+
+def test_a_receiver_without_room_refuses_before_the_first_byte(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.hostvars["e01"]["ted_min_free"] = 2**60
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "send")
+    assert "must stay free" in caught.value.error["message"]
+    assert not list(fleet.working("e01").glob("hq/app/*/DISTFILE.TED"))
+
+
+def test_a_receiver_that_is_down_is_tried_again_until_it_is_up(fleet: Fleet) -> None:
+    two_tiers(fleet)
+    fleet.install()
+    fleet.start("hq", "s01", "e01")
+    fleet.ted("hq", "build")
+    send = fleet.ted("hq", "send", "--no-wait")["sends"][0]["send"]
+    fleet.until(lambda: fleet.ted("hq", "send", "--watch", send)["sends"][0]["states"]["e01"] == "received")
+    fleet.start("e02")
+    fleet.until(lambda: fleet.ted("hq", "send", "--watch", send)["sends"][0]["done"])
+    assert fleet.states("hq", "app")["e02"] == "received"
+
+
+def test_a_receiver_that_stays_down_is_reported_and_the_others_have_it(fleet: Fleet) -> None:
+    two_tiers(fleet)
+    fleet.settings["retry_for"] = 2
+    fleet.install()
+    fleet.start("hq", "s01", "e01")
+    fleet.ted("hq", "build")
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "send")
+    assert caught.value.returncode == 34
+    assert "e02 (127.0.0.1:" in caught.value.error["message"]
+    assert "does not answer" in caught.value.error["message"]
+    assert fleet.states("hq", "app") == {"e01": "received", "e02": "failed", "s01": "received"}
+
+
+def test_limit_sends_to_the_named_and_those_on_the_way_only(fleet: Fleet) -> None:
+    two_tiers(fleet)
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    sent = fleet.ted("hq", "send", "--limit", "e02")
+    assert sent["sends"][0]["states"] == {"s01": "received", "e02": "received"}
+    assert not list(fleet.working("e01").glob("hq/app/*"))
+
+
+def test_check_foretells_the_bytes_and_sends_nothing(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    planned = fleet.ted("hq", "send", "--check")
+    assert planned["changed"]
+    assert not list(fleet.working("s01").glob("hq/app/*"))
+    sent = fleet.ted("hq", "send")
+    assert sent["sends"][0]["bytes"] == planned["sends"][0]["bytes"]
+    assert not fleet.ted("hq", "send", "--check")["changed"]
+
+
+def test_an_agent_extracts_by_itself_where_its_schedule_says_immediately(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.hostvars["e01"]["ted_extract_schedule"] = {"immediately": True}
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    fleet.until(lambda: fleet.states("hq", "app")["e01"] == "extracted")
+    assert same_trees(fleet.root / "source", fleet.root / "e01" / "dest" / "app") == ""
+
+
+def test_receive_pulls_from_the_parent(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.settings["retry_for"] = 1
+    fleet.install()
+    fleet.start("hq", "s01")
+    fleet.ted("hq", "build")
+    with pytest.raises(CommandError):
+        fleet.ted("hq", "send")
+    fleet.start("e01")
+    pulled = fleet.ted("e01", "receive")
+    assert (pulled["changed"], pulled["distributions"][0]["state"]) == (True, "received")
+
+
+def test_a_damaged_block_on_a_relay_is_not_passed_on(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.settings["retry_for"] = 3
+    fleet.install()
+    fleet.start("hq", "s01")
+    fleet.ted("hq", "build")
+    with pytest.raises(CommandError):
+        fleet.ted("hq", "send")
+    (pack,) = fleet.working("s01").glob("hq/app/*/DISTFILE.TED")
+    with pack.open("r+b") as file:
+        file.seek(100)
+        file.write(b"damaged")
+    fleet.start("e01")
+    with pytest.raises(CommandError):
+        fleet.ted("hq", "send")
+    assert fleet.states("hq", "app")["e01"] == "failed"
+    assert not list(fleet.working("e01").glob("hq/app/*/DISTSTATUS.TED"))
