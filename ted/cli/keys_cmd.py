@@ -116,9 +116,7 @@ def create(settings: Settings, distributor: str | None, working_directory: Path 
     root = catalog.root_bytes()
     trusted = TrustStore(settings.config / "trust").import_root(root, name, force=True, check=check)
     data = {"changed": changed or trusted.changed, "root": root.decode(), **catalog.describe()}
-    emit(
-        settings, data, f"{name}: {'made' if data['changed'] else 'already there'}: {catalog.keys.directory}"
-    )
+    emit(settings, data, f"{name}: {'made' if data['changed'] else 'already there'}: {catalog.keys.directory}")
 
 
 @command.command("list")
@@ -140,9 +138,7 @@ def list_(settings: Settings, distributor: str | None, working_directory: Path |
 @distributor_options
 @check_option
 @click.pass_obj
-def rotate(
-    settings: Settings, role: str, distributor: str | None, working_directory: Path | None, check: bool
-) -> None:
+def rotate(settings: Settings, role: str, distributor: str | None, working_directory: Path | None, check: bool) -> None:
     """Give ROLE (root, targets, snapshot, timestamp or a distribution) a new key.
 
     Receivers follow by themselves: the old root signs the new one.

@@ -85,7 +85,7 @@ def request(settings: Settings, node: str, addresses: tuple[str, ...], check: bo
 )
 @check_option
 @click.pass_obj
-def issue(  # noqa: PLR0917
+def issue(
     settings: Settings,
     node: str,
     addresses: tuple[str, ...],
@@ -111,9 +111,7 @@ def issue(  # noqa: PLR0917
         "directory": str(out or authority.directory / "issued" / node),
     }
     word = "still serves" if not issued.changed else "would be issued" if check else "issued"
-    emit(
-        settings, data, f"{node}: certificate {word}, until {issued.expires_at:%Y-%m-%d}: {data['directory']}"
-    )
+    emit(settings, data, f"{node}: certificate {word}, until {issued.expires_at:%Y-%m-%d}: {data['directory']}")
 
 
 @command.command()

@@ -117,10 +117,7 @@ def list_(settings: Settings) -> None:
     from tabulate import tabulate
 
     anchors = _store(settings).list()
-    rows = [
-        [anchor.distributor, anchor.version, anchor.expires_at[:10], anchor.keyids[0][:12]]
-        for anchor in anchors
-    ]
+    rows = [[anchor.distributor, anchor.version, anchor.expires_at[:10], anchor.keyids[0][:12]] for anchor in anchors]
     data = {"changed": False, "distributors": [anchor.to_dict() for anchor in anchors]}
     emit(settings, data, tabulate(rows, headers=["distributor", "root", "expires", "key"]))
 
