@@ -24,8 +24,11 @@ def compact(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     inventory = read_shape(data)
     kept = {host: _needed(variables) for host, variables in sorted(inventory.hosts.items())}
-    result: dict[str, Any] = {"_meta": {"hostvars": {host: found for host, found in kept.items() if found}}}
-    for name, group in raw_groups(data).items():
+    groups = raw_groups(data)
+    grouped = {host for group in groups.values() for host in group["hosts"]}  # the others must be named here
+    hostvars = {host: found for host, found in kept.items() if found or host not in grouped}
+    result: dict[str, Any] = {"_meta": {"hostvars": hostvars}}
+    for name, group in groups.items():
         result[name] = {key: sorted(group[key]) for key in ("children", "hosts") if group[key]}
     return result
 

@@ -3,7 +3,7 @@
 Rules:
  * The input is the output of ``ansible-inventory --list``, with variables below ``_meta`` or (``--export``)
    in the groups; a group's variables yield to those of the groups nested in it, and to the host's own.
- * A group is known if it is defined or named as a child: Ansible leaves empty groups out.
+ * Every host is in ``all``. A group is known if it is defined or named as a child: Ansible leaves empty groups out.
  * A loop of groups, which Ansible refuses, ends nothing here: every group is entered once.
 """
 
@@ -47,6 +47,7 @@ def read_shape(data: Mapping[str, Any]) -> Inventory:
     members = {name: _members(name, groups) for name in groups}
     own = _hostvars(data)
     names = sorted(set(own).union(*members.values()))
+    members["all"] = frozenset(names)  # said or not
     layers = _variable_layers(groups, members)
     hosts = {name: _merged([*layers.get(name, ()), own.get(name, {})]) for name in names}
     return Inventory(hosts, members)

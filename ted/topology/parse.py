@@ -126,6 +126,8 @@ class _Findings:
         values: dict[str, Any] = {}
         for name, variable in table.items():
             raw = found.get(name)
+            if raw is None:
+                continue
             if is_vaulted(raw):
                 self._vaulted(host, place + name)
             elif not is_blank(raw):
