@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import click
@@ -69,13 +70,23 @@ def _options(topology: Topology) -> Iterator[tuple[bool, Problem]]:
                 yield from [found] if found else []
 
 
-def _judge(host: str, place: str, distribution: Distribution) -> tuple[bool, Problem] | None:
+def _validator() -> Callable[[str, Any], object] | None:
+    """Return what judges a type's options, ``None`` where ted is there without its types."""
     try:
-        from ted.plugins import validate_options
-    except ImportError:
+        found: Callable[[str, Any], object] = importlib.import_module("ted.plugins").validate_options
+    except ModuleNotFoundError as error:
+        if error.name == "ted.plugins":
+            return None
+        raise
+    return found
+
+
+def _judge(host: str, place: str, distribution: Distribution) -> tuple[bool, Problem] | None:
+    validate = _validator()
+    if validate is None:
         return None
     try:
-        validate_options(distribution.type, distribution.options)
+        validate(distribution.type, distribution.options)
     except OptionsError as error:
         return False, Problem(host, f"{place}.options", error.message, error.hint)
     except (PluginError, UnknownNameError) as error:

@@ -409,10 +409,10 @@ def test_compact_keeps_what_ted_needs_and_nothing_else() -> None:
     assert compact(data) == {
         "_meta": {
             "hostvars": {
-                "hq": {"ted_channels": {"antivirus": {}}},
+                "hq": {"ted_channels": {"antivirus": {}}, "ted_timeout": 5},
                 "s01": {"ansible_host": "10.0.0.1", "ted_port": 1, "ted_timeout": 5},
                 "s02": {"ted_timeout": 5},
-                "x01": {},
+                "x01": {"ted_timeout": 5},
             }
         },
         "all": {"children": ["subscribers"]},
