@@ -77,6 +77,13 @@ def test_a_subscribers_variable_in_a_target_path_stays_as_it_is(hosts: Path) -> 
     ]
 
 
+def test_a_template_may_use_lookups_and_filters_by_their_full_names(hosts: Path) -> None:
+    add(hosts, "s02", ted_variables={"HOME": "{{ lookup('ansible.builtin.env', 'HOME') | ansible.builtin.quote }}"})
+    settings = load_inventory(hosts).nodes["s02"].subscriber
+    assert settings is not None
+    assert settings.variables == {"HOME": os.environ["HOME"]}
+
+
 def test_a_template_that_cannot_be_rendered_is_a_problem_with_host_and_variable(hosts: Path) -> None:
     add(hosts, "s02", ted_min_free="{{ typo }}", ted_transport="ftp")
     add(hosts, "hq", ted_database_url="{{ 1 / 0 }}", ted_unlisted_parent="{{ oops")
