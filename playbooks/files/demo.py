@@ -94,7 +94,8 @@ def story(facts: dict) -> str:
             f" {amount(built['content_bytes'])}; its pack: {bytes_first}.",
             "  It went hq -> s01, s02 -> e01 to e04: each line carried it once, each hop checked it and passed it on",
             "  while it still received. Each node installed it in one transaction.",
-            f"  Then one line was changed, one file added, one removed. The second revision's pack: {amount(update['bytes'])}.",
+            "  Then one line was changed, one file added, one removed. The second revision's pack:"
+            f" {amount(update['bytes'])}.",
             "  All nodes installed it, byte for byte as at hq (checked by another program), and took it back again.",
             "",
             "BYTES ON EACH LINE        first revision       update",
@@ -107,7 +108,8 @@ def story(facts: dict) -> str:
             f"  {run}/e01/root/                what e01 installed",
             f"  {run}/e01/ted/hq/stdlib/       the revisions e01 keeps",
             "  ansible-playbook -i inventories/demo playbooks/status.yml",
-            "  ansible-playbook -i inventories/demo playbooks/uninstall.yml -e ted_purge=true     ends the agents, removes all",
+            "  ansible-playbook -i inventories/demo playbooks/uninstall.yml -e ted_purge=true",
+            "                       ends the agents and removes what they kept",
         ]
     )
 

@@ -16,7 +16,7 @@ description:
     controller's version.
   - An installed ted is packed again from its own list of files, byte for byte and without a network.
   - A ted that is installed from a work tree (C(pip install -e)) is built by C(pip wheel --no-deps).
-  - The wheel lies in the directory given, named by its content, and is made once.
+  - The wheel lies below the directory given, and is made once for each state of what it is made of.
 options:
   _terms:
     description: Directory for the wheel. It is made when missing.
@@ -43,6 +43,8 @@ _raw:
 """
 
 import base64
+import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -58,6 +60,8 @@ from ansible.plugins.lookup import LookupBase
 ADVICE = "Install ted beside Ansible on the controller, or set ted_package to a wheel or a requirement"
 # Written by pip at installation; not part of a wheel.
 OF_THE_INSTALLER = ("INSTALLER", "RECORD", "REQUESTED", "direct_url.json")
+# Directories of a work tree that no wheel is made of, or that builds leave behind.
+NOT_PACKED = ("__pycache__", "benchmarks", "build", "dist", "docs", "inventories", "run", "tests")
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -79,6 +83,30 @@ def build(source, directory):
         path = os.path.join(directory, made[0])
         os.replace(os.path.join(scratch, made[0]), path)
         return path
+
+
+def state_of(source):
+    """Return a digest of a work tree's files (names, sizes, times): another one needs another wheel."""
+    digest = hashlib.sha256()
+    for top, directories, files in os.walk(source):
+        directories[:] = sorted(name for name in directories if name[0] != "." and name not in NOT_PACKED)
+        for name in sorted(files):
+            found = os.lstat(os.path.join(top, name))
+            digest.update(("%s/%s %d %d;" % (top, name, found.st_size, found.st_mtime_ns)).encode())
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def alone(directory):
+    """Let one process at a time make a wheel in a directory."""
+    with open(os.path.join(directory, ".lock"), "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def wheels_in(directory):
+    """Return the wheels in a directory."""
+    return [os.path.join(directory, name) for name in os.listdir(directory) if name.endswith(".whl")]
 
 
 def packable(found):
@@ -137,4 +165,11 @@ class LookupModule(LookupBase):
                 "wheel: there is no ted beside this Ansible (%s). %s" % (sys.executable, ADVICE)
             ) from error
         source = source_of(found)
-        return [build(source, directory) if source else repack(found, directory)]
+        state = (
+            state_of(source) if source else hashlib.sha256((found.read_text("RECORD") or "").encode()).hexdigest()[:16]
+        )
+        directory = os.path.join(directory, state)
+        os.makedirs(directory, exist_ok=True)
+        with alone(directory):
+            made = wheels_in(directory) or [build(source, directory) if source else repack(found, directory)]
+        return made[:1]

@@ -48,6 +48,13 @@ class Ted:
         """Whether there is no C(ted) here (yet): only check mode may go on then."""
         return self.executable is None
 
+    def foretell_unset(self, **empty):
+        """In check mode, end with "would change" where nothing can be asked: this host is not a node yet."""
+        if self.module.check_mode and (self.missing or not os.path.exists(os.path.join(self.config, "node.yml"))):
+            self.module.exit_json(
+                changed=True, foretold=False, msg="this host is not a node yet, so only that is known", **empty
+            )
+
     def command(self, *words):
         """Return the whole argument list for C(words); empty and None words are left out."""
         if self.missing:
@@ -193,7 +200,7 @@ def change_line(change):
     return "%s (%s)" % (line, kind)
 
 
-def write_private(module, path, text, mode=0o600):
+def write_private(path, text, mode=0o600):
     """Write C(text) to C(path) so that a reader sees the old or the new content, never a part."""
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".ted-")
     try:
@@ -202,7 +209,7 @@ def write_private(module, path, text, mode=0o600):
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, mode)
-        module.atomic_move(temporary, path)
+        os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)

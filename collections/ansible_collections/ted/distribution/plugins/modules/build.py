@@ -140,7 +140,9 @@ def main():
         name={"type": "list", "elements": "str", "aliases": ["distribution"]},
         force={"type": "bool", "default": False},
     )
-    said = Ted(module).ask(
+    ted = Ted(module)
+    ted.foretell_unset(distributions=[])
+    said = ted.ask(
         "build",
         *(flag("--check", module.check_mode) + flag("--force", module.params["force"]) + ["--"]) + names(module.params),
     )

@@ -133,7 +133,9 @@ def main():
         force={"type": "bool", "default": False},
     )
     params = module.params
-    said = Ted(module).ask(
+    ted = Ted(module)
+    ted.foretell_unset(distributions=[])
+    said = ted.ask(
         "extract",
         *option("--distributor", params["distributor"])
         + option("--revision", params["revision"])

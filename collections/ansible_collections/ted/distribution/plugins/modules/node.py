@@ -127,9 +127,11 @@ written:
 
 import grp
 import hashlib
+import json
 import os
 import pwd
 import re
+import stat
 import time
 
 from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
@@ -144,7 +146,7 @@ from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
 
 # A certificate lives 825 days; a new one is asked for in the last third. The authority decides.
 RENEW_AFTER_S = 550 * 86400
-SECRET = re.compile(r"(?im)^.*(passw|secret|token|://[^/\s]*:[^/\s]*@).*$")
+SECRET = re.compile(r"(?im)^.*(passw|secret|token|credential|://[^/\s]*:[^/\s]*@).*$")
 
 
 class Place:
@@ -153,6 +155,7 @@ class Place:
     def __init__(self, module):
         self.module = module
         self.config = module.params["config"]
+        self.texts = take_secrets(module)
         self.written = []
         self.diffs = []
 
@@ -163,6 +166,10 @@ class Place:
     def read(self, *parts):
         """Return a part's text, or None."""
         return read_text(self.path(*parts))
+
+    def mode(self, *parts):
+        """Return the permissions of a part that is there."""
+        return stat.S_IMODE(os.stat(self.path(*parts)).st_mode)
 
     def directory(self, path, mode):
         """Make a directory unless it is there."""
@@ -175,7 +182,7 @@ class Place:
     def text(self, parts, text, mode=0o600, shown=True):
         """Make a part's text be C(text); return whether it was not."""
         before = self.read(*parts)
-        if before == text:
+        if before == text and self.mode(*parts) == mode:
             return False
         self.written.append("/".join(parts))
         if shown:
@@ -189,8 +196,25 @@ class Place:
             )
         if not self.module.check_mode:
             os.makedirs(os.path.dirname(self.path(*parts)), 0o750, exist_ok=True)
-            write_private(self.module, self.path(*parts), text, mode)
+            write_private(self.path(*parts), text, mode)
         return True
+
+
+def take_secrets(module):
+    """Take the texts that may hold a password out of what is reported, and lay out the tree for people.
+
+    C(no_log) would hide a whole file in C(--diff); here each line is judged by itself.
+    """
+    taken = {}
+    for name in ("settings", "topology"):
+        text = module.params[name]
+        if text is not None:
+            module.no_log_values.discard(text)
+            module.params[name] = "(not shown)"
+            taken[name] = text
+    if "topology" in taken:
+        taken["topology"] = json.dumps(json.loads(taken["topology"]), indent=1, sort_keys=True) + "\n"
+    return taken
 
 
 def masked(text):
@@ -208,12 +232,12 @@ def write_settings(place, ted):
     params = place.module.params
     place.directory(place.config, 0o750)
     place.directory(params["working_directory"], 0o750)
-    if params["settings"] is not None:
-        place.text(("node.yml",), "# Written by the role ted.distribution.node.\n" + params["settings"])
-    if params["topology"] is not None and place.read("topology.json") != params["topology"] + "\n":
-        if not ted.missing:
-            check_tree(place.module, ted, params["topology"])
-        place.text(("topology.json",), params["topology"] + "\n")
+    if "settings" in place.texts:
+        place.text(("node.yml",), "# Written by the role ted.distribution.node.\n" + place.texts["settings"])
+    if "topology" in place.texts:
+        if place.read("topology.json") != place.texts["topology"] and not ted.missing:
+            check_tree(place.module, ted, place.texts["topology"])
+        place.text(("topology.json",), place.texts["topology"])
 
 
 def check_tree(module, ted, topology):
@@ -232,7 +256,7 @@ def make_keys(place, ted):
     params = place.module.params
     root, request, renew = None, None, False
     check = flag("--check", place.module.check_mode)
-    if params["topology"] is not None:
+    if "topology" in place.texts:
         root = distributor_root(place, ted, check)
     if params["addresses"] is not None and params["certificate"] is None:
         request, changed = node_request(place, ted, check)

@@ -60,7 +60,9 @@ from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import Te
 
 def main():
     module = ted_module(name={"type": "list", "elements": "str", "aliases": ["distribution"]})
-    said = Ted(module).ask("receive", *(flag("--check", module.check_mode) + ["--"]) + names(module.params))
+    ted = Ted(module)
+    ted.foretell_unset(distributions=[])
+    said = ted.ask("receive", *(flag("--check", module.check_mode) + ["--"]) + names(module.params))
     module.exit_json(**lifted(said, "distributions", ("revision", "state", "bytes")))
 
 

@@ -127,7 +127,9 @@ def main():
         revision={"type": "str"},
     )
     params = module.params
-    said = Ted(module).ask(
+    ted = Ted(module)
+    ted.foretell_unset(distributions=[])
+    said = ted.ask(
         "rollback",
         *option("--distributor", params["distributor"])
         + option("--revision", params["revision"])

@@ -211,6 +211,7 @@ def main():
         rules={"mutually_exclusive": [("watch", "name"), ("watch", "channel"), ("watch", "limit")]},
     )
     ted = Ted(module)
+    ted.foretell_unset(sends=[])
     if module.params["watch"]:
         seen = [ted.ask("send", "--watch", identity) for identity in module.params["watch"]]
         said = {"changed": False, "sends": [send for one in seen for send in one.get("sends", [one])]}

@@ -1,0 +1,186 @@
+"""The playbooks, run for real: seven of them, on agents with TLS, one after another as a person would."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EVERYBODY = {"hq", "s01", "s02", "e01"}
+RECEIVERS = ("s01", "s02", "e01")
+
+
+@pytest.fixture(scope="module")
+def site(tree: Any) -> Any:
+    """A tree after one run of site.yml."""
+    tree.first = tree.play("site")
+    return tree
+
+
+def differences(one: Path, other: Path) -> str:
+    """Return what rsync finds different: another program than ours."""
+    command = ["rsync", "-n", "-c", "-a", "--delete", "--itemize-changes", f"{one}/", f"{other}/"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def newest(tree: Any, distribution: str = "stdlib") -> str:
+    """Return the newest revision that the Distributor has."""
+    stamps = [row["revision"] for row in tree.ted("hq", "report", "revisions") if row["distribution"] == distribution]
+    return max(stamps)
+
+
+def installed(tree: Any, host: str) -> str:
+    rows = tree.ted(host, "status", "stdlib", "--node", host)
+    return next(row["revision"] for row in rows if row["state"] in ("extracted", "rolled_back"))
+
+
+def edit(tree: Any, text: str) -> None:
+    (tree.library / "json" / "__init__.py").write_text(f'"""{text}"""\n\nVALUE = 1\n')
+
+
+def test_check_of_everything_before_the_first_run_changes_nothing(tree: Any) -> None:
+    said = tree.play("site", "--check")
+    assert not tree.run_directory.exists()
+    assert all(count for count in said.changed.values()), said.output
+
+
+def test_site_brings_the_distribution_to_every_node(site: Any) -> None:
+    assert set(site.first.recap) == EVERYBODY
+    for host in RECEIVERS:
+        assert differences(site.library, site.installed(host)) == ""
+        assert (site.run_directory / host / "root" / "etc" / "motd.txt").exists()
+
+
+def test_the_table_of_tiers_names_every_link(site: Any) -> None:
+    table = site.first.output.split("PLAY RECAP")[1]
+    for sender, receiver in (("hq", "s01"), ("hq", "s02"), ("s01", "e01")):
+        assert any(line.split()[1:3] == [sender, receiver] for line in table.splitlines() if len(line.split()) > 3)
+
+
+def test_a_second_run_changes_nothing(site: Any) -> None:
+    assert site.play("site").changed == dict.fromkeys(EVERYBODY, 0)
+
+
+def test_private_files_are_the_owners_alone(site: Any) -> None:
+    for host in EVERYBODY:
+        config = site.run_directory / host / "etc"
+        for name in ("node.yml", "realm/node.key"):
+            assert (config / name).stat().st_mode & 0o077 == 0
+    assert (site.run_directory / "hq" / "etc" / "topology.json").stat().st_mode & 0o077 == 0
+
+
+def test_check_foretells_an_update_step_by_step_and_changes_nothing(site: Any) -> None:
+    before = newest(site)
+    edit(site, "Foretold.")
+    assert site.play("build", "--check").changed == {"hq": 1}
+    assert newest(site) == before
+    assert site.play("build").changed == {"hq": 1}
+    assert newest(site) > before
+
+    foretold = site.play("send", "--check")
+    assert sum(foretold.changed.values()) == 1
+    assert installed(site, "e01") == before
+    assert not (site.run_directory / "e01" / "ted" / "hq" / "stdlib" / newest(site) / "DISTSTATUS.TED").exists()
+    assert sum(site.play("send").changed.values()) == 1
+    assert sum(site.play("send").changed.values()) == 0
+
+    target = site.installed("e01") / "json" / "__init__.py"
+    foretold = site.play("extract", "--check", "--diff", "-e", "ted_distribution=stdlib")
+    assert foretold.changed == dict.fromkeys(RECEIVERS, 1) | {key: 0 for key in foretold.changed if key == "hq"}
+    assert "json/__init__.py" in foretold.output
+    assert "Foretold" not in target.read_text()
+    site.play("extract")
+    assert differences(site.library, site.installed("e01")) == ""
+
+
+def test_a_limit_that_names_one_subscriber_sends_and_installs_there_only(site: Any) -> None:
+    before = newest(site)
+    edit(site, "Limited.")
+    site.play("build")
+    site.play("send", "--limit", "s02")
+    site.play("extract", "--limit", "s02")
+    assert installed(site, "s02") == newest(site) > before
+    assert installed(site, "e01") == before
+    site.play("send", "--limit", "e01,s01")
+    site.play("extract")
+    assert installed(site, "e01") == newest(site)
+
+
+def test_rollback_restores_what_was_there(site: Any) -> None:
+    before = installed(site, "e01")
+    text = (site.installed("e01") / "json" / "__init__.py").read_text()
+    edit(site, "Regretted.")
+    for playbook in ("build", "send", "extract"):
+        site.play(playbook)
+    assert "Regretted" in (site.installed("e01") / "json" / "__init__.py").read_text()
+    foretold = site.play("rollback", "--check", "-e", "ted_distribution=stdlib")
+    assert all(foretold.changed[host] for host in RECEIVERS)
+    assert "Regretted" in (site.installed("e01") / "json" / "__init__.py").read_text()
+    site.play("rollback", "-e", "ted_distribution=stdlib")
+    assert (site.installed("e01") / "json" / "__init__.py").read_text() == text
+    assert installed(site, "e01") == before
+
+
+def test_rollback_without_a_name_says_what_is_missing(site: Any) -> None:
+    assert "-e ted_distribution=NAME" in site.play("rollback", fails=True).output
+
+
+def test_status_shows_who_has_what_and_the_tree(site: Any) -> None:
+    said = site.play("status", "--limit", "e01")
+    for name in ("stdlib", "motd", "s01", "s02", "e01"):
+        assert name in said.output
+
+
+def test_a_distribution_nobody_owns_is_refused_by_name(site: Any) -> None:
+    for playbook in ("build", "send"):
+        assert "nosuch" in site.play(playbook, "-e", "ted_distribution=nosuch", fails=True).output
+
+
+def test_a_receiver_that_is_down_fails_the_send_by_name_and_hangs_nothing(site: Any) -> None:
+    edit(site, "Late.")
+    site.play("build")
+    site.ted("e01", "agent", "stop")
+    said = site.play("send", "-e", "ted_send_timeout=4", fails=True)
+    assert "was not received by e01" in said.output
+    said = site.play("send", "-e", "ted_send_timeout=4", "-e", "ted_allow_incomplete=true")
+    assert said.code == 0
+    site.play("install", "--limit", "e01")
+    site.play("send", "--limit", "e01")
+    site.play("extract", "--limit", "e01")
+    assert installed(site, "e01") == newest(site)
+
+
+def test_refresh_takes_a_changed_inventory_over(site: Any) -> None:
+    settings = site.inventory / "group_vars" / "all.yml"
+    settings.write_text(settings.read_text().replace("ted_retry_interval: 1", "ted_retry_interval: 2"))
+    foretold = site.play("refresh", "--check", "--diff")
+    assert "-retry_interval: 1" in foretold.output
+    assert "+retry_interval: 2" in foretold.output
+    assert "retry_interval: 1\n" in (site.run_directory / "e01" / "etc" / "node.yml").read_text()
+    site.play("refresh")
+    assert "retry_interval: 2\n" in (site.run_directory / "e01" / "etc" / "node.yml").read_text()
+    assert site.play("refresh").changed == dict.fromkeys(EVERYBODY, 0)
+
+
+def test_a_mistake_in_the_inventory_is_refused_before_it_reaches_the_distributor(site: Any) -> None:
+    settings = site.inventory / "group_vars" / "distributors.yml"
+    good, held = settings.read_text(), (site.run_directory / "hq" / "etc" / "topology.json").read_bytes()
+    settings.write_text(good.replace("priority: high", "priority: highest"))
+    try:
+        said = site.play("refresh", "--limit", "hq", fails=True)
+    finally:
+        settings.write_text(good)
+    assert "highest" in said.output
+    assert (site.run_directory / "hq" / "etc" / "topology.json").read_bytes() == held
+
+
+def test_uninstall_ends_the_agents_and_leaves_what_was_installed(site: Any) -> None:
+    site.play("uninstall", "-e", "ted_purge=true")
+    for host in EVERYBODY:
+        assert not (site.run_directory / host / "etc").exists()
+        assert not (site.run_directory / host / "ted").exists()
+    assert (site.installed("e01") / "this.py").exists()
+    again = site.play("uninstall", "-e", "ted_purge=true")
+    assert again.changed == dict.fromkeys(EVERYBODY, 0)
