@@ -1,0 +1,1 @@
+"""The built-in distribution types, written only against what any plugin may import."""

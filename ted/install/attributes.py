@@ -19,33 +19,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ted.hookspecs import Attributes
+
 _NAMESPACES = ("user.", "system.posix_acl_")
 _NAMES = ("security.capability",)
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
-    """What a file, directory or link looks like from outside; ``None`` leaves that part alone."""
+def pack(held: Attributes) -> list[Any]:
+    """Return ``held`` as a plain list, for the journal."""
+    xattrs = None if held.xattrs is None else dict(held.xattrs)
+    return [held.mode, held.owner, held.group, held.mtime_ns, xattrs]
 
-    mode: int | None = None
-    """Permission bits, set-id and sticky bits included; links have none."""
-    owner: int | None = None
-    group: int | None = None
-    mtime_ns: int | None = None
-    xattrs: Mapping[str, bytes] | None = None
-    """Exactly these of the namespaces ted carries; others are not touched."""
 
-    def pack(self) -> list[Any]:
-        """Return a plain list for the journal."""
-        xattrs = None if self.xattrs is None else dict(self.xattrs)
-        return [self.mode, self.owner, self.group, self.mtime_ns, xattrs]
-
-    @classmethod
-    def unpack(cls, packed: list[Any]) -> Attributes:
-        """Return what ``pack`` was called on."""
-        return cls(*packed)
+def unpack(packed: list[Any]) -> Attributes:
+    """Return what ``pack`` was called on."""
+    return Attributes(*packed)
 
 
 @dataclass(slots=True)
@@ -86,6 +76,18 @@ def read_xattrs(where: int | str) -> dict[str, bytes]:
         raise
 
 
+def xattrs_of(name: bytes, at: int) -> dict[str, bytes]:
+    """Return the carried extended attributes of ``name`` in the directory ``at``, itself and not what it links to."""
+    where = os.fsencode(handle(at)) + b"/" + name
+    try:
+        found = os.listxattr(where, follow_symlinks=False)
+        return {each: os.getxattr(where, each, follow_symlinks=False) for each in found if carried(each)}
+    except OSError as error:
+        if error.errno in (*_UNSUPPORTED, errno.ENODATA):
+            return {}
+        raise
+
+
 def handle(fd: int) -> str:
     """Return a name for the file behind an ``O_PATH`` descriptor that calls without ``dir_fd`` take."""
     return f"/proc/self/fd/{fd}"
@@ -95,12 +97,9 @@ def read(name: bytes, at: int, status: os.stat_result) -> Attributes:
     """Return the attributes of ``name`` in the directory ``at``, whose status is ``status``."""
     if stat.S_ISLNK(status.st_mode):
         return Attributes(None, status.st_uid, status.st_gid, status.st_mtime_ns, None)
-    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
-    try:
-        xattrs = read_xattrs(handle(fd))
-    finally:
-        os.close(fd)
-    return Attributes(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, xattrs)
+    return Attributes(
+        stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns, xattrs_of(name, at)
+    )
 
 
 def same(wanted: Attributes, status: os.stat_result) -> bool:

@@ -54,7 +54,6 @@ class Capture:
             Device and inode of what is there, ``None`` when nothing is.
 
         Raises:
-            UnsafePathError: A component on the way is a link.
             OSError: What is there cannot be saved.
         """
         if act.kind == RUN:
@@ -62,7 +61,8 @@ class Capture:
             return None
         base = self.bases[act.base]
         self._around(act, base)
-        status = base.look(act.path)
+        # A link on the way may be about to become a directory; if not, the act itself will be refused.
+        status = base.glance(act.path)
         if status is None:
             self.undo.append(["absent", act.number, act.base, act.path])
             return None
@@ -71,7 +71,7 @@ class Capture:
         elif act.kind == ATTRIBUTES:
             at, name = base.parent(act.path)
             held = attributes.read(name, at, status)
-            self.undo.append(["attrs", act.number, act.base, act.path, held.pack()])
+            self.undo.append(["attrs", act.number, act.base, act.path, attributes.pack(held)])
         else:
             self._whole(act, base, act.path, status)
         if act.kind == DELETE:
@@ -85,7 +85,7 @@ class Capture:
         parent = act.path.rpartition(b"/")[0]
         if (act.base, parent) in self._seen:
             return
-        status = base.look(parent)
+        status = base.glance(parent)
         if status is not None and stat.S_ISDIR(status.st_mode):
             self._directory(act, base, parent, status)
 
@@ -94,7 +94,7 @@ class Capture:
         # Staging changed the time of its base: what counts is the time before.
         mtime_ns = self.bases.times.get(base.full(path), status.st_mtime_ns)
         held = replace(held, mtime_ns=mtime_ns)
-        self.undo.append(["dir", act.number, act.base, path, held.pack()])
+        self.undo.append(["dir", act.number, act.base, path, attributes.pack(held)])
         if len(self._seen) >= _REMEMBERED:
             self._seen.clear()
         self._seen.add((act.base, path))
@@ -115,7 +115,7 @@ class Capture:
         if stat.S_ISLNK(status.st_mode):
             target = os.readlink(name, dir_fd=at)
             held = attributes.read(name, at, status)
-            self.undo.append(["link", act.number, act.base, path, target, held.pack()])
+            self.undo.append(["link", act.number, act.base, path, target, attributes.pack(held)])
         else:
             self._file(act, path, at, name, status)
 
@@ -125,7 +125,7 @@ class Capture:
         self._count += 1
         packed: list[Any] | None = None
         if not self._link(at, name, saved):
-            packed = attributes.read(name, at, status).pack()
+            packed = attributes.pack(attributes.read(name, at, status))
             saved = self._copy_once(at, name, saved, status)
         self.undo.append(["file", act.number, act.base, path, saved, *identity, packed])
 

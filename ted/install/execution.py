@@ -25,7 +25,6 @@ from typing import Any, Literal
 from ted.errors import TedError
 from ted.install import attributes as attrs
 from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, RUN, SYMLINK, WRITE, Act, Bases, Failure
-from ted.install.attributes import Attributes
 from ted.install.capture import Capture, Identity
 from ted.install.locked import LOCKED_ERRNOS, end_holders, locked_files
 from ted.install.log import LogReader, LogWriter
@@ -234,7 +233,7 @@ class Execution:
         return held
 
     def _refuse_locked(self, act: Act) -> list[str]:
-        status = self.bases[act.base].look(act.path)
+        status = self.bases[act.base].glance(act.path)
         if status is not None and (status.st_dev, status.st_ino) in locked_files():
             raise OSError(errno.ETXTBSY, "locked by another process")
         return []
@@ -251,7 +250,7 @@ class Execution:
                     time.sleep(self.policy.retry_delay_s)
                 elif self.policy.on_locked != "kill":
                     raise
-        status = self.bases[act.base].look(act.path)
+        status = self.bases[act.base].glance(act.path)
         if status is not None:
             end_holders(status.st_dev, status.st_ino)
         return do()
@@ -298,7 +297,7 @@ class Execution:
                 base = self.bases[number]
                 try:
                     at = base.directory(where)
-                    self.warnings.update(attrs.set_named(b".", at, Attributes.unpack(packed)))
+                    self.warnings.update(attrs.set_named(b".", at, attrs.unpack(packed)))
                 except (OSError, TedError) as error:
                     self._act_failed(Act(ATTRIBUTES, -1, number, where, None), error)
                 self.step("finish")

@@ -134,6 +134,13 @@ class Base:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def glance(self, path: bytes) -> os.stat_result | None:
+        """As ``look``, but what lies behind a link on the way counts as not there."""
+        try:
+            return self.look(path)
+        except UnsafePathError:
+            return None
+
     def forget(self, path: bytes) -> None:
         """Close what is held of ``path`` and below: it is about to be another directory."""
         inside = path + b"/"

@@ -20,7 +20,6 @@ from typing import Any
 from ted.errors import TargetError, UnsafePathError
 from ted.install import attributes
 from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, WRITE, Act, Bases
-from ted.install.attributes import Attributes
 from ted.install.capture import Identity, copy_data
 from ted.install.paths import remove_tree
 
@@ -55,7 +54,7 @@ class Performer:
             self._delete(act, was)
         elif act.kind == ATTRIBUTES:
             at, name = self.bases[act.base].parent(act.path)
-            return attributes.set_named(name, at, Attributes.unpack(act.data))
+            return attributes.set_named(name, at, attributes.unpack(act.data))
         elif act.kind == RUN:
             run_command(act.data[0], act.data[2])
         return []

@@ -28,6 +28,7 @@ import fcntl
 import json
 import os
 import posixpath
+import re
 import secrets
 import stat
 from array import array
@@ -41,9 +42,10 @@ from typing import Any, Protocol
 
 from ted.content.durable import sync_directory
 from ted.errors import FormatError, InstallError, TargetError, TedError, UnsafePathError
+from ted.hookspecs import Attributes
 from ted.install import attributes as attrs
 from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, WRITE, Act, Bases, Failure
-from ted.install.attributes import Attributes, Rights
+from ted.install.attributes import Rights
 from ted.install.execution import Execution, OnAct, Policy, State, UndoResult
 from ted.install.log import LogWriter
 from ted.install.paths import Base, join, parts_of, remove_tree, show
@@ -56,6 +58,8 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_CHANGES = 1000
+_STAGING = re.compile(rb"\.ted-\d{8}T\d{12}Z-[0-9a-f]{8}(-t)?")
+_PASSED = ("unchanged", "skipped")
 _MADE_DIRECTORY = Attributes(mode=0o755)
 _DEFAULT_FILE_MODE = 0o644
 
@@ -86,7 +90,8 @@ class Change:
 class CommitResult:
     """What was done.
 
-    ``counts``: acts by name (``written linked directories deleted attributes commands``). ``failures``: acts that
+    ``counts``: acts by name (``written linked directories deleted attributes commands``), and what was left alone
+    (``unchanged``, and ``skipped`` because the options said so). ``failures``: acts that
     could not be done with ``on_error: continue``. ``warnings``: what could not be set, one sentence each.
     """
 
@@ -97,7 +102,7 @@ class CommitResult:
     @property
     def changed(self) -> bool:
         """Whether anything was done at all."""
-        return sum(self.counts.values()) > 0
+        return any(count for name, count in self.counts.items() if name not in _PASSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +137,7 @@ class _Guard:
         number, file = self.last_file
         if number == act.base and act.path.startswith(file + b"/"):
             self._refuse(act.path)
-        if self.gone and any(
-            (act.base, b"/".join(here[1][:depth])) in self.gone for depth in range(1, len(here[1]) + 1)
-        ):
+        if self.goes(act.base, act.path):
             self._refuse(act.path)
         self.sorted_so_far = self.sorted_so_far and here > self.last
         self.last = here
@@ -143,6 +146,13 @@ class _Guard:
             self.gone.add((act.base, act.path))
         if act.kind not in (MKDIR, ATTRIBUTES):
             self.last_file = (act.base, act.path)
+
+    def goes(self, base: int, path: bytes) -> bool:
+        """Return whether the path, or a directory it lies in, is deleted."""
+        if not self.gone:
+            return False
+        parts = path.split(b"/")
+        return any((base, b"/".join(parts[:depth])) in self.gone for depth in range(1, len(parts) + 1))
 
     def check(self) -> None:
         """Refuse the plan when a path was acted on twice.
@@ -197,6 +207,9 @@ class Transaction:
         self._bases = Bases(directory, directory.name)
         self._execution = Execution(directory, self._bases, self.policy, on_act)
         self._roots: dict[str, tuple[int, bytes, list[bytes]]] = {}
+        self._made: dict[tuple[int, bytes], bool] = {}
+        """Directories on the way to a target that are planned; True while nobody gave them attributes."""
+        self._links: list[tuple[int, bytes]] = []  # links that become directories
         self._guard = _Guard()
         self._next = 0
         self._dirs_planned = 0
@@ -304,12 +317,15 @@ class Transaction:
             UnsafePathError: A link stands there or on the way.
         """
         base, where = self._locate(root, path)
-        status = self._look(base, where)
-        if status is not None and stat.S_ISLNK(status.st_mode) and not replace_link:
-            refuse_link(self._bases[base].full(where))
-        if status is None or not stat.S_ISDIR(status.st_mode):
-            self._note("directories", base, where, attributes, "directory")
-        self._act(MKDIR, base, where, replace_link)
+        if (base, where) not in self._made:
+            status = self._look(base, where)
+            if status is not None and stat.S_ISLNK(status.st_mode):
+                if not replace_link:
+                    refuse_link(self._bases[base].full(where))
+                self._links.append((base, where))
+            if status is None or not stat.S_ISDIR(status.st_mode):
+                self._note("directories", base, where, attributes, "directory")
+            self._act(MKDIR, base, where, replace_link)
         self._settle(base, where, attributes or _MADE_DIRECTORY)
 
     def delete(self, root: str, path: bytes) -> None:
@@ -321,7 +337,7 @@ class Transaction:
         if not os.path.lexists(root):
             return
         base, where = self._locate(root, path)
-        if self._look(base, where) is None:
+        if self._look(base, where) is None or self._guard.goes(base, where):
             return
         self._note("deleted", base, where, None, None)
         self._act(DELETE, base, where, None)
@@ -340,7 +356,7 @@ class Transaction:
             self._act(MKDIR, base, where, False)
             self._settle(base, where, attributes)
         else:
-            self._act(ATTRIBUTES, base, where, held.pack())
+            self._act(ATTRIBUTES, base, where, attrs.pack(held))
 
     def settle(self, root: str, path: bytes, attributes: Attributes) -> None:
         """Give a directory that is there, and in which this transaction acts, these attributes at the end; not counted.
@@ -385,9 +401,24 @@ class Transaction:
             raise told from error
         self._execution.record_failure(Failure(told.path or "", told.errno or 0, told.message))
 
+    def set_policy(self, policy: Policy) -> None:
+        """Say what happens when an act fails; before the first act is planned.
+
+        Raises:
+            InstallError: Acts are planned already.
+        """
+        if self._next:
+            raise InstallError("what happens on problems must be said before anything is planned")
+        self.policy = policy
+        self._execution.policy = policy
+
+    def warn(self, text: str) -> None:
+        """Have a sentence told with the result."""
+        self._execution.warnings[text] += 1
+
     def own_name(self, name: bytes) -> bool:
-        """Return whether ``name`` in a target is this transaction's staging, to be passed over by whoever lists it."""
-        return self._bases.is_staging(name)
+        """Return whether ``name`` in a target is a transaction's staging, to be passed over by whoever lists it."""
+        return self._bases.is_staging(name) or _STAGING.fullmatch(name) is not None
 
     # --- ending ---------------------------------------------------------------------------------------------------
 
@@ -480,9 +511,10 @@ class Transaction:
         if make and missing:
             self._roots[root] = (base, prefix, [])
             for part in missing:
-                self._note("directories", base, part, _MADE_DIRECTORY, "directory")
-                self._act(MKDIR, base, part, False)
-                self._settle(base, part, _MADE_DIRECTORY)
+                if (base, part) not in self._made:
+                    self._note("directories", base, part, _MADE_DIRECTORY, "directory")
+                    self._act(MKDIR, base, part, False)
+                    self._made[base, part] = True
         return base, join(prefix, path)
 
     def _find_base(self, root: str) -> tuple[int, bytes, list[bytes]]:
@@ -527,6 +559,8 @@ class Transaction:
 
     def _look(self, base: int, where: bytes) -> os.stat_result | None:
         try:
+            if any(where.startswith(link + b"/") for number, link in self._links if number == base):
+                return self._bases[base].glance(where)
             return self._bases[base].look(where)
         except PermissionError as error:
             raise target_error(self._bases[base].full(where), error) from error
@@ -546,11 +580,13 @@ class Transaction:
         return act.number
 
     def _settle(self, base: int, where: bytes, wanted: Attributes) -> None:
+        if (base, where) in self._made:
+            self._made[base, where] = False
         if self.check:
             return
         self._prepare()
         assert self._dirs is not None
-        self._dirs.append([base, where, self.rights.reduce(wanted).pack()])
+        self._dirs.append([base, where, attrs.pack(self.rights.reduce(wanted))])
         self._dirs_planned += 1
 
     def _stage_file(self, number: int, base: int, chunks: Iterable[bytes | Hole], size: int, held: Attributes) -> None:
@@ -596,6 +632,8 @@ class Transaction:
         """Make staged content and plan durable, then mark the plan as whole."""
         assert self._plan is not None
         assert self._dirs is not None
+        for base, where in [made for made, plain in self._made.items() if plain]:
+            self._settle(base, where, _MADE_DIRECTORY)
         self._dirs.sync()
         self._plan.flush()
         try:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ted.errors import TedError
+from ted.hookspecs import Attributes
 from ted.install import attributes
 from ted.install.acts import Bases, Failure
-from ted.install.attributes import Attributes
 from ted.install.capture import copy_data
 from ted.install.paths import Base, remove_tree
 from ted.install.perform import run_command
@@ -124,7 +124,7 @@ class Undoer:
             where.unlink(missing_ok=True)  # it stays when it was another name of the very same file
         elif status is None or (status.st_dev, status.st_ino) != (device, inode):
             self._make_room(base, path)
-            self._restore_copy(base, path, saved, where, Attributes.unpack(packed))
+            self._restore_copy(base, path, saved, where, attributes.unpack(packed))
 
     def _restore_copy(self, base: Base, path: bytes, saved: str, where: Path, held: Attributes) -> None:
         at, name = base.parent(path)
@@ -167,7 +167,7 @@ class Undoer:
             remove_tree(at, self.bases.beside)
             os.symlink(target, self.bases.beside, dir_fd=at)
             os.rename(self.bases.beside, name, src_dir_fd=at, dst_dir_fd=at)
-        attributes.set_named(name, at, Attributes.unpack(packed))
+        attributes.set_named(name, at, attributes.unpack(packed))
 
     def _made(self, base: Base, path: bytes, _rest: list[Any]) -> None:
         status = base.look(path)
@@ -182,11 +182,11 @@ class Undoer:
         status = base.look(path)
         if status is None or not stat.S_ISDIR(status.st_mode):
             raise OSError(errno.ENOENT, "the directory is gone")
-        attributes.set_named(b".", base.directory(path), Attributes.unpack(rest[0]))
+        attributes.set_named(b".", base.directory(path), attributes.unpack(rest[0]))
 
     def _attributes(self, base: Base, path: bytes, rest: list[Any]) -> None:
         at, name = base.parent(path)
-        attributes.set_named(name, at, Attributes.unpack(rest[0]))
+        attributes.set_named(name, at, attributes.unpack(rest[0]))
 
     def _run(self, record: list[Any]) -> None:
         _, number, command, timeout_s = record

@@ -8,7 +8,7 @@ import stat
 from datetime import UTC, datetime
 
 from ted.errors import TargetError, TedError
-from ted.install.attributes import Attributes
+from ted.hookspecs import Attributes
 from ted.install.paths import Base, show
 
 _HINTS = {

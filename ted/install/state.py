@@ -1,0 +1,155 @@
+"""What is installed here: for each distribution the chain of what was extracted, newest last.
+
+Rules:
+ * One small file for each distribution, replaced atomically; ``<working
+   directory>/.ted/installed/<distributor>/<name>.json``.
+ * Each step of the chain names its transaction, whose undo log takes the step back. A step that changed nothing
+   has none.
+ * The chain is as long as the kept revisions; what is older loses its undo log.
+ * One process at a time works on a distribution; another waits a while and then says who is at it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ted.content.durable import read_bounded, replace_file
+from ted.content.working import WorkingDirectory
+from ted.errors import FormatError, InstallError
+
+FORMAT = 1
+MAX_STATE_BYTES = 4 << 20
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One extraction: of which revision, when, by which transaction, and where each place of the content went."""
+
+    revision: str
+    at: str
+    type: str
+    record: str
+    """SHA-256 of the signed record, hex: what was verified then."""
+    state: str = "extracted"
+    """``extracted``, or ``failed`` when some of it could not be done."""
+    transaction: str | None = None
+    """Name of its transaction; ``None`` when nothing had to be changed."""
+    undoable: bool = True
+    """False when its undo log is gone."""
+    recheck: bool = False
+    """Whether its options ask to re-check it at each extract time."""
+    places: dict[str, str] = field(default_factory=dict)
+    """Place in the content tree -> directory on this machine."""
+
+
+@dataclass
+class Installed:
+    """The chain of one distribution."""
+
+    distributor: str
+    distribution: str
+    chain: list[Step] = field(default_factory=list)
+    cut: bool = False
+    """Older steps were dropped: what was here before ted cannot be restored any more."""
+
+    @property
+    def newest(self) -> Step | None:
+        """What is installed now."""
+        return self.chain[-1] if self.chain else None
+
+    def to_bytes(self) -> bytes:
+        """Return the file's content."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1).encode()
+
+
+class InstalledStates:
+    """The chains below a working directory."""
+
+    def __init__(self, working: WorkingDirectory) -> None:
+        self._working = working
+        self._directory = working.state / "installed"
+
+    @property
+    def transactions(self) -> Path:
+        """Where transactions lie."""
+        return self._working.state / "transactions"
+
+    def _path(self, distributor: str, distribution: str) -> Path:
+        self._working.distribution(distributor, distribution)  # refuses what is no name
+        return self._directory / distributor / f"{distribution}.json"
+
+    def all(self) -> list[tuple[str, str]]:
+        """Return (distributor, distribution) of everything that was ever extracted here, sorted."""
+        return sorted((path.parent.name, path.name.removesuffix(".json")) for path in self._directory.glob("*/*.json"))
+
+    def load(self, distributor: str, distribution: str) -> Installed:
+        """Return the chain; an empty one when nothing was extracted.
+
+        Raises:
+            FormatError: The file is damaged, or of a version this ted does not know.
+        """
+        path = self._path(distributor, distribution)
+        data = read_bounded(path, MAX_STATE_BYTES)
+        if data is None:
+            return Installed(distributor, distribution)
+        try:
+            held: dict[str, Any] = json.loads(data)
+            if held.pop("format") != FORMAT:
+                raise ValueError("of another version")
+            chain = [Step(**step) for step in held.pop("chain")]
+            return Installed(**held, chain=chain)
+        except (ValueError, TypeError, KeyError) as error:
+            raise FormatError(
+                f"{path}: not a list of what is installed: {error}",
+                hint="remove the file and extract again: nothing at the target is lost, but it cannot be rolled back",
+            ) from error
+
+    def save(self, installed: Installed) -> None:
+        """Write the chain, durably."""
+        path = self._path(installed.distributor, installed.distribution)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        replace_file(path, installed.to_bytes())
+
+    def revisions_in_use(self, distributor: str, distribution: str) -> set[str]:
+        """Return the revisions whose content is worth keeping: the one installed, and the one before it."""
+        revisions = list(dict.fromkeys(step.revision for step in self.load(distributor, distribution).chain))
+        return set(revisions[-2:])
+
+    @contextmanager
+    def lock(self, distributor: str, distribution: str, wait_s: float) -> Iterator[None]:
+        """Be the only one who works on this distribution.
+
+        Raises:
+            InstallError: Another process still is after ``wait_s``.
+        """
+        path = self._path(distributor, distribution).with_suffix(".lock")
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        until = time.monotonic() + wait_s
+        with open(path, "a+", encoding="ascii") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= until:
+                        file.seek(0)
+                        holder = file.read(20).strip() or "unknown"
+                        raise InstallError(
+                            f"{distribution} of {distributor} is being extracted or rolled back by process {holder}",
+                            hint="wait until it is done",
+                        ) from None
+                time.sleep(_POLL_S)
+            file.seek(0)
+            file.truncate()
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
