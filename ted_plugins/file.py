@@ -128,7 +128,7 @@ def ted_extract(install: InstallContext) -> None:
         root = install.expand(target.path)
         if (kind := filesystem_of(root)) in NETWORK_FILESYSTEMS:
             install.log.warning(
-                "%s is a network share (%s): every subscriber would write to the same place", root, kind
+                "%s is a network share (%s): all subscribers would write to one place", root, kind
             )
         install.place(
             str(number), root, overwrite=options.overwrite, synchronize=target.synchronize, exclude=target.exclude,

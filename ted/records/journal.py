@@ -166,13 +166,14 @@ class Journal:
                 former = db.execute(select(_states).where(_key(_states, row))).first()
                 if former is not None and not supersedes(row, _state(former)):
                     continue
+                # the same again, in answer to an offer: those above hear it in the answer to theirs
+                told = former is not None and row.had and (former.state, former.revision) == (row.state, row.revision)
                 kept = row.to_dict()
                 if former is not None and row.seq == 0:
                     kept["seq"] = former.seq  # a guess keeps the node's own count: its next news is still newer
                 _put(db, _states, kept, _key(_states, row))
-                if forward:
+                if forward and not told:
                     _put(db, _outbox, row.to_dict(), _key(_outbox, row))
-                told = former is not None and (former.state, former.revision) == (row.state, row.revision)
                 if row.state is not State.RECEIVING and not told:
                     _event(db, row.state, row.node, row.distributor, row.distribution, row.revision, row.error or "")
                 news.append(row)

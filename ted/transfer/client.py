@@ -18,6 +18,7 @@ import socket
 import ssl
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from ted.trust.realm import explain, require_peer
 MAX_JSON_BYTES = 64 * 1024 * 1024
 CONNECT_TIMEOUT_S = 20.0
 IDLE_S = 45.0
+PACKED_FROM_BYTES = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,14 @@ class Peer:
     def __str__(self) -> str:
         where = f"[{self.address}]" if ":" in self.address else self.address
         return f"{self.name} ({where}:{self.port})"
+
+
+def packed(body: Any) -> tuple[bytes, dict[str, str]]:
+    """Return a JSON body as it travels, and the header that says how: large ones are deflated."""
+    data = json.dumps(body, separators=(",", ":")).encode()
+    if len(data) < PACKED_FROM_BYTES:
+        return data, {}
+    return zlib.compress(data), {"Content-Encoding": "deflate"}
 
 
 class Connection:
@@ -97,10 +107,11 @@ class Connection:
             UnreachableError: The connection broke.
             RefusedError: The peer answered with an error; it carries the peer's own message and hint.
         """
-        data = None if body is None else json.dumps(body).encode()
-        headers = dict(self._headers)
-        if data is not None:
-            headers["Content-Type"] = "application/json"
+        headers = {"Accept-Encoding": "deflate", **self._headers}
+        data = None
+        if body is not None:
+            data, encoding = packed(body)
+            headers |= {"Content-Type": "application/json", **encoding}
         try:
             self._http.request(method, path, body=data, headers=headers)
             answer = self._http.getresponse()
@@ -118,9 +129,17 @@ class Connection:
             data = answer.read(max_bytes + 1)
         except (OSError, http.client.HTTPException) as error:
             raise self.broken(error) from error
+        if answer.headers.get("Content-Encoding") == "deflate":
+            data = self._unpacked(data, max_bytes)
         if len(data) > max_bytes:
             raise TransferError(f"{self.peer} sends more than the {max_bytes} bytes that are allowed")
         return data
+
+    def _unpacked(self, data: bytes, max_bytes: int) -> bytes:
+        try:
+            return zlib.decompressobj().decompress(data, max_bytes + 1)
+        except zlib.error as error:
+            raise TransferError(f"{self.peer} sends what cannot be unpacked: {error}") from error
 
     def read_into(self, answer: http.client.HTTPResponse, buffer: memoryview) -> None:
         """Fill ``buffer`` from the body.

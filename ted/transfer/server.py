@@ -28,6 +28,7 @@ from ted.errors import (
     TransferError,
     TrustError,
 )
+from ted.transfer.client import packed
 from ted.transfer.packs import PackStore, Run, ServedPack, blocks_of
 from ted.trust.realm import peer_name
 from ted.trust.view import read_metadata
@@ -87,10 +88,10 @@ class PeerServer:
         return web.json_response({"node": self._node, "protocol": PROTOCOL})
 
     async def _offer(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._exchange.offered(await _json(request), _peer(request)))
+        return _answer(await self._exchange.offered(await _json(request), _peer(request)))
 
     async def _offers(self, request: web.Request) -> web.Response:
-        return web.json_response({"offers": self._exchange.offers_for(_peer(request))})
+        return _answer({"offers": self._exchange.offers_for(_peer(request))})
 
     async def _receipts(self, request: web.Request) -> web.Response:
         await self._exchange.receipts(await _json(request), _peer(request))
@@ -210,6 +211,11 @@ def _wanted(revision: str, asked: Any) -> tuple[PackRef, list[Run]]:
         raise FormatError("request for more blocks than the pack has")
     ref = PackRef(revision=revision, bytes=size, block_bytes=block_bytes, blocks=blocks, root="", live=((0, blocks),))
     return ref, runs
+
+
+def _answer(data: Any) -> web.Response:
+    body, encoding = packed(data)
+    return web.Response(body=body, content_type="application/json", headers=encoding)
 
 
 async def _json(request: web.Request) -> Any:

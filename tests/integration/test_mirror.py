@@ -9,8 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import CommandError, Fleet, same_trees
-from test_transfer_tiers import two_tiers
+from fleet import CommandError, Fleet, same_trees, two_tiers
 
 
 class _Quiet(SimpleHTTPRequestHandler):

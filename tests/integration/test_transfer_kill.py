@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import CommandError, Fleet, same_trees
+from fleet import CommandError, Fleet, same_trees
 
 ROUNDS = 10
 SEED = 20260101

@@ -1,0 +1,310 @@
+"""A fleet of real nodes on the loopback address, each a process of its own with real TLS."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+START_WITHIN_S = 30.0
+
+
+def free_port() -> int:
+    """Return a port of the loopback address that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class CommandError(AssertionError):
+    """A command failed; ``error`` is what it said with ``--json``."""
+
+    def __init__(self, command: list[str], done: subprocess.CompletedProcess[str]) -> None:
+        try:
+            self.error: dict[str, Any] = json.loads(done.stdout)["error"]
+        except (ValueError, KeyError, TypeError):
+            self.error = {}
+        self.returncode = done.returncode
+        super().__init__(f"{' '.join(command)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+
+
+class Fleet:
+    """Nodes below one directory, with an inventory, an authority, and an agent each."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.hostvars: dict[str, dict[str, Any]] = {}
+        self.groups: dict[str, list[str]] = {"distributors": [], "subscribers": []}
+        self.everyone: dict[str, Any] = {"ted_channels": {}}
+        self.settings: dict[str, Any] = {"timeout": 20, "retry_interval": 1, "retry_for": 30}
+        self.listens: dict[str, int] = {}
+        self._agents: dict[str, subprocess.Popen[bytes]] = {}
+
+    # -- describing ------------------------------------------------------------------------------------
+
+    def add(self, name: str, *, parent: str | None = None, channels: tuple[str, ...] = (), distributor: bool = False,
+            **variables: Any) -> None:  # fmt: skip
+        """Describe a node; ``variables`` are inventory variables without ``ted_``."""
+        self.hostvars[name] = {
+            "ted_address": "127.0.0.1", "ted_port": free_port(),
+            "ted_working_directory": str(self.working(name)), "ted_config_directory": str(self.config(name)),
+            **({"ted_parent": parent} if parent else {}),
+            **{f"ted_{key}": value for key, value in variables.items()},
+        }  # fmt: skip
+        self.groups["distributors" if distributor else "subscribers"].append(name)
+        for channel in channels:
+            self.everyone["ted_channels"].setdefault(channel, {})
+            self.groups.setdefault(channel, []).append(name)
+
+    def config(self, name: str) -> Path:
+        return self.root / name / "etc"
+
+    def working(self, name: str) -> Path:
+        return self.root / name / "var"
+
+    def inventory(self) -> dict[str, Any]:
+        hostvars = {name: {**self.everyone, **own} for name, own in self.hostvars.items()}
+        groups = {name: {"hosts": hosts} for name, hosts in self.groups.items()}
+        return {"_meta": {"hostvars": hostvars}, "all": {"children": [*groups, "ungrouped"]}, **groups}
+
+    # -- setting up --------------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Write every node's configuration, issue certificates, make keys, place trust."""
+        self._authority()
+        for name in self.hostvars:
+            self.write_config(name)
+            self._certify(name)
+        self.place_inventory()
+        for distributor in self.groups["distributors"]:
+            self.ted(distributor, "keys", "create")
+            root = self.ted_text(distributor, "trust", "export")
+            for name in self.hostvars:
+                if name != distributor:
+                    self.ted(name, "trust", "import", "--distributor", distributor, "-", stdin=root)
+
+    def write_config(self, name: str) -> None:
+        own = self.hostvars[name]
+        keys = ("address", "port", "working_directory", "parent", "variables", "extract_schedule", "min_free",
+                "retry_interval", "retry_for", "timeout", "transport")  # fmt: skip
+        data = {**self.settings, **{key: own[f"ted_{key}"] for key in keys if f"ted_{key}" in own}}
+        data["port"] = self.listens.get(name, own["ted_port"])
+        data |= {"node": name, "listen": "127.0.0.1", "distributor": name in self.groups["distributors"]}
+        if "ted_parent" in own:
+            above = self.hostvars[own["ted_parent"]]
+            data |= {"parent_address": above["ted_address"], "parent_port": above["ted_port"]}
+        self.config(name).mkdir(parents=True, exist_ok=True)
+        (self.config(name) / "node.yml").write_text(yaml.safe_dump(data))
+
+    def place_inventory(self) -> None:
+        for distributor in self.groups["distributors"]:
+            (self.config(distributor) / "topology.json").write_text(json.dumps(self.inventory()))
+
+    def _authority(self) -> None:
+        self._run(["--config", str(self.root / "authority"), "--json", "realm", "create", "test"])
+
+    def _certify(self, name: str) -> None:
+        self._run(["--config", str(self.root / "authority"), "--json", "realm", "issue", name,
+                   "--address", "127.0.0.1", "--out", str(self.config(name) / "realm")])  # fmt: skip
+
+    # -- agents ------------------------------------------------------------------------------------------
+
+    def start(self, *names: str) -> None:
+        """Start agents (default: all) and wait until each answers."""
+        for name in names or tuple(self.hostvars):
+            log = (self.root / name / "agent.log").open("ab")
+            self._agents[name] = subprocess.Popen(
+                [sys.executable, "-m", "ted", "--config", str(self.config(name)), "agent"],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+            log.close()
+        for name in names or tuple(self.hostvars):
+            self.await_agent(name)
+
+    def await_agent(self, name: str) -> None:
+        from ted.agent.control import call_agent
+        from ted.errors import TedError
+
+        deadline_s = time.monotonic() + START_WITHIN_S
+        while True:
+            try:
+                call_agent(self.working(name) / ".ted", "status", timeout_s=5)
+                return
+            except (TedError, FileNotFoundError):
+                if self._agents[name].poll() is not None or time.monotonic() > deadline_s:
+                    raise AssertionError(f"agent of {name} did not come up:\n{self.log(name)}") from None
+            time.sleep(0.05)
+
+    def log(self, name: str) -> str:
+        return (self.root / name / "agent.log").read_text(errors="replace")[-5000:]
+
+    def kill(self, name: str) -> None:
+        """kill -9."""
+        self._agents[name].kill()
+        self._agents[name].wait(10)
+
+    def running(self, name: str) -> bool:
+        return name in self._agents and self._agents[name].poll() is None
+
+    def close(self) -> None:
+        for agent in self._agents.values():
+            if agent.poll() is None:
+                agent.send_signal(signal.SIGTERM)
+        for agent in self._agents.values():
+            try:
+                agent.wait(10)
+            except subprocess.TimeoutExpired:
+                agent.kill()
+                agent.wait(10)
+
+    # -- commands ----------------------------------------------------------------------------------------
+
+    def ted(self, name: str, *words: str, stdin: str | None = None) -> Any:
+        """Run ``ted --json`` on a node and return what it says; a failure is ``CommandError``."""
+        return self._run(["--config", str(self.config(name)), "--json", *words], stdin=stdin)
+
+    def ted_text(self, name: str, *words: str) -> str:
+        return self._call(["--config", str(self.config(name)), *words]).stdout
+
+    def _run(self, words: list[str], stdin: str | None = None) -> Any:
+        text = self._call(words, stdin).stdout
+        return json.loads(text) if text.strip() else None
+
+    def _call(self, words: list[str], stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ted", *words]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=110, check=False,
+                              env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})  # fmt: skip
+        if done.returncode:
+            raise CommandError(command, done)
+        return done
+
+    def states(self, distributor: str, distribution: str) -> dict[str, str]:
+        rows = self.ted(distributor, "status", distribution)
+        return {row["node"]: row["state"] for row in rows}
+
+    def until(self, condition: Callable[[], bool], within_s: float = 60.0) -> None:
+        """Wait for something to become true."""
+        deadline_s = time.monotonic() + within_s
+        while not condition():
+            assert time.monotonic() < deadline_s, "it did not happen in time"
+            time.sleep(0.1)
+
+
+def same_trees(source: Path, target: Path) -> str:
+    """Return what another program (rsync) would change to make ``target`` equal to ``source``: nothing, when equal."""
+    command = ["rsync", "-n", "-c", "-aHAX", "--delete", "--itemize-changes", f"{source}/", f"{target}/"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+class CountingProxy:
+    """Forwards TCP connections to a node and counts what crosses, both ways: a line with a meter."""
+
+    def __init__(self, target_port: int) -> None:
+        self._target = ("127.0.0.1", target_port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.bytes = 0
+        self.connections = 0
+        self._lock = threading.Lock()
+        self._open: list[socket.socket] = []
+        self._pairs: list[threading.Thread] = []
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                far = socket.create_connection(self._target, timeout=5)
+                far.settimeout(None)
+            except OSError:
+                near.close()
+                continue
+            with self._lock:
+                self.connections += 1
+                self._open += [near, far]
+            pair = threading.Thread(target=self._join, args=(near, far), daemon=True)
+            self._pairs.append(pair)
+            pair.start()
+
+    def _join(self, near: socket.socket, far: socket.socket) -> None:
+        back = threading.Thread(target=self._pump, args=(far, near), daemon=True)
+        back.start()
+        self._pump(near, far)
+        back.join()
+        for end in (near, far):
+            with self._lock:
+                if end in self._open:
+                    self._open.remove(end)
+            end.close()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                with self._lock:
+                    self.bytes += len(data)
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """Break every connection that is open now."""
+        with self._lock:
+            for end in self._open:
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def zero(self) -> None:
+        with self._lock:
+            self.bytes = self.connections = 0
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._acceptor.join(5)
+        self.cut()
+        for pair in self._pairs:
+            pair.join(5)
+
+
+def make_source(directory: Path, files: int = 40, size: int = 3000) -> Path:
+    generator = random.Random(7)
+    for number in range(files):
+        path = directory / f"d{number % 5}" / f"file{number:05}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        words = " ".join(generator.choice(("alpha", "beta", "gamma", "delta", "omega")) for _ in range(size // 6))
+        path.write_text(f"{number}\n{words}\n")
+    (directory / "link").symlink_to("d0/file00000.txt")
+    (directory / "empty").mkdir()
+    return directory
+
+
+def two_tiers(fleet: Fleet, leaves: int = 2, **options: object) -> None:
+    """hq -> s01 -> e01, e02 ...; a distribution ``app`` on the channel ``pos``; s01 only relays."""
+    fleet.add("hq", distributor=True, distributions={
+        "app": {"type": "file", "channels": ["pos"], "options": {
+            "targets": [{"path": "%DEST%/app", "from": [f"{fleet.root}/source/"]}], **options}},
+    })  # fmt: skip
+    fleet.hostvars["hq"]["ted_routing_hierarchy"] = ["s01"]
+    fleet.add("s01")
+    for number in range(1, leaves + 1):
+        name = f"e{number:02}"
+        fleet.add(name, parent="s01", channels=("pos",), variables={"DEST": str(fleet.root / name / "dest")})
+    make_source(fleet.root / "source")
