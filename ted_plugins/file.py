@@ -127,9 +127,7 @@ def ted_extract(install: InstallContext) -> None:
     for number, target in enumerate(options.targets):
         root = install.expand(target.path)
         if (kind := filesystem_of(root)) in NETWORK_FILESYSTEMS:
-            install.log.warning(
-                "%s is a network share (%s): all subscribers would write to one place", root, kind
-            )
+            install.log.warning("%s is a network share (%s): all subscribers would write to one place", root, kind)
         install.place(
             str(number), root, overwrite=options.overwrite, synchronize=target.synchronize, exclude=target.exclude,
             remove=[install.expand(path) for path in target.remove], owner=target.owner, group=target.group,

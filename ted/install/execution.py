@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ted.errors import TedError
+from ted.errors import TargetError, TedError
 from ted.install import attributes as attrs
 from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, RUN, SYMLINK, WRITE, Act, Bases, Failure
 from ted.install.capture import Capture, Identity
@@ -35,6 +35,8 @@ from ted.install.words import target_error
 
 BATCH = 500
 MAX_FAILURES = 1000
+_OTHERS_DOING = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR)
+"""Why something is not put back because other people changed it since: told, and let be."""
 
 OnAct = Callable[[str, int], None]
 """Told after each step: the phase (``stage commit capture act finish done undo undone``) and a number in it."""
@@ -118,20 +120,33 @@ class Execution:
         return State.PLANNING
 
     def undo(self) -> UndoResult:
-        """Put back what was there before this transaction, and mark it undone; can be repeated after a crash."""
+        """Put back what was there before this transaction, and mark it undone; can be repeated after a crash.
+
+        Raises:
+            TargetError: Something could not be put back, for want of rights or room, say. Everything else was, the
+                transaction is not marked undone, and the next call tries again.
+        """
         late = self.state in (State.DONE, State.LEFT)
         self.close()
-        with LogReader(self.directory / "undo") if (self.directory / "undo").exists() else _EMPTY as log:
-            records = log.backwards()
-            # What is undone stays readable while the mark is added: the reader maps the log as it was.
-            self._log("undoing", late)
-            undoer = Undoer(self.directory, self.bases)
-            self._steps = 0
-            undoer.apply(records, lambda: self.step("undo"))
+        undoer = Undoer(self.directory, self.bases)
+        if (self.directory / "undo").exists():
+            with LogReader(self.directory / "undo") as log:
+                # What is undone stays readable while the mark is added: the reader maps the log as it was.
+                self._log("undoing", late)
+                self._steps = 0
+                undoer.apply(log.backwards(), lambda: self.step("undo"))
         self.bases.remove_staging()
         if not late and not self._was_done_before_undoing():
             self.bases.restore_times(all_of_them=True)
         self.sync_targets()
+        hard = next((failure for failure in undoer.failures if failure.errno not in _OTHERS_DOING), None)
+        if hard is not None:
+            self.close()
+            self.bases.close()
+            raise TargetError(
+                f"{hard.path}: {hard.message}", hint="mend that; the next extraction or rollback goes on undoing",
+                path=hard.path, errno=hard.errno,
+            )  # fmt: skip
         self._log("undone")
         self.step("undone")
         self.bases.close()
@@ -157,10 +172,19 @@ class Execution:
             failed = error.error if isinstance(error, _ActFailedError) else error
             told = failed if isinstance(failed, TedError) else target_error(str(self.directory), failed)
             if self.policy.on_failure == "rollback":
-                self.undo()
+                self._undo_after(told)
             else:
                 self._leave(told)
             raise told from error
+
+    def _undo_after(self, cause: TedError) -> None:
+        """Undo because of ``cause``; if that fails too, tell both."""
+        try:
+            self.undo()
+        except TargetError as second:
+            second.message = f"{cause.message}; and what was done could not be undone: {second.message}"
+            second.args = (second.message,)
+            raise second from cause
 
     def _perform(self) -> None:
         capture = Capture(self.directory, self.bases, self._undo_writer())
@@ -334,20 +358,6 @@ class Execution:
     def _was_done_before_undoing(self) -> bool:
         with LogReader(self.directory / "undo") as log:
             return any(record[0] == "undoing" and record[1] for record in log)
-
-
-class _NoLog:
-    def backwards(self) -> Iterator[Any]:
-        return iter(())
-
-    def __enter__(self) -> _NoLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-_EMPTY = _NoLog()
 
 
 def _batches(log: LogReader, start: int) -> Iterator[list[Act]]:

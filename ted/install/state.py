@@ -26,6 +26,8 @@ from ted.content.working import WorkingDirectory
 from ted.errors import FormatError, InstallError
 
 FORMAT = 1
+MAX_STEPS = 1000
+EXTRACTED, ACCEPTING, FAILED = "extracted", "accepting", "failed"
 MAX_STATE_BYTES = 4 << 20
 _POLL_S = 0.1
 
@@ -39,12 +41,10 @@ class Step:
     type: str
     record: str
     """SHA-256 of the signed record, hex: what was verified then."""
-    state: str = "extracted"
-    """``extracted``, or ``failed`` when some of it could not be done."""
+    state: str = EXTRACTED
+    """``extracted``; ``accepting`` while its acceptance tests did not pass; ``failed`` when some of it was not done."""
     transaction: str | None = None
     """Name of its transaction; ``None`` when nothing had to be changed."""
-    undoable: bool = True
-    """False when its undo log is gone."""
     recheck: bool = False
     """Whether its options ask to re-check it at each extract time."""
     places: dict[str, str] = field(default_factory=dict)

@@ -30,25 +30,27 @@ import os
 import posixpath
 import re
 import secrets
+import shutil
 import stat
+import time
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from ted.content.durable import sync_directory
+from ted.content.durable import replace_file, sync_directory
 from ted.errors import FormatError, InstallError, TargetError, TedError, UnsafePathError
 from ted.hookspecs import Attributes
 from ted.install import attributes as attrs
 from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, WRITE, Act, Bases, Failure
 from ted.install.attributes import Rights
 from ted.install.execution import Execution, OnAct, Policy, State, UndoResult
-from ted.install.log import LogWriter
-from ted.install.paths import Base, join, parts_of, remove_tree, show
+from ted.install.log import LogReader, LogWriter
+from ted.install.paths import Base, join, parts_of, show
 from ted.install.perform import refuse_link
 from ted.install.words import describe, describe_wanted, target_error
 
@@ -59,6 +61,8 @@ __all__ = [
 
 MAX_CHANGES = 1000
 _STAGING = re.compile(rb"\.ted-\d{8}T\d{12}Z-[0-9a-f]{8}(-t)?")
+_GONE, _NEW = ".gone", ".new"
+_NEW_FOR_S = 60.0
 _PASSED = ("unchanged", "skipped")
 _MADE_DIRECTORY = Attributes(mode=0o755)
 _DEFAULT_FILE_MODE = 0o644
@@ -236,7 +240,7 @@ class Transaction:
         except (ValueError, TypeError, KeyError) as error:
             raise FormatError(f"{directory / 'meta.json'}: not a transaction's head: {error}") from error
         transaction = cls(directory, meta=meta, policy=policy, on_act=on_act)
-        transaction._lock()
+        transaction._lock(directory)
         transaction._bases.load()
         return transaction
 
@@ -412,6 +416,12 @@ class Transaction:
         self.policy = policy
         self._execution.policy = policy
 
+    def set_meta(self, meta: Mapping[str, Any]) -> None:
+        """Replace what the owner wants to find again after a crash; before ``commit``."""
+        self.meta = dict(meta)
+        if self._plan is not None:
+            self._write_head()
+
     def warn(self, text: str) -> None:
         """Have a sentence told with the result."""
         self._execution.warnings[text] += 1
@@ -457,13 +467,11 @@ class Transaction:
     def forget(self) -> None:
         """Remove the transaction's directory: it cannot be undone any more."""
         self.close()
+        gone = self.directory.with_name(self.directory.name + _GONE)
         with contextlib.suppress(FileNotFoundError):
-            parent = os.open(self.directory.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                # Its head goes last: a directory without one is a left-over that any recovery removes.
-                remove_tree(parent, os.fsencode(self.directory.name))
-            finally:
-                os.close(parent)
+            # Renamed first: half of a directory must not look like a transaction that a crash cut off.
+            os.rename(self.directory, gone)
+            shutil.rmtree(gone)
 
     def close(self) -> None:
         """Let go of descriptors and of the lock; the directory stays."""
@@ -544,17 +552,22 @@ class Transaction:
         if self._plan is not None:
             return
         self.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.directory.mkdir(mode=0o700)
-        self._lock()
-        policy = {name: getattr(self.policy, name) for name in Policy.__dataclass_fields__}
-        head = {"format": 1, "at": datetime.now(UTC).isoformat(), "policy": policy, "meta": self.meta}
-        (self.directory / "meta.json").write_text(json.dumps(head))
+        # It has its name only when it is locked: a recovery that looks now must not take it for a left-over.
+        new = self.directory.with_name(self.directory.name + _NEW)
+        new.mkdir(mode=0o700)
+        self._lock(new)
+        os.rename(new, self.directory)
+        self._write_head()
         (self.directory / "saved").mkdir(mode=0o700)
         self._plan = LogWriter(self.directory / "plan")
         self._dirs = LogWriter(self.directory / "dirs")
 
-    def _lock(self) -> None:
-        self._lock_fd = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def _write_head(self) -> None:
+        head = {"format": 1, "policy": asdict(self.policy), "meta": self.meta}
+        replace_file(self.directory / "meta.json", json.dumps(head).encode())
+
+    def _lock(self, directory: Path) -> None:
+        self._lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _look(self, base: int, where: bytes) -> os.stat_result | None:
@@ -630,21 +643,24 @@ class Transaction:
 
     def _seal(self) -> None:
         """Make staged content and plan durable, then mark the plan as whole."""
+        try:
+            self._seal_durably()
+        except OSError as error:
+            raise target_error(error.filename or str(self.directory), error) from error
+        self._execution.step("commit")
+
+    def _seal_durably(self) -> None:
         assert self._plan is not None
         assert self._dirs is not None
         for base, where in [made for made, plain in self._made.items() if plain]:
             self._settle(base, where, _MADE_DIRECTORY)
         self._dirs.sync()
         self._plan.flush()
-        try:
-            self._execution.sync_targets()
-        except OSError as error:
-            raise target_error(error.filename or str(self.directory), error) from error
+        self._execution.sync_targets()
         self._plan.append(["commit", self._next, [place.touched for place in self._bases.places]])
         self._plan.sync()
         sync_directory(self.directory)
         sync_directory(self.directory.parent)
-        self._execution.step("commit")
 
     def _close_logs(self) -> None:
         for log in (self._plan, self._dirs):
@@ -670,6 +686,9 @@ def recover(directory: Path, *, on_act: OnAct | None = None) -> list[Recovered]:
     """
     found: list[Recovered] = []
     for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+        if path.suffix in (_GONE, _NEW):
+            _clear(path)
+            continue
         try:
             transaction = Transaction.open(path, on_act=on_act)
         except (BlockingIOError, NotADirectoryError, FileNotFoundError):
@@ -684,6 +703,38 @@ def recover(directory: Path, *, on_act: OnAct | None = None) -> list[Recovered]:
         if state is not State.PLANNING:
             found.append(Recovered(path, transaction.meta, state, error))
     return found
+
+
+def _clear(path: Path) -> None:
+    """Remove what is left of a transaction that was being removed, or that never got its name."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.suffix == _GONE or time.time() - path.stat().st_mtime > _NEW_FOR_S:
+            shutil.rmtree(path)
+
+
+def foretell_undo(directory: Path, *, diff: bool = False) -> tuple[dict[str, int], list[Change]]:
+    """Return what undoing the transaction in ``directory`` would do: counts by name, and the first changes in words."""
+    counts: Counter[str] = Counter()
+    changes: list[Change] = []
+    bases = Bases(directory, directory.name)
+    bases.load()
+    with LogReader(directory / "undo") as log:
+        for record in log.backwards():
+            told = _UNDO_WORDS.get(record[0])
+            if told is None or (record[0] == "run" and record[2] is None):
+                continue
+            counts[told] += 1
+            if diff and len(changes) < MAX_CHANGES:
+                root = "" if record[0] == "run" else bases.places[record[2]].path.rstrip("/") + "/"
+                path = " ".join(record[2]) if record[0] == "run" else show(record[3])
+                changes.append(Change(root + path, told, None, None))
+    return dict(counts), changes
+
+
+_UNDO_WORDS = {
+    "absent": "deleted", "file": "restored", "link": "restored", "made": "restored", "attrs": "attributes",
+    "run": "commands",
+}  # fmt: skip
 
 
 def _pour(fd: int, chunks: Iterable[bytes | Hole]) -> int:

@@ -1,0 +1,221 @@
+"""This node as an installer sees it, and the way to a verified revision.
+
+Rules:
+ * Signature first: the record's bytes are verified before they are parsed, and nothing of a revision is read
+   before that.
+ * A revision is read only if it is here as a whole.
+ * Before anything else is done with a distribution, what a crash left is brought to an end and written into its chain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ted.content.durable import read_bounded
+from ted.content.record import MAX_RECORD_BYTES, RevisionRecord
+from ted.content.revision import Revision, RevisionReader
+from ted.content.working import RECORD_NAME, WorkingDirectory
+from ted.errors import FormatError, MissingContentError, RepositoryError, TedError, UnknownNameError
+from ted.install.execution import OnAct, Policy, State
+from ted.install.state import ACCEPTING, FAILED, MAX_STEPS, Installed, InstalledStates, Step
+from ted.install.transaction import Transaction, recover
+from ted.install.variables import Variables
+from ted.plugins import Plugins, installed
+
+log = logging.getLogger("ted.install")
+
+VerifyRecord = Callable[[str, str, str, bytes], None]
+"""Called with Distributor, distribution, time stamp and the record's bytes; raises ``TrustError`` if not signed."""
+
+DEFAULT_WAIT_S = 60.0
+
+
+@dataclass
+class Host:
+    """What installing needs to know of this node.
+
+    ``guarded`` are ted's own directories, which no ``synchronize`` may reach into. ``wait_s`` is how long to wait for
+    another process that works on the same distribution.
+    """
+
+    working: WorkingDirectory
+    verify_record: VerifyRecord
+    variables: Variables = field(default_factory=Variables)
+    guarded: tuple[str, ...] = ()
+    wait_s: float = DEFAULT_WAIT_S
+    on_act: OnAct | None = None
+    given_plugins: Plugins | None = None
+
+    @property
+    def plugins(self) -> Plugins:
+        """The distribution types known here."""
+        return self.given_plugins or installed()
+
+    @property
+    def states(self) -> InstalledStates:
+        """What is installed here."""
+        return InstalledStates(self.working)
+
+    # -- revisions
+
+    def chosen(self, distributor: str, distribution: str, revision: str | None) -> str:
+        """Return the revision to work with: the one named, or the newest that is here as a whole.
+
+        Raises:
+            UnknownNameError: Nothing of that distribution is here.
+            MissingContentError: The revision named is not here as a whole.
+        """
+        received = self.working.received(distributor, distribution)
+        if revision is None and received:
+            return received[-1]
+        if revision is not None and revision in received:
+            return revision
+        if revision is not None and revision in self.working.revisions(distributor, distribution):
+            raise MissingContentError(
+                f"{distribution} {revision} of {distributor} is not received to its end", hint="`ted receive` goes on"
+            )
+        what = f"{distribution} {revision}" if revision else distribution
+        raise UnknownNameError(
+            f"{what} of {distributor} is not here", hint="`ted status` lists what is, `ted receive` fetches"
+        )
+
+    @contextmanager
+    def verified(self, distributor: str, distribution: str, revision: str) -> Iterator[RevisionReader]:
+        """Yield a reader of a revision whose record was verified.
+
+        Raises:
+            TrustError: The record is not signed by the Distributor.
+            RepositoryError: What is stored is damaged, or not there.
+        """
+        record, _ = self.record(distributor, distribution, revision)
+        directory = self.working.distribution(distributor, distribution)
+        with Revision(directory, record).open() as reader:
+            yield reader
+
+    def record(self, distributor: str, distribution: str, revision: str) -> tuple[RevisionRecord, str]:
+        """Return the verified record of a revision, and the SHA-256 of its bytes.
+
+        Raises:
+            TrustError: It is not signed by the Distributor.
+            FormatError: It is signed, and of something else.
+            MissingContentError: There is none.
+        """
+        path = self.working.revision(distributor, distribution, revision) / RECORD_NAME
+        data = read_bounded(path, MAX_RECORD_BYTES)
+        if data is None:
+            raise MissingContentError(f"{path}: is not there", hint="`ted receive` fetches it")
+        self.verify_record(distributor, distribution, revision, data)
+        record = RevisionRecord.from_bytes(data)
+        if (record.distributor, record.distribution, record.revision) != (distributor, distribution, revision):
+            raise FormatError(
+                f"{path}: is the record of {record.distribution} {record.revision} of {record.distributor}",
+                hint="remove that directory; it is fetched again",
+            )
+        return record, hashlib.sha256(data).hexdigest()
+
+    @contextmanager
+    def before(self, held: Installed) -> Iterator[RevisionReader | None]:
+        """Yield a reader of what is installed now, ``None`` if nothing is or its content is not kept.
+
+        Its record was verified when it was extracted: the same bytes are meant, known by their digest.
+        """
+        step = held.newest
+        reader: RevisionReader | None = None
+        if step is not None and step.state != FAILED:
+            try:
+                directory = self.working.distribution(held.distributor, held.distribution)
+                data = read_bounded(directory / step.revision / RECORD_NAME, MAX_RECORD_BYTES)
+                if data is not None and hashlib.sha256(data).hexdigest() == step.record:
+                    reader = Revision(directory, RevisionRecord.from_bytes(data)).open()
+            except (RepositoryError, OSError) as error:
+                log.info("%s: the revision installed before cannot be read: %s", held.distribution, error)
+        try:
+            yield reader
+        finally:
+            if reader is not None:
+                reader.close()
+
+    # -- transactions
+
+    def transaction(
+        self, meta: Mapping[str, Any], *, on_failure: str | None = None, check: bool = False, diff: bool = False
+    ) -> Transaction:
+        """Return a new transaction of this node."""
+        policy = Policy(on_failure="leave" if on_failure == "leave" else "rollback")
+        return Transaction(
+            self.states.transactions / Transaction.identity(), meta=meta, policy=policy, check=check, diff=diff,
+            on_act=self.on_act,
+        )  # fmt: skip
+
+    def opened(self, name: str) -> Transaction | None:
+        """Return a transaction that was committed, ``None`` when it is gone."""
+        path = self.states.transactions / name
+        return Transaction.open(path, on_act=self.on_act) if (path / "meta.json").is_file() else None
+
+    def recover(self, held: Installed) -> None:
+        """Bring what a crash left to an end and write it into the chain, its acceptance tests still to be run.
+
+        Raises:
+            TedError: A transaction can be neither finished nor undone now; it is tried again the next time.
+        """
+        known = {step.transaction for step in held.chain}
+        for found in recover(self.states.transactions, on_act=self.on_act):
+            meta = found.meta
+            if (meta.get("distributor"), meta.get("distribution")) != (held.distributor, held.distribution):
+                continue
+            if found.error is not None and found.state not in (State.UNDONE, State.LEFT):
+                raise _unfinished(found.directory, found.error)
+            name = found.directory.name
+            if found.state is State.UNDONE:
+                held.chain = [step for step in held.chain if step.transaction != name]
+                self.states.save(held)
+                self.forget(name)
+            elif name not in known and "step" in meta and _is_newer(meta["step"], held):
+                held.chain.append(_adopted(meta["step"], name, found.state))
+                self.states.save(held)
+            elif name not in known:
+                self.forget(name)
+
+    def forget(self, name: str) -> None:
+        """Remove a transaction's directory."""
+        Transaction(self.states.transactions / name).forget()
+
+    def cut(self, held: Installed, max_revisions: int | None) -> None:
+        """Drop steps of revisions beyond ``max_revisions`` (``None``: all are kept), and beyond the 1000 newest."""
+        revisions = list(dict.fromkeys(step.revision for step in reversed(held.chain)))
+        kept = set(revisions if max_revisions is None else revisions[: max(max_revisions, 1)])
+        while held.chain and (held.chain[0].revision not in kept or len(held.chain) > MAX_STEPS):
+            # The undo log goes first: a step without one is known for what it is, a log without a step is not.
+            if held.chain[0].transaction is not None:
+                self.forget(held.chain[0].transaction)
+            del held.chain[0]
+            held.cut = True
+            self.states.save(held)
+
+
+def now_text() -> str:
+    """Return this moment, UTC, as it is written down."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _adopted(step: Mapping[str, Any], name: str, state: State) -> Step:
+    adopted = Step(**{**step, "transaction": name})
+    return replace(adopted, state=FAILED if state is State.LEFT else ACCEPTING)
+
+
+def _is_newer(step: Mapping[str, Any], held: Installed) -> bool:
+    return held.newest is None or step["at"] > held.newest.at
+
+
+def _unfinished(directory: Path, error: str) -> TedError:
+    return RepositoryError(
+        f"an interrupted extraction could not be brought to an end: {error}",
+        hint=f"mend the cause and extract again; its journal is {directory}",
+    )

@@ -1,0 +1,137 @@
+"""Roll back: what was extracted is taken back, newest first, until the wanted revision is the one installed.
+
+Rules:
+ * Without a revision named: back to the one before the installed one; before the first, what was there before ted.
+ * Each step's undo log puts back bytes, modes, owners, times, links and attributes, and removes what the step made.
+ * Where an undo log is gone, the wanted revision is extracted again, if its content is kept.
+ * Other people's files stay. A directory of ours that holds some of theirs stays too, and is told.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from ted.errors import NothingToRollBackError, TedError
+from ted.install.context import Installing
+from ted.install.extract import ROLLED_BACK, ExtractResult, extract, take_back
+from ted.install.host import Host
+from ted.install.state import EXTRACTED, Installed, Step
+from ted.install.transaction import foretell_undo
+from ted.plugins import collected_warnings
+
+
+def rollback(
+    host: Host,
+    distributor: str,
+    distribution: str,
+    *,
+    revision: str | None = None,
+    check: bool = False,
+    diff: bool = False,
+) -> ExtractResult:
+    """Take a distribution back to an earlier revision.
+
+    Args:
+        host: This node.
+        distributor: Who made it.
+        distribution: Its name.
+        revision: Which; the one before the installed one when ``None``.
+        check: Only foretell.
+        diff: Describe each change.
+
+    Raises:
+        NothingToRollBackError: There is nothing to go back to.
+        TrustError: The revision must be extracted anew, and is not signed by that Distributor.
+        InstallError: It could not be put back; it can be tried again.
+    """
+    started_s = time.monotonic()
+    with host.states.lock(distributor, distribution, host.wait_s):
+        held = host.states.load(distributor, distribution)
+        if not check:
+            host.recover(held)
+        steps = _steps_back(held, revision)
+        if steps is not None and all(_undoable(host, step) for step in steps):
+            result = _undo(host, held, steps, check=check, diff=diff)
+            result.duration_s = time.monotonic() - started_s
+            return result
+    target = revision or _revision_before(held)
+    if target is None or target not in host.working.received(distributor, distribution):
+        raise NothingToRollBackError(
+            f"{distribution} of {distributor}: {target or 'what was there before'} is not kept any more",
+            hint="`max_revisions` says how many revisions are kept; send the wanted content as a new one",
+        )
+    result = extract(host, distributor, distribution, revision=target, check=check, diff=diff, force=True)
+    result.warnings.insert(0, "the undo log is gone: the revision was extracted again; what later ones added stays")
+    return replace(result, state=ROLLED_BACK if result.state == EXTRACTED else result.state)
+
+
+def _steps_back(held: Installed, revision: str | None) -> list[Step] | None:
+    """Return the steps to take back, newest first; ``None`` when the chain does not reach that far.
+
+    Raises:
+        NothingToRollBackError: Nothing is installed, or the wanted revision is the installed one.
+    """
+    newest = held.newest
+    if newest is None:
+        raise NothingToRollBackError(
+            f"{held.distribution} of {held.distributor} is not installed here", hint="`ted status` tells what is"
+        )
+    if revision == newest.revision:
+        raise NothingToRollBackError(
+            f"{held.distribution} {revision} is what is installed", hint="name an earlier one, or none"
+        )
+    steps: list[Step] = []
+    for step in reversed(held.chain):
+        if step.revision == revision or (revision is None and step.revision != newest.revision):
+            return steps
+        steps.append(step)
+    return steps if revision is None and not held.cut else None
+
+
+def _revision_before(held: Installed) -> str | None:
+    newest = held.newest
+    earlier = [step.revision for step in held.chain if newest is not None and step.revision != newest.revision]
+    return earlier[-1] if earlier else None
+
+
+def _undoable(host: Host, step: Step) -> bool:
+    return step.transaction is None or (host.states.transactions / step.transaction / "undo").is_file()
+
+
+def _undo(host: Host, held: Installed, steps: list[Step], *, check: bool, diff: bool) -> ExtractResult:
+    result = ExtractResult(held.distributor, held.distribution, None, ROLLED_BACK, changed=True, check=check)
+    for step in steps:
+        if step.transaction is not None:
+            counts, changes = foretell_undo(host.states.transactions / step.transaction, diff=diff)
+            for name, count in counts.items():
+                result.actions[name] = result.actions.get(name, 0) + count
+            result.diff += changes[: 1000 - len(result.diff)]
+        if not check:
+            result.warnings += take_back(host, held)
+            result.warnings += _let_type_follow(host, held, step)
+    remaining = held.chain[: len(held.chain) - len(steps)] if check else held.chain
+    result.revision = remaining[-1].revision if remaining else None
+    return result
+
+
+def _let_type_follow(host: Host, held: Installed, step: Step) -> list[str]:
+    """Call the type's own ``ted_rollback``, if it has one; what goes wrong there is told, the rollback stands."""
+    if not host.plugins.has_rollback(step.type):
+        return []
+    meta = {"distributor": held.distributor, "distribution": held.distribution}
+    try:
+        with (
+            host.verified(held.distributor, held.distribution, step.revision) as reader,
+            host.transaction(meta) as transaction,
+            collected_warnings(f"ted.install.{held.distribution}") as (logger, warnings),
+        ):
+            options = host.plugins.validate_options(step.type, reader.options)
+            install = Installing(reader, options, host.variables, transaction, logger, guarded=host.guarded)
+            host.plugins.rollback(step.type, install)
+            transaction.commit()
+            transaction.close()
+            transaction.forget()
+    except TedError as error:
+        return [f"ted_rollback of type {step.type!r}: {error.message}"]
+    return warnings

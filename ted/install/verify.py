@@ -1,0 +1,101 @@
+"""Verify: is what is installed as it was extracted, and is what is stored as it was signed?
+
+Rules:
+ * Installed: the type plans the installed revision again, in check mode, comparing every byte; whatever it would
+   change is drift. Nothing is written.
+ * Stored: every frame of every revision that is here as a whole is read and checked.
+ * Repair extracts again what drifted, in a transaction like any other; what is stored is mended by receiving it again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from ted.content.revision import Revision
+from ted.errors import TedError
+from ted.hookspecs import Drift
+from ted.install.context import Installing
+from ted.install.extract import ExtractResult, extract
+from ted.install.host import Host
+from ted.install.transaction import Change
+from ted.plugins import collected_warnings
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is not as it should be: of which distribution, where, and what."""
+
+    distributor: str
+    distribution: str
+    revision: str
+    where: str
+    """``installed`` or ``stored``."""
+    path: str
+    what: str
+    before: str | None = None
+    after: str | None = None
+
+    def to_dict(self) -> dict[str, str | None]:
+        """Return the shape ``--json`` prints."""
+        return asdict(self)
+
+
+def verify_installed(host: Host, distributor: str, distribution: str) -> list[Problem]:
+    """Return what is installed and not as it was extracted; none when nothing is installed.
+
+    Raises:
+        TrustError: What is stored is not signed by the Distributor, so nothing can be compared with it.
+        RepositoryError: It is damaged, or not kept.
+    """
+    with host.states.lock(distributor, distribution, host.wait_s):
+        step = host.states.load(distributor, distribution).newest
+        if step is None:
+            return []
+        with (
+            host.verified(distributor, distribution, step.revision) as reader,
+            host.transaction({}, check=True, diff=True) as transaction,
+            collected_warnings(f"ted.install.{distribution}") as (logger, _),
+        ):
+            options = host.plugins.validate_options(step.type, reader.options)
+            install = Installing(
+                reader, options, host.variables, transaction, logger, check=True, recheck=True, guarded=host.guarded
+            )
+            host.plugins.extract(step.type, install)
+            drifts = [_drift(change) for change in transaction.changes]
+            drifts += host.plugins.verify(step.type, install)
+    return [
+        Problem(distributor, distribution, step.revision, "installed", drift.path, drift.what, drift.before,
+        drift.after) for drift in drifts
+    ]  # fmt: skip
+
+
+def repair(host: Host, distributor: str, distribution: str) -> ExtractResult:
+    """Extract the installed revision again where it drifted."""
+    step = host.states.load(distributor, distribution).newest
+    revision = step.revision if step is not None else None
+    return extract(host, distributor, distribution, revision=revision, force=True)
+
+
+def verify_stored(host: Host, distributor: str, distribution: str) -> list[Problem]:
+    """Return the revisions that are here as a whole and cannot be read back as they were signed."""
+    problems: list[Problem] = []
+    directory = host.working.distribution(distributor, distribution)
+    for stamp in host.working.received(distributor, distribution):
+        try:
+            record, _ = host.record(distributor, distribution, stamp)
+            with Revision(directory, record).open() as reader:
+                reader.verify_frames()
+        except TedError as error:
+            problems.append(Problem(distributor, distribution, stamp, "stored", str(directory / stamp), error.message))
+    return problems
+
+
+_WHAT = {"deleted": "extra", "attributes": "attributes"}
+
+
+def _drift(change: Change) -> Drift:
+    what = _WHAT.get(change.change)
+    if what is None:
+        same_kind = (change.before or "").split(" ")[0] == (change.after or "").split(" ")[0]
+        what = "missing" if change.before is None else "content" if same_kind else "kind"
+    return Drift(change.path, what, change.before, change.after)
