@@ -76,6 +76,10 @@ class Tree:
             "PATH": f"{BIN}:{os.environ['PATH']}:/usr/sbin:/sbin",
         }
 
+    def free_ports(self, count: int) -> list[int]:
+        """Return ports of the loopback address that nobody listens on."""
+        return free_ports(count)
+
     def copy_demo(self, hosts: tuple[str, ...]) -> None:
         """Copy the demo's inventory, with these hosts of it and other ports."""
         shutil.copytree(REPOSITORY / "inventories" / "demo", self.inventory)

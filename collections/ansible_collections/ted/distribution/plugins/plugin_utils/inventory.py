@@ -15,9 +15,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from ansible.errors import AnsibleError
+from ansible.errors import AnsibleError, AnsibleUndefinedVariable
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
+from jinja2 import Undefined
+from jinja2.exceptions import UndefinedError
 
 ROLE_GROUPS = ("distributors", "subscribers", "external_subscribers")
 # Variables that steer the role or a play and say nothing about the tree.
@@ -34,15 +36,23 @@ NODE_SETTINGS = (
     " retry_interval retry_for message_levels log_max_age variables extract_schedule inactive_channels fallbacks"
     " fallback_when source_order parent"
 ).split()
+# Inside a template, touching an undefined part of a value raises Jinja's error before Ansible's.
+UNDEFINED = (AnsibleError, UndefinedError)
 LOOPBACK = ("127.0.0.1", "::1")
 
 
 def plain(value):
-    """Return ``value`` as built-in types only: tags, lazy containers and subclasses do not leave this file."""
+    """Return ``value`` as built-in types only: tags, lazy containers and subclasses do not leave this file.
+
+    Raises:
+        AnsibleUndefinedVariable: A part of it is undefined. Inside a template Ansible hands that on as a value.
+    """
+    if isinstance(value, Undefined):
+        raise AnsibleUndefinedVariable("a part of a value is undefined")
     if value is None or isinstance(value, (bool,)):
         return value
     if isinstance(value, str):
-        return str.__str__(value) if type(value) is str else "".join(value)
+        return "".join(value)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
@@ -61,16 +71,17 @@ def is_ours(name):
 
 def variables(hostvars, host):
     """Return the ted variables of ``host``, templated, as plain data."""
-    found = hostvars[host]
-    raw = None
-    result = {}
-    for name in sorted(key for key in found if is_ours(key)):
-        try:
-            result[name] = plain(found[name])
-        except AnsibleError:
-            raw = untemplated(hostvars, host) if raw is None else raw
-            result[name] = leaves(raw[name], Templar(loader=DataLoader(), variables=raw))
-    return result
+    names = sorted(str(name) for name in hostvars[host] if is_ours(name))
+    return {name: variable(hostvars, host, name) for name in names}
+
+
+def variable(hostvars, host, name):
+    """Return one variable of ``host``, templated, as plain data."""
+    try:
+        return plain(hostvars[host][name])
+    except UNDEFINED:
+        raw = untemplated(hostvars, host)
+        return leaves(raw[name], Templar(loader=DataLoader(), variables=raw))
 
 
 def untemplated(hostvars, host):
@@ -88,7 +99,7 @@ def leaves(value, templar):
         return [leaves(item, templar) for item in value]
     try:
         return plain(templar.template(value))
-    except AnsibleError:
+    except UNDEFINED:
         return plain(value)
 
 
@@ -98,16 +109,16 @@ def hierarchy_names(items, parent=None):
         if isinstance(item, Mapping):
             for name in item:
                 yield str(name), parent
-                for pair in hierarchy_names(item[name], str(name)):
-                    yield pair
+                yield from hierarchy_names(item[name], str(name))
         else:
             yield str(item), parent
 
 
 def get(hostvars, host, name, default=None):
-    """Return one variable of a host, or ``default``."""
-    found = hostvars[host] if host in hostvars else {}
-    return found[name] if name in found else default
+    """Return one variable of a host as plain data, or ``default``."""
+    if host not in hostvars or name not in hostvars[host]:
+        return default
+    return variable(hostvars, host, name)
 
 
 def distributors(groups):

@@ -167,6 +167,10 @@ def status_table(rows):
     head = ("node", "distribution", "revision", "state", "error")
     cells = [[str(row.get(key) if row.get(key) is not None else "") for key in head] for row in rows]
     widths = [max(len(row[column]) for row in [list(head)] + cells) for column in range(len(head))]
-    widths = [width + 0 for width in widths]
-    join = lambda row: "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()  # noqa: E731
-    return [join(head), join(["-" * width for width in widths])] + [join(row) for row in cells]
+    rule = ["-" * width for width in widths]
+    return [plain_layout(row, widths) for row in [head, rule] + cells]
+
+
+def plain_layout(row, widths):
+    """Return one row, all columns to the left."""
+    return "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()

@@ -1,0 +1,230 @@
+"""The role and the playbooks over real SSH: a private sshd on the loopback address, with keys of its own."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+HOSTS = ("hq", "s01")
+
+
+class Sshd:
+    """An sshd of this test's own."""
+
+    def __init__(self, root: Path, port: int) -> None:
+        assert SSHD, "the tests need sshd: apt-get install openssh-server (scripts/test-packages does)"
+        self.root, self.port = root, port
+        root.mkdir(mode=0o700)
+        for name in ("host_key", "user_key"):
+            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(root / name)]
+            subprocess.run(command, check=True, timeout=30)
+        shutil.copy(root / "user_key.pub", root / "authorized_keys")
+        host_key = (root / "host_key.pub").read_text().split()[:2]
+        (root / "known_hosts").write_text(f"[127.0.0.1]:{port} {' '.join(host_key)}\n")
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        (root / "config").write_text(
+            f"Port {port}\nListenAddress 127.0.0.1\nHostKey {root}/host_key\nPidFile {root}/pid\n"
+            f"AuthorizedKeysFile {root}/authorized_keys\nStrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\n"
+            "PasswordAuthentication no\nKbdInteractiveAuthentication no\nSubsystem sftp internal-sftp\n"
+        )
+        self.process = subprocess.Popen(
+            [SSHD, "-D", "-E", str(root / "log"), "-f", str(root / "config")],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._await()
+
+    def _await(self) -> None:
+        deadline_s = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            except OSError:
+                assert self.process.poll() is None, (self.root / "log").read_text()
+                assert time.monotonic() < deadline_s, (self.root / "log").read_text()
+            time.sleep(0.05)
+
+    def sessions(self) -> list[int]:
+        """Return the processes below this sshd, children first."""
+        found, level = [], [self.process.pid]
+        while level:
+            text = subprocess.run(
+                ["ps", "-o", "pid=", "--ppid", ",".join(map(str, level))], capture_output=True, text=True, check=False
+            ).stdout
+            level = [int(word) for word in text.split()]
+            found = level + found
+        return found
+
+    def variables(self) -> dict[str, Any]:
+        return {
+            "ansible_connection": "ssh",
+            "ansible_host": "127.0.0.1",
+            "ansible_port": self.port,
+            "ansible_user": getpass.getuser(),
+            "ansible_ssh_private_key_file": str(self.root / "user_key"),
+            "ansible_ssh_common_args": (
+                f"-o UserKnownHostsFile={self.root}/known_hosts -o IdentitiesOnly=yes -F /dev/null"
+            ),
+        }
+
+    def close(self) -> None:
+        for pid in self.sessions():
+            os.kill(pid, signal.SIGCONT)
+        self.process.terminate()
+        self.process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def remote(bare_tree: Any) -> Iterator[Any]:
+    """Yield a tree of two hosts that are reached over SSH, each with a virtual environment of its own to come."""
+    sshd_port, *ports = bare_tree.free_ports(3)
+    sshd = Sshd(bare_tree.root / "sshd", sshd_port)
+    (bare_tree.root / "python").write_text(
+        PYTHON.format(python=sys.executable, packages=packages(), version="{}.{}".format(*sys.version_info))
+    )
+    (bare_tree.root / "python").chmod(0o755)
+    inventory = {
+        "all": {
+            "vars": {
+                "ted_package": wheel(bare_tree),
+                **sshd.variables(),
+                "ansible_python_interpreter": sys.executable,
+                "ted_address": "127.0.0.1",
+                "ted_service": "process",
+                "ted_python": str(bare_tree.root / "python"),
+                "ted_pip_extra_args": "--no-deps",
+                "ted_venv": f"{bare_tree.run_directory}/{{{{ inventory_hostname }}}}/venv",
+                "ted_config_directory": f"{bare_tree.run_directory}/{{{{ inventory_hostname }}}}/etc",
+                "ted_working_directory": f"{bare_tree.run_directory}/{{{{ inventory_hostname }}}}/ted",
+                "ted_channels": {"software": {}},
+            },
+            "children": {
+                "distributors": {
+                    "hosts": {"hq": {"ted_port": ports[0], "ted_distributions": distributions(bare_tree)}}
+                },
+                "subscribers": {"children": {"software": {"hosts": {"s01": {"ted_port": ports[1]}}}}},
+            },
+        }
+    }
+    bare_tree.inventory = bare_tree.root / "hosts.yml"
+    bare_tree.inventory.write_text(yaml.safe_dump(inventory))
+    bare_tree.sshd = sshd
+    try:
+        yield bare_tree
+    finally:
+        bare_tree.close()
+        sshd.close()
+
+
+# Makes virtual environments that see the packages of this one: no network is needed to install ted's dependencies.
+PYTHON = """#!/bin/sh
+{python} "$@" || exit
+[ "$1 $2" != "-m venv" ] || echo '{packages}' > "$3"/lib/python{version}/site-packages/of-the-tests.pth
+"""
+
+
+def wheel(tree: Any) -> str:
+    """Return the wheel that the role would install unasked, made once: the work tree may change while tests run."""
+    play = tree.root / "wheel.yml"
+    play.write_text(
+        "- hosts: localhost\n  gather_facts: false\n  tasks:\n"
+        f"    - ansible.builtin.debug: {{msg: \"{{{{ lookup('ted.distribution.wheel', '{tree.root}/wheels') }}}}\"}}\n"
+    )
+    tree.play(play, inventory=Path("localhost,"))
+    (made,) = (tree.root / "wheels").glob("*/*.whl")
+    return str(made)
+
+
+def packages() -> str:
+    return next(path for path in sys.path if path.endswith("site-packages"))
+
+
+def distributions(tree: Any) -> dict[str, Any]:
+    target = {"path": f"{tree.run_directory}/s01/root/stdlib", "from": [f"{tree.library}/"], "synchronize": True}
+    return {"stdlib": {"type": "file", "channels": ["software"], "options": {"targets": [target]}}}
+
+
+def test_check_over_ssh_foretells_the_installation_and_changes_nothing(remote: Any) -> None:
+    said = remote.play("install", "--check")
+    assert all(said.changed[host] for host in HOSTS)
+    assert not remote.run_directory.exists()
+
+
+def test_the_role_installs_the_controllers_own_ted_over_ssh(remote: Any) -> None:
+    said = remote.play("install")
+    assert all(said.changed[host] for host in HOSTS)
+    for host in HOSTS:
+        venv = remote.run_directory / host / "venv"
+        done = subprocess.run(
+            [venv / "bin" / "ted", "--version"], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert "version" in done.stdout
+        assert list(venv.glob("lib/python3.*/site-packages/ted/__init__.py")), "not the controller's, but a copy"
+
+
+def test_a_second_installation_over_ssh_changes_nothing(remote: Any) -> None:
+    assert remote.play("install").changed == dict.fromkeys(HOSTS, 0)
+
+
+def test_a_distribution_reaches_a_host_that_is_managed_over_ssh(remote: Any) -> None:
+    remote.play("build")
+    said = remote.play("send", "--limit", "s01")
+    assert "hq" in said.output
+    remote.play("extract")
+    command = [
+        "rsync",
+        "-n",
+        "-c",
+        "-a",
+        "--delete",
+        "--itemize-changes",
+        f"{remote.library}/",
+        f"{remote.installed('s01')}/",
+    ]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_a_limit_installs_one_host_with_the_help_of_those_outside_it(remote: Any) -> None:
+    shutil.rmtree(remote.run_directory / "s01" / "etc" / "realm")
+    shutil.rmtree(remote.run_directory / "s01" / "etc" / "trust")
+    said = remote.play("install", "--limit", "s01")
+    assert said.changed["s01"] > 0
+    assert (remote.run_directory / "s01" / "etc" / "realm" / "node.pem").exists()
+    assert (remote.run_directory / "s01" / "etc" / "trust" / "hq" / "root.json").exists()
+
+
+def test_a_host_that_stops_answering_ends_the_play_soon(remote: Any) -> None:
+    play = remote.root / "hang.yml"
+    play.write_text(
+        "- hosts: s01\n  gather_facts: false\n  tasks:\n"
+        f"    - ansible.builtin.raw: touch {remote.root}/began; sleep 100\n      changed_when: false\n"
+    )
+    began_s = time.monotonic()
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(remote.inventory), str(play)]
+    running = subprocess.Popen(
+        command, env=remote.environment, cwd=remote.root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    )
+    while not (remote.root / "began").exists():
+        assert time.monotonic() - began_s < 30
+        time.sleep(0.1)
+    for pid in remote.sshd.sessions():
+        os.kill(pid, signal.SIGSTOP)
+    output, _ = running.communicate(timeout=60)
+    assert "UNREACHABLE" in output
+    assert time.monotonic() - began_s < 60
