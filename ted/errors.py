@@ -50,6 +50,8 @@ class TedError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         self.message = message
         self.hint = hint
+        self.data: dict[str, Any] = {}
+        """What was done all the same; ``--json`` shows it beside the error."""
         super().__init__(message)
 
     def to_dict(self) -> dict[str, Any]:

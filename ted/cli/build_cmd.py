@@ -49,6 +49,7 @@ def command(settings: Settings, names: tuple[str, ...], check: bool, force: bool
         first = failures[0]
         if len(failures) > 1:
             first.message += f" (and {len(failures) - 1} more failed: `ted report events`)"
+        first.data = {"changed": any(row["changed"] for row in rows), "distributions": rows}
         raise first
     table = [
         [row["distribution"], row["revision"] or "-", "yes" if row["changed"] else "no", row["files"],

@@ -110,6 +110,6 @@ def main(argv: list[str] | None = None) -> None:
 
             traceback.print_exc()
         if "--json" in argv:
-            click.echo(json.dumps({"error": error.to_dict()}))
+            click.echo(json.dumps({"error": error.to_dict(), **error.data}))
         click.echo(f"ted: {error.message}" + (f"\n     {error.hint}" if error.hint else ""), err=True)
         sys.exit(error.exit_code)

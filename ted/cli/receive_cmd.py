@@ -42,11 +42,13 @@ def command(settings: Settings, names: tuple[str, ...], check: bool, timeout_s: 
     finally:
         journal.close()
     data = {"changed": any(row["changed"] for row in rows), "distributions": rows}
+    failed = [row for row in rows if row["state"] == "failed" and not check]
+    if failed:
+        error = IncompleteError(f"{failed[0]['distribution']}: {failed[0]['error']}")
+        error.data = data
+        raise error
     text = "\n".join(f"{row['distributor']} {row['distribution']} {row['revision']}: {row['state']}" for row in rows)
     emit(settings, data, text or "the parent has nothing for this node")
-    failed = [row for row in rows if row["state"] == "failed"]
-    if failed and not check:
-        raise IncompleteError(f"{failed[0]['distribution']}: {failed[0]['error']}")
 
 
 def _wait(config: NodeConfig, keys: list[Key], timeout_s: float) -> None:

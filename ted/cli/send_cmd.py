@@ -62,9 +62,12 @@ def command(
         ids = call_agent(config.working.state, "send", names=names, channel=channel, limit=targets,
                          revision=revision, inventory=inventory)["sends"]  # fmt: skip
         results = [_result(journal, send) for send in ids] if no_wait else _follow(journal, ids, timeout_s)
-        _show(settings, results)
-        if not no_wait:
-            _complain(results)
+        error = None if no_wait else _incomplete(results)
+        if error is None or not settings.as_json:
+            _show(settings, results)
+        if error is not None:
+            error.data = _data(results)
+            raise error
     finally:
         journal.close()
 
@@ -103,27 +106,27 @@ def _result(journal: Journal, send: str) -> dict[str, Any]:
     return send_result(found)
 
 
-def _complain(results: list[dict[str, Any]]) -> None:
-    """Raise when a target is without its revision.
-
-    Raises:
-        IncompleteError: Names the first few, and what each said.
-    """
+def _incomplete(results: list[dict[str, Any]]) -> IncompleteError | None:
+    """Return the error for targets without their revision: it names the first few, and what each said."""
     missing = [(result, host) for result in results for host in result["incomplete"]]
-    if missing:
-        some = "; ".join(f"{host}: {result['errors'].get(host) or result['states'][host]}"
-                         for result, host in missing[:3])  # fmt: skip
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise IncompleteError(f"{len(missing)} receivers are without their revision: {some}{more}",
-                              hint="send again when they are up: what came is kept; see `ted tree`")  # fmt: skip
+    if not missing:
+        return None
+    some = "; ".join(f"{host}: {result['errors'].get(host) or result['states'][host]}"
+                     for result, host in missing[:3])  # fmt: skip
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    return IncompleteError(f"{len(missing)} receivers are without their revision: {some}{more}",
+                           hint="send again when they are up: what came is kept; see `ted tree`")  # fmt: skip
+
+
+def _data(results: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"changed": any(result["changed"] for result in results), "sends": results}
 
 
 def _show(settings: Settings, results: list[dict[str, Any]]) -> None:
-    data = {"changed": any(result["changed"] for result in results), "sends": results}
     rows = [
         [result["distribution"], result["channel"], result["revision"], edge["sender"], edge["receiver"],
          human_bytes(edge["bytes"]), result["states"][edge["receiver"]]]
         for result in results for edge in result["edges"]
     ]  # fmt: skip
     table = tabulate(rows, headers=["distribution", "channel", "revision", "from", "to", "bytes", "state"])
-    emit(settings, data, table if rows else "nothing to send: no active distribution is on an active channel")
+    emit(settings, _data(results), table if rows else "nothing to send: no active distribution is on an active channel")
