@@ -1,0 +1,248 @@
+"""What ``extract``, ``rollback`` and ``verify`` share: this node, which distributions, one answer, one report."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from tabulate import tabulate
+
+from ted.agent.records import open_journal
+from ted.cli.main import Settings, emit
+from ted.config import NodeConfig
+from ted.content.working import WorkingDirectory
+from ted.errors import FormatError, RepositoryError, TedError, UnknownNameError, UsageError
+from ted.install.extract import ExtractResult
+from ted.install.host import Host
+from ted.install.variables import Variables, predefined
+from ted.records.journal import Journal
+from ted.records.states import State
+
+_PRIORITIES = {"high": 0, "medium": 1, "low": 2}
+_SHOWN_CHANGES = 200
+
+
+def host_of(config: NodeConfig) -> Host:
+    """Return this node as an installer sees it: its variables, and trust in the Distributors whose root it holds."""
+    from ted.trust.view import CatalogView
+
+    working = config.working
+    views: dict[str, CatalogView] = {}
+
+    def verify_record(distributor: str, distribution: str, stamp: str, data: bytes) -> None:
+        view = views.get(distributor)
+        if view is None:
+            root = trusted_root(config, distributor)
+            view = views[distributor] = CatalogView(distributor, root, working.catalog(distributor), node=config.node)
+        if view.record(distribution, stamp) != data:
+            raise FormatError(f"{distribution} {stamp}: its record changed while it was verified", hint="extract again")
+
+    variables = Variables(
+        predefined(
+            node=config.node, config_directory=config.config_directory, working_directory=config.working_directory,
+            address=config.address, realm=_realm(config),
+        ),
+        config.variables,
+    )  # fmt: skip
+    guarded = (str(config.working_directory), str(config.config_directory))
+    return Host(working, verify_record, variables, guarded)
+
+
+def trusted_root(config: NodeConfig, distributor: str) -> Path:
+    """Return the trust anchor of a Distributor; a Distributor trusts its own catalog."""
+    placed = config.trust_root(distributor)
+    if distributor == config.node and not placed.is_file():
+        return config.working.catalog(distributor) / "root.json"
+    return placed
+
+
+def _realm(config: NodeConfig) -> str | None:
+    """Return the name of the realm this node's certificate belongs to."""
+    path = config.realm_directory / "ca.pem"
+    if not path.is_file():
+        return None
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    with suppress(ValueError, OSError):
+        names = x509.load_pem_x509_certificate(path.read_bytes()).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return str(names[0].value) if names else None
+    return None
+
+
+# --- which distributions -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A distribution to work on; ``relayed`` when this node only passes it on."""
+
+    distributor: str
+    distribution: str
+    relayed: bool = False
+
+
+def wanted(
+    config: NodeConfig, known: Iterable[tuple[str, str]], names: tuple[str, ...], distributor: str | None
+) -> list[Wanted]:
+    """Return what a command works on: what is named, or everything this node subscribes to.
+
+    Args:
+        config: This node.
+        known: (distributor, distribution) of what there is.
+        names: As given; none means everything.
+        distributor: Only of this one.
+
+    Raises:
+        UnknownNameError: A name is not among ``known``.
+        UsageError: A name is known of more than one Distributor.
+    """
+    pairs = [pair for pair in known if distributor in (None, pair[0])]
+    for name in names:
+        owners = [pair[0] for pair in pairs if pair[1] == name]
+        if not owners:
+            raise UnknownNameError(
+                f"nothing of {name}" + (f" of {distributor}" if distributor else "") + " is here",
+                hint="`ted status` lists what is, `ted receive` fetches",
+            )
+        if len(owners) > 1:
+            raise UsageError(f"{name} is known of {' and '.join(owners)}", hint="choose one with --distributor")
+    targets = _targets(config)
+    found = []
+    for pair in pairs:
+        relayed = not targets.get(pair, pair[0] != config.node)
+        if pair[1] in names or (not names and not relayed):
+            found.append(Wanted(*pair, relayed=relayed and pair[0] != config.node))
+    return found
+
+
+def _targets(config: NodeConfig) -> dict[tuple[str, str], bool]:
+    """Return whether this node subscribes to what it was offered; what it was never offered is left out."""
+    from ted.transfer.slip import RoutingSlip
+
+    journal = open_journal(config)
+    try:
+        return {
+            (offer["distributor"], offer["distribution"]): RoutingSlip.decode(offer["slip"]).hop.target
+            for offer in journal.offers(child="")
+        }
+    finally:
+        journal.close()
+
+
+def received(working: WorkingDirectory) -> list[tuple[str, str]]:
+    """Return what is here as a whole in some revision: high priority first, then by arrival."""
+    found = []
+    for distributor, distribution in working.distributions():
+        stamps = working.received(distributor, distribution)
+        if not stamps:
+            continue
+        priority = None
+        with suppress(RepositoryError, UnknownNameError):
+            priority = working.record(distributor, distribution, stamps[-1]).settings.get("priority")
+        found.append((_PRIORITIES.get(str(priority), 1), stamps[-1], distributor, distribution))
+    return [(distributor, distribution) for _, _, distributor, distribution in sorted(found)]
+
+
+# --- records -------------------------------------------------------------------------------------------------------
+
+
+def begin(journal: Journal, host: Host, distributor: str, distribution: str, revision: str | None) -> None:
+    """Have the first thing an extraction writes be on record: this node is extracting."""
+    reported = False
+
+    def on_act(_phase: str, _number: int) -> None:
+        nonlocal reported
+        if not reported:
+            reported = True
+            journal.report(distributor, distribution, revision, State.EXTRACTING)
+
+    host.on_act = on_act
+
+
+def report(journal: Journal, result: ExtractResult) -> None:
+    """Put what was done on record, and on its way up; what is on record already is not told again."""
+    if result.check:
+        return
+    error = result.error["message"] if result.error else result.reason if result.state == State.SKIPPED else None
+    rows = journal.states(node=journal.node, distributor=result.distributor, distribution=result.distribution)
+    held = rows[0] if rows else None
+    if held is None or result.changed or (held.revision, held.state, held.error) != (
+        result.revision, result.state, error,
+    ):  # fmt: skip
+        journal.report(result.distributor, result.distribution, result.revision, State(result.state), error=error)
+
+
+def report_failure(
+    journal: Journal, distributor: str, distribution: str, revision: str | None, error: TedError
+) -> None:
+    """Put a failure on record, and on its way up."""
+    journal.report(distributor, distribution, revision, State.FAILED, error=error.message)
+
+
+# --- the answer ----------------------------------------------------------------------------------------------------
+
+
+def failed_row(wanted_: Wanted, revision: str | None, error: TedError, *, check: bool) -> dict[str, Any]:
+    """Return the row of a distribution that could not be extracted or rolled back at all."""
+    result = ExtractResult(wanted_.distributor, wanted_.distribution, revision, "failed", check=check)
+    result.error = error.to_dict()
+    return result.to_dict()
+
+
+def answer(settings: Settings, rows: list[dict[str, Any]], failures: list[TedError], *, diff: bool) -> None:
+    """Print the rows, then end with the exit code of the first failure."""
+    for row in rows:
+        for warning in row["warnings"]:
+            click.echo(f"ted: warning: {row['distribution']}: {warning}", err=True)
+    data: dict[str, Any] = {"changed": any(row["changed"] for row in rows), "distributions": rows}
+    text = _table(rows) + (_changes(rows) if diff else "")
+    finish(settings, data, text, failures)
+
+
+def finish(settings: Settings, data: dict[str, Any], text: str, failures: list[TedError]) -> None:
+    """Print one document, the first failure in it, and end with its exit code."""
+    if failures:
+        data["error"] = failures[0].to_dict()
+    emit(settings, data, text)
+    if not failures:
+        return
+    for failure in failures:
+        if settings.verbose:
+            click.echo("".join(traceback.format_exception(failure)), err=True)
+        click.echo(f"ted: {failure.message}" + (f"\n     {failure.hint}" if failure.hint else ""), err=True)
+    click.get_current_context().exit(failures[0].exit_code)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "nothing is here that this node subscribes to"
+    table = [
+        [row["distributor"], row["distribution"], row["revision"] or "-", row["state"],
+         "yes" if row["changed"] else "no", _actions(row)] for row in rows
+    ]  # fmt: skip
+    changed = "would change" if rows[0]["check"] else "changed"
+    return tabulate(table, headers=["distributor", "distribution", "revision", "state", changed, "what"])
+
+
+def _actions(row: dict[str, Any]) -> str:
+    if row["reason"]:
+        return str(row["reason"])
+    return ", ".join(f"{count} {name}" for name, count in sorted(row["actions"].items()) if count)
+
+
+def _changes(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        for change in row["diff"][:_SHOWN_CHANGES]:
+            lines.append(f"{change['change']}: {change['path']}")
+            lines += [f"  - {change['before']}"] if change["before"] else []
+            lines += [f"  + {change['after']}"] if change["after"] else []
+        if len(row["diff"]) > _SHOWN_CHANGES:
+            lines.append(f"... and {len(row['diff']) - _SHOWN_CHANGES} more (--json has them)")
+    return "\n" + "\n".join(lines) if lines else ""

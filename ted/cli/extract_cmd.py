@@ -1,0 +1,101 @@
+"""``ted extract``: apply what was received on this node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ted.agent.records import open_journal
+from ted.cli.common_install import (
+    Wanted,
+    answer,
+    begin,
+    failed_row,
+    host_of,
+    received,
+    report,
+    report_failure,
+    wanted,
+)
+from ted.cli.main import Settings
+from ted.config import NodeConfig
+from ted.errors import InstallError, TargetError, TedError, UsageError
+from ted.install.extract import ExtractResult, extract
+from ted.install.host import Host
+from ted.records.journal import Journal
+
+
+@click.command("extract")
+@click.argument("names", nargs=-1, metavar="[DISTRIBUTION]...")
+@click.option("--distributor", help="Only of this Distributor.")
+@click.option("--revision", help="This revision, not the newest one that is here; needs one DISTRIBUTION.")
+@click.option("--check", is_flag=True, help="Say what would be done; write nothing.")
+@click.option("--diff", is_flag=True, help="Show each change.")
+@click.option(
+    "--force", is_flag=True, help="Compare every byte with the target, and extract what is only relayed here."
+)
+@click.pass_obj
+def command(
+    settings: Settings,
+    names: tuple[str, ...],
+    distributor: str | None,
+    revision: str | None,
+    check: bool,
+    diff: bool,
+    force: bool,
+) -> None:
+    """Extract each DISTRIBUTION (default: everything this node subscribes to) in its newest revision here.
+
+    High priority first. Nothing is extracted whose signature does not hold. One that fails is undone; the others
+    are extracted all the same.
+    """
+    config = NodeConfig.load(settings.config)
+    if revision is not None and len(names) != 1:
+        raise UsageError("--revision needs exactly one DISTRIBUTION", hint="name the one it belongs to")
+    host = host_of(config)
+    journal = open_journal(config)
+    rows: list[dict[str, Any]] = []
+    failures: list[TedError] = []
+    try:
+        for each in wanted(config, received(host.working), names, distributor):
+            if each.relayed and not force:
+                rows.append(_relayed(each, check=check).to_dict())
+                continue
+            try:
+                begin(journal, host, each.distributor, each.distribution, revision or _newest(host, each))
+                result = extract(
+                    host, each.distributor, each.distribution, revision=revision, check=check, diff=diff, force=force
+                )
+            except TedError as error:
+                failures.append(error)
+                rows.append(failed_row(each, revision or _newest(host, each), error, check=check))
+                if not check:
+                    _report_failure(journal, host, each, revision, error)
+            else:
+                if result.error is not None:
+                    failures.append(_told(result.error))
+                report(journal, result)
+                rows.append(result.to_dict())
+    finally:
+        journal.close()
+    answer(settings, rows, failures, diff=diff)
+
+
+def _newest(host: Host, each: Wanted) -> str | None:
+    stamps = host.working.received(each.distributor, each.distribution)
+    return stamps[-1] if stamps else None
+
+
+def _relayed(each: Wanted, *, check: bool) -> ExtractResult:
+    reason = "this node passes it on and does not subscribe to it"
+    return ExtractResult(each.distributor, each.distribution, None, "skipped", reason=reason, check=check)
+
+
+def _report_failure(journal: Journal, host: Host, each: Wanted, revision: str | None, error: TedError) -> None:
+    if type(error) is not InstallError:  # a plain one means that another process is at it: no news of this one
+        report_failure(journal, each.distributor, each.distribution, revision or _newest(host, each), error)
+
+
+def _told(error: dict[str, Any]) -> TargetError:
+    return TargetError(error["message"], hint=error["hint"], path=error.get("path"), errno=error.get("errno"))

@@ -1,0 +1,86 @@
+"""``ted verify``: re-check what is stored and what is installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from tabulate import tabulate
+
+from ted.cli.common_install import finish, host_of, received, wanted
+from ted.cli.main import Settings
+from ted.config import NodeConfig
+from ted.errors import DigestMismatchError, DriftError, TedError
+from ted.install.verify import Problem, repair, verify_installed, verify_stored
+
+_SHOWN = 50
+
+
+@click.command("verify")
+@click.argument("names", nargs=-1, metavar="[DISTRIBUTION]...")
+@click.option("--distributor", help="Only of this Distributor.")
+@click.option("--stored", is_flag=True, help="Only what is stored: every frame of every revision.")
+@click.option("--installed", is_flag=True, help="Only what is installed: every file of the installed revision.")
+@click.option("--repair", "mend", is_flag=True, help="Extract again what drifted.")
+@click.pass_obj
+def command(
+    settings: Settings, names: tuple[str, ...], distributor: str | None, stored: bool, installed: bool, mend: bool
+) -> None:
+    """Read everything again and compare it with what was signed; changes nothing unless --repair says so."""
+    config = NodeConfig.load(settings.config)
+    host = host_of(config)
+    both = stored == installed
+    problems: list[Problem] = []
+    failures: list[TedError] = []
+    repaired: list[dict[str, Any]] = []
+    known = list(dict.fromkeys([*received(host.working), *host.states.all()]))
+    for each in wanted(config, known, names, distributor) if known or names else []:
+        if stored or both:
+            problems += verify_stored(host, each.distributor, each.distribution)
+        if not (installed or both):
+            continue
+        try:
+            drifted = verify_installed(host, each.distributor, each.distribution)
+            if drifted and mend:
+                repaired.append(repair(host, each.distributor, each.distribution).to_dict())
+                drifted = verify_installed(host, each.distributor, each.distribution)
+            problems += drifted
+        except TedError as error:
+            failures.append(error)
+    problem = _failure(problems)
+    finish(settings, _data(problems, failures, repaired), _text(problems, repaired),
+           [*failures, *([problem] if problem else [])])  # fmt: skip
+
+
+def _data(problems: list[Problem], failures: list[TedError], repaired: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "ok": not problems and not failures, "changed": any(row["changed"] for row in repaired),
+        "problems": [problem.to_dict() for problem in problems], "repaired": repaired,
+    }  # fmt: skip
+
+
+def _failure(problems: list[Problem]) -> TedError | None:
+    stored = [problem for problem in problems if problem.where == "stored"]
+    if stored:
+        return DigestMismatchError(
+            f"{stored[0].path} is damaged: {stored[0].what}" + _more(stored), hint="`ted receive` fetches it again"
+        )
+    if problems:
+        return DriftError(
+            f"{problems[0].path}: {problems[0].what}" + _more(problems), hint="`ted verify --repair` extracts it again"
+        )
+    return None
+
+
+def _more(problems: list[Problem]) -> str:
+    return f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+
+
+def _text(problems: list[Problem], repaired: list[dict[str, Any]]) -> str:
+    lines = [f"{row['distribution']}: repaired" for row in repaired if row["changed"]]
+    table = [[p.distribution, p.revision, p.where, p.path, p.what] for p in problems[:_SHOWN]]
+    if table:
+        lines.append(tabulate(table, headers=["distribution", "revision", "where", "path", "what"]))
+    if len(problems) > _SHOWN:
+        lines.append(f"... and {len(problems) - _SHOWN} more (--json has them)")
+    return "\n".join(lines) or "everything is as it was signed"
