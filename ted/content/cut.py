@@ -16,7 +16,8 @@ from ted.content.entry import MAX_DIRECT_EXTENTS, MAX_LIST_EXTENTS, Extent
 
 GROUP_BYTES = 256 << 10
 MIN_GROUP_BYTES = 64 << 10
-MAX_GROUP_ENTRIES = 4096
+MIN_GROUP_ENTRIES = 256
+MAX_GROUP_ENTRIES = 1024
 MIN_PIECE_BYTES = 64 << 10
 PIECE_BYTES = 256 << 10
 MAX_PIECE_BYTES = 1 << 20
@@ -41,9 +42,15 @@ def path_hash(path: bytes) -> bytes:
     return hashlib.sha256(path).digest()
 
 
-def ends_group(group_bytes: int, marks: bytes) -> bool:
-    """Whether a group of that size ends after the file whose ``path_hash`` is ``marks``."""
-    return group_bytes >= MIN_GROUP_BYTES and marks[0] & 15 == 0
+def ends_group(group_bytes: int, entries: int, marks: bytes) -> bool:
+    """Whether a group ends after the file whose ``path_hash`` is ``marks``.
+
+    Args:
+        group_bytes: Bytes in the group, that file's included.
+        entries: Entries of any kind from the group's first file to that one, both included.
+        marks: The file's ``path_hash``.
+    """
+    return marks[0] & 15 == 0 and (group_bytes >= MIN_GROUP_BYTES or entries >= MIN_GROUP_ENTRIES)
 
 
 def ends_manifest_frame(frame_bytes: int, marks: bytes) -> bool:

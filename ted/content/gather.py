@@ -224,7 +224,7 @@ class Gatherer:
             group = self._group
         group.members.append(member)
         group.bytes += size
-        if ends_group(group.bytes, member.row.marks):
+        if ends_group(group.bytes, group.entries + 1, member.row.marks):
             self._end_group()
 
     def _end_group(self) -> None:

@@ -197,7 +197,17 @@ def test_hard_links_of_two_sources_are_files_of_their_own(place: Place, tmp_path
     assert [entry.kind for entry, _ in found.values()].count(Kind.FILE) == 2
 
 
-def test_a_very_deep_tree_is_walked_with_few_open_directories(place: Place) -> None:
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A directory for trees deeper than Python's own removal can follow."""
+    directory = tmp_path / "deep"
+    directory.mkdir()
+    yield directory
+    subprocess.run(["rm", "-rf", str(directory)], check=True)
+
+
+def test_a_very_deep_tree_is_walked_with_few_open_directories(deep: Path) -> None:
+    place = Place(deep)
     fd = os.open(place.source, os.O_RDONLY)
     for _ in range(1500):
         os.mkdir("d", dir_fd=fd)

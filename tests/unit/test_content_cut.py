@@ -130,7 +130,8 @@ def reference_groups(files: list[tuple[bytes, int]]) -> list[list[bytes]]:
         held.append(path)
         size += length
         entries += 1
-        if (size >= 64 * KIB and hashlib.sha256(path).digest()[0] % 16 == 0) or entries >= 4096:
+        marked = hashlib.sha256(path).digest()[0] % 16 == 0
+        if (marked and (size >= 64 * KIB or entries >= 256)) or entries >= 1024:
             end()
     end()
     return groups

@@ -1,0 +1,344 @@
+"""Reading: whatever a manifest says, nothing leaves the tree, nothing is believed, only our own errors are raised."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from ted.content.blocks import BlockList
+from ted.content.builder import RevisionBuilder
+from ted.content.entry import Entry, Kind
+from ted.content.frame import encode
+from ted.content.pack import PackWriter
+from ted.content.record import PackRef, RevisionRecord
+from ted.content.revision import Revision, RevisionReader, diff
+from ted.errors import DigestMismatchError, FormatError, MissingContentError, RepositoryError, UsageError
+
+STAMP = "20261122T125447123456Z"
+CONTENT = b"hello, this is a file"
+FRAME = hashlib.sha256(CONTENT).digest()
+
+
+def row(path: bytes, kind: str = "d", **fields: Any) -> list[Any]:
+    """A row of the manifest as it should be, with ``fields`` changed."""
+    names = ["path", "kind", "mode", "mtime_ns", "owner", "group", "size", "extents", "link", "digest", "xattrs"]
+    usual = [path, kind, 0o644, 0, "root", "root", 0, [], None, None, []]
+    values: dict[str, Any] = dict(zip(names, usual, strict=True))
+    if kind == "f":
+        values |= {"size": len(CONTENT), "extents": [[FRAME, 0, len(CONTENT)]]}
+    return [(values | fields)[name] for name in names]
+
+
+def written(
+    directory: Path, *frames: list[Any], index: Callable[[dict[str, Any]], Any] | None = None
+) -> RevisionRecord:
+    """A revision whose manifest has exactly those frames of rows, whatever they say."""
+    listed = []
+    plains = [CONTENT]
+    for rows in frames:
+        plain = b"".join(msgpack.packb(each) for each in rows)
+        plains.append(plain)
+        listed.append([rows[0][0], hashlib.sha256(plain).digest(), len(rows)])
+    described: dict[str, Any] = {"format": 1, "frames": listed, "options": {}, "settings": {}, "type": "file"}
+    if index is not None:
+        index(described)
+    plains.append(msgpack.packb(described))
+    return packed(directory, plains)
+
+
+def packed(directory: Path, plains: list[bytes]) -> RevisionRecord:
+    """A revision with those frames, the last one its index."""
+    (directory / STAMP).mkdir(parents=True)
+    path = directory / STAMP / "DISTFILE.TED"
+    writer = PackWriter(path)
+    for plain in dict.fromkeys(plains):
+        writer.add(encode(plain))
+    writer.finish()
+    blocks = BlockList.of_pack(path)
+    own = PackRef(STAMP, blocks.pack_bytes, blocks.block_bytes, len(blocks), blocks.root.hex(), ((0, len(blocks)),))
+    manifest = hashlib.sha256(plains[-1]).hexdigest()
+    return RevisionRecord("hq", "lib", STAMP, "file", {}, manifest, (own,), 1, 1, datetime.now(UTC))
+
+
+def read_all(directory: Path, record: RevisionRecord) -> list[Entry]:
+    with Revision(directory, record).open() as reader:
+        entries = list(reader.entries())
+        for entry in entries:
+            if entry.kind in {Kind.FILE, Kind.HARDLINK}:
+                list(reader.chunks(entry))
+        return entries
+
+
+def test_what_the_tests_write_is_sound(tmp_path: Path) -> None:
+    rows = [row(b"a"), row(b"a/f", "f"), row(b"a/h", "h", link=b"a/f"), row(b"b", "l", link=b"/anywhere")]
+    assert [entry.path for entry in read_all(tmp_path, written(tmp_path, rows))] == [b"a", b"a/f", b"a/h", b"b"]
+
+
+HOSTILE = {
+    "absolute path": [row(b"/etc/passwd", "f")],
+    "path with dots": [row(b"a"), row(b"a/../../etc", "f")],
+    "path with a dot": [row(b"."), row(b"./a")],
+    "empty path": [row(b"")],
+    "empty component": [row(b"a"), row(b"a//b")],
+    "trailing slash": [row(b"a/")],
+    "NUL in a path": [row(b"a\0b")],
+    "long name": [row(b"n" * 256)],
+    "long path": [row(b"/".join([b"n" * 200] * 30))],
+    "path as text": [row("a")],  # type: ignore[arg-type]
+    "path below a link": [row(b"evil", "l", link=b"/etc"), row(b"evil/passwd", "f")],
+    "path below a file": [row(b"f", "f"), row(b"f/x", "f")],
+    "path below nothing": [row(b"a/b")],
+    "path below a sibling": [row(b"a"), row(b"ab/c")],
+    "twice": [row(b"a"), row(b"a")],
+    "out of order": [row(b"b"), row(b"a")],
+    "out of component order": [row(b"a"), row(b"a-b"), row(b"a/b")],
+    "unknown kind": [row(b"a", "x")],
+    "device": [row(b"a", "b")],
+    "kind that is no text": [row(b"a", ["d"])],  # type: ignore[arg-type]
+    "type bits in the mode": [row(b"a", mode=0o100644)],
+    "negative mode": [row(b"a", mode=-1)],
+    "mode as truth": [row(b"a", mode=True)],
+    "time without end": [row(b"a", mtime_ns=1.5)],
+    "owner with control characters": [row(b"a", owner="root\n")],
+    "owner without end": [row(b"a", owner=1 << 32)],
+    "no owner": [row(b"a", owner="")],
+    "long group": [row(b"a", group="g" * 300)],
+    "directory with a size": [row(b"a", size=5)],
+    "directory with content": [row(b"a", extents=[[FRAME, 0, 5]])],
+    "negative size": [row(b"f", "f", size=-1, extents=[])],
+    "size without extents": [row(b"f", "f", extents=[])],
+    "extents that do not add up": [row(b"f", "f", size=999)],
+    "negative extent": [row(b"f", "f", size=3, extents=[[FRAME, 0, 5], [FRAME, 0, -2]])],
+    "empty extent": [row(b"f", "f", size=5, extents=[[FRAME, 0, 5], [None, 0, 0]])],
+    "hole with an offset": [row(b"f", "f", size=5, extents=[[None, 1, 5]])],
+    "extent beyond its frame": [row(b"f", "f", size=30, extents=[[FRAME, 0, 30]])],
+    "extent behind its frame": [row(b"f", "f", size=5, extents=[[FRAME, 20, 5]])],
+    "part of a frame without a digest": [row(b"f", "f", size=5, extents=[[FRAME, 3, 5]])],
+    "frame that is not there": [row(b"f", "f", size=5, extents=[[bytes(32), 0, 5]])],
+    "short digest": [row(b"f", "f", size=5, extents=[[FRAME[:31], 0, 5]])],
+    "digest of something else": [row(b"f", "f", size=5, extents=[[FRAME, 0, 5]], digest=bytes(32))],
+    "digest beside many extents": [row(b"f", "f", size=42, extents=[[FRAME, 0, 21]] * 2, digest=FRAME)],
+    "too many extents": [row(b"f", "f", size=1025, extents=[[FRAME, 0, 1]] * 1025)],
+    "mixed extents": [row(b"f", "f", size=26, extents=[[FRAME, 5], [FRAME, 0, 21]])],
+    "list that is none": [row(b"f", "f", size=5, extents=[[FRAME, 5]])],
+    "extents that are none": [row(b"f", "f", extents=b"x" * 21)],
+    "file with a link": [row(b"f", "f", link=b"x")],
+    "link without a target": [row(b"l", "l")],
+    "link with an empty target": [row(b"l", "l", link=b"")],
+    "link with a NUL": [row(b"l", "l", link=b"a\0b")],
+    "long link": [row(b"l", "l", link=b"x" * 4096)],
+    "hard link to nothing": [row(b"h", "h", link=b"a")],
+    "hard link forward": [row(b"h", "h", link=b"z"), row(b"z", "f")],
+    "hard link to itself": [row(b"h", "h", link=b"h")],
+    "hard link to a directory": [row(b"a"), row(b"h", "h", link=b"a")],
+    "hard link to a symbolic link": [row(b"a", "l", link=b"/etc"), row(b"h", "h", link=b"a")],
+    "hard link to a hard link": [row(b"a", "f"), row(b"b", "h", link=b"a"), row(b"c", "h", link=b"b")],
+    "hard link out of the tree": [row(b"h", "h", link=b"../etc/passwd")],
+    "hard link to the root": [row(b"h", "h", link=b"/etc/passwd")],
+    "attributes that are the receiver's": [row(b"a", xattrs=[[b"security.selinux", b"x"]])],
+    "trusted attributes": [row(b"a", xattrs=[[b"trusted.overlay.opaque", b"y"]])],
+    "attributes twice": [row(b"a", xattrs=[[b"user.a", b"1"], [b"user.a", b"2"]])],
+    "large attribute": [row(b"a", xattrs=[[b"user.a", bytes(70_000)]])],
+    "attribute that is none": [row(b"a", xattrs=[[b"user.a"]])],
+    "attributes that are none": [row(b"a", xattrs={"user.a": 1})],
+    "too few fields": [[b"a", "d", 0]],
+    "too many fields": [[*row(b"a"), 1]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_manifest_is_refused(tmp_path: Path, rows: list[Any]) -> None:
+    record = written(tmp_path, rows)
+    with pytest.raises(RepositoryError):
+        read_all(tmp_path, record)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        lambda value: value.update(frames=[]) or value.pop("options"),
+        lambda value: value.update(frames=5),
+        lambda value: value.update(frames=[[b"a"]]),
+        lambda value: value.update(frames=[[b"a", bytes(31), 1]]),
+        lambda value: value.update(frames=[[b"/a", bytes(32), 1]]),
+        lambda value: value.update(frames=[[b"a", bytes(32), 0]]),
+        lambda value: value.update(frames=[[b"a", bytes(32), 1 << 40]]),
+        lambda value: value["frames"].append(value["frames"][0]),
+        lambda value: value["frames"][0].__setitem__(0, b"0"),
+        lambda value: value["frames"][0].__setitem__(2, 1),
+        lambda value: value["frames"][0].__setitem__(2, 3),
+        lambda value: value["frames"][0].__setitem__(1, FRAME),
+        lambda value: value["frames"][0].__setitem__(1, bytes(32)),
+        lambda value: value.update(options=[]),
+        lambda value: value.update(settings=None),
+        lambda value: value.update(type=7),
+        lambda value: value.update(type="rpm"),
+        lambda value: value.update(more=1),
+    ],
+)
+def test_an_index_that_lies_is_refused(tmp_path: Path, index: Callable[[dict[str, Any]], Any]) -> None:
+    record = written(tmp_path, [row(b"a"), row(b"b")], index=index)
+    with pytest.raises(RepositoryError):
+        read_all(tmp_path, record)
+
+
+def test_an_unknown_manifest_format_says_which_and_what_to_do(tmp_path: Path) -> None:
+    record = written(tmp_path, [row(b"a")], index=lambda value: value.update(format=2))
+    with pytest.raises(FormatError, match="manifest format 2; this ted knows format 1"):
+        read_all(tmp_path, record)
+
+
+@pytest.mark.parametrize(
+    "plain", [b"", b"\xc1", b"\xdd\xff\xff\xff\xff", b"\x91" * 5000, b"\x80", b"\xdf\xff\xff\xff\xff\x00"]
+)
+def test_an_index_of_rubbish_is_refused(tmp_path: Path, plain: bytes) -> None:
+    with pytest.raises(RepositoryError):
+        read_all(tmp_path, packed(tmp_path, [CONTENT, plain or b"\x00"]))
+
+
+def test_frames_out_of_order_are_refused(tmp_path: Path) -> None:
+    """Each frame by itself is in order, and so are the first paths."""
+    record = written(tmp_path, [row(b"a"), row(b"x")], [row(b"b"), row(b"c")])
+    with pytest.raises(FormatError, match="out of order"):
+        read_all(tmp_path, record)
+    with Revision(tmp_path, record).open() as reader, pytest.raises(FormatError, match="out of order"):
+        list(diff(None, reader))
+
+
+def test_a_comparison_refuses_what_reading_refuses(tmp_path: Path) -> None:
+    for name in ("path below a link", "path below nothing", "hard link to a directory", "out of order"):
+        directory = tmp_path / name
+        record = written(directory, HOSTILE[name])
+        with Revision(directory, record).open() as reader, pytest.raises(FormatError):
+            list(diff(None, reader))
+
+
+def test_a_comparison_that_skips_frames_still_sees_a_path_below_a_link(tmp_path: Path) -> None:
+    link = [row(b"evil", "l", link=b"/etc")]
+    old = written(tmp_path / "old", link)
+    new = written(tmp_path / "new", link, [row(b"evil/passwd", "f")])
+    with Revision(tmp_path / "old", old).open() as before, Revision(tmp_path / "new", new).open() as after:
+        with pytest.raises(FormatError, match="evil is no directory"):
+            list(diff(before, after))
+        with pytest.raises(FormatError, match="evil is no directory"):
+            list(after.entries(b"evil/passwd"))
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Iterator[tuple[Path, RevisionRecord]]:
+    """A revision of several manifest frames."""
+    with RevisionBuilder(tmp_path, "hq", "lib", "file", {}, {"o": 1}) as builder:
+        for number in range(3000):
+            builder.add_bytes(f"data/d{number % 30:02}/f{number:04}", b"%d" % number * 50)
+        builder.add_bytes("data/d05x", b"neighbour")
+        builder.add_bytes("data/d05-x", b"neighbour")
+        builder.add_bytes("verify/t", b"t")
+        yield tmp_path, builder.finish().record
+
+
+def opened(many: tuple[Path, RevisionRecord]) -> RevisionReader:
+    return Revision(*many).open()
+
+
+def test_a_prefix_yields_what_lies_at_and_below_it(many: tuple[Path, RevisionRecord]) -> None:
+    with opened(many) as reader:
+        assert len(reader.manifest_frames) > 3
+        everything = list(reader.entries())
+        assert len(everything) == 3 + 30 + 3000 + 2
+        assert [entry.components for entry in everything] == sorted(entry.components for entry in everything)
+        for prefix in (b"data", b"data/d05", b"data/d05/", b"data/d29/f2999", b"verify", b"data/d05x"):
+            wanted = prefix.strip(b"/")
+            expected = [entry for entry in everything if entry.path == wanted or entry.path.startswith(wanted + b"/")]
+            assert list(reader.entries(prefix)) == expected
+            assert expected
+        for prefix in (b"nothing", b"data/d0", b"a", b"zzz", b"data/d05/f0005/below"):
+            assert list(reader.entries(prefix)) == []
+        with pytest.raises(UsageError):
+            list(reader.entries(b"../etc"))
+        assert (reader.type, dict(reader.options), dict(reader.settings)) == ("file", {"o": 1}, {})
+
+
+def test_finding_one_entry_reads_only_its_frame(many: tuple[Path, RevisionRecord]) -> None:
+    with opened(many) as reader:
+        found = reader.find(b"data/d07/f0007")
+        assert found is not None
+        assert b"".join(part for part in reader.chunks(found) if isinstance(part, bytes)) == b"7" * 50
+        assert reader.find(b"data/d07/f0008") is None
+        assert reader.find(b"") is None
+
+
+def test_damage_is_noticed_and_never_anything_but_our_own_error(many: tuple[Path, RevisionRecord]) -> None:
+    directory, record = many
+    path = directory / record.revision / "DISTFILE.TED"
+    good = path.read_bytes()
+    with opened(many) as reader:
+        content = [entry for entry in reader.entries() if entry.kind is Kind.FILE]
+    choice = random.Random(8)
+    for _ in range(150):
+        place = choice.randrange(16, len(good) - 60)
+        path.write_bytes(good[:place] + bytes([good[place] ^ (1 << choice.randrange(8))]) + good[place + 1 :])
+        with pytest.raises(RepositoryError), opened(many) as reader:
+            reader.verify_frames()
+    path.write_bytes(good)
+    with opened(many) as reader:
+        assert reader.verify_frames() == 3035
+    path.write_bytes(good[: len(good) // 2])
+    with pytest.raises(MissingContentError):
+        opened(many)
+    path.unlink()
+    with pytest.raises(MissingContentError):
+        opened(many)
+    assert len(content) == 3003
+
+
+def test_a_frame_in_blocks_that_are_not_live_is_not_looked_at(tmp_path: Path) -> None:
+    with RevisionBuilder(tmp_path, "hq", "lib", "file", {}, {}) as builder:
+        builder.add_bytes("data/large", random.Random(1).randbytes(900_000))
+        record = builder.finish().record
+    own = record.packs[0]
+    partly = PackRef(own.revision, own.bytes, own.block_bytes, own.blocks, own.root, ((0, 1), (own.blocks - 1, 1)))
+    fewer = RevisionRecord(**{name: getattr(record, name) for name in record.__slots__} | {"packs": (partly,)})
+    with Revision(tmp_path, fewer).open() as reader, pytest.raises(MissingContentError, match="no pack holds"):
+        reader.verify_frames()
+
+
+def test_a_file_whose_frame_was_swapped_is_refused(tmp_path: Path) -> None:
+    """The frame is sound and in the pack, but it is not this file's."""
+    part = CONTENT[:5]
+    good = row(b"f", "f", size=5, extents=[[FRAME, 0, 5]], digest=hashlib.sha256(part).digest())
+    assert len(read_all(tmp_path / "good", written(tmp_path / "good", [good]))) == 1
+    bad = row(b"f", "f", size=5, extents=[[FRAME, 1, 5]], digest=hashlib.sha256(part).digest())
+    with pytest.raises(DigestMismatchError):
+        read_all(tmp_path / "bad", written(tmp_path / "bad", [bad]))
+
+
+def test_comparing_reads_only_what_differs(tmp_path: Path) -> None:
+    def build(change: int) -> RevisionRecord:
+        with RevisionBuilder(tmp_path, "hq", "lib", "file", {}, {}) as builder:
+            for number in range(20_000):
+                data = b"changed" if number == change else b"%d" % number
+                builder.add_bytes(f"data/{number // 100:03}/f{number:05}", data)
+            return builder.finish().record
+
+    first, second = build(-1), build(12_345)
+
+    class Counting(RevisionReader):
+        read = 0
+
+        def frame_entries(self, number: int) -> Iterator[Entry]:
+            self.read += 1
+            return super().frame_entries(number)
+
+    with Counting(tmp_path, first) as old, Counting(tmp_path, second) as new:
+        changes = list(diff(old, new))
+        assert [path for path, _, _ in changes] == [b"data/123/f12345"]
+        assert len(new.manifest_frames) > 20
+        assert old.read <= 6
+        assert new.read <= 6
