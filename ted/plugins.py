@@ -81,8 +81,10 @@ class Plugins:
         package = entry_point.dist.name if entry_point.dist is not None else entry_point.module
         try:
             self.register(entry_point.load(), entry_point.name, package)
-        except Exception as error:  # noqa: BLE001 -- whatever a stranger's module raises must not break other types
-            cause = error.message if isinstance(error, TedError) else f"{type(error).__name__}: {error}"
+        except (Exception, SystemExit) as error:  # noqa: BLE001 -- a stranger's module must not break other types
+            cause = f"{type(error).__name__}: {error}"
+            if isinstance(error, TedError):
+                cause = f"{error.message} ({error.hint})" if error.hint else error.message
             self.broken.append(Broken(entry_point.name, package, cause))
             log.warning("plugin %s of %s cannot be used: %s", entry_point.name, package, cause)
 

@@ -69,6 +69,7 @@ def extract(
     check: bool = False,
     diff: bool = False,
     force: bool = False,
+    known: str | None = None,
 ) -> ExtractResult:
     """Extract a revision on this node.
 
@@ -80,6 +81,7 @@ def extract(
         check: Only foretell.
         diff: Describe each change.
         force: Compare with the target, byte by byte, even if it is installed already.
+        known: SHA-256 of the revision's record if it was verified here before; see ``Host.record``.
 
     Raises:
         UnknownNameError: It is not here.
@@ -93,7 +95,8 @@ def extract(
         if not check:
             host.recover(held)
         stamp = host.chosen(distributor, distribution, revision)
-        extraction = _Extraction(host, held, stamp, check=check, diff=diff, force=force, named=revision is not None)
+        extraction = _Extraction(host, held, stamp, check=check, diff=diff, force=force, known=known,
+                                 named=revision is not None)  # fmt: skip
         result = _translated(extraction)
     result.duration_s = time.monotonic() - started_s
     return result
@@ -110,7 +113,16 @@ class _Extraction:
     """One extraction, under the distribution's lock."""
 
     def __init__(
-        self, host: Host, held: Installed, stamp: str, *, check: bool, diff: bool, force: bool, named: bool
+        self,
+        host: Host,
+        held: Installed,
+        stamp: str,
+        *,
+        check: bool,
+        diff: bool,
+        force: bool,
+        named: bool,
+        known: str | None,
     ) -> None:
         self.host = host
         self.held = held
@@ -119,6 +131,7 @@ class _Extraction:
         self.diff = diff
         self.force = force
         self.named = named
+        self.known = known
 
     def run(self) -> ExtractResult:
         """Do it."""
@@ -128,11 +141,11 @@ class _Extraction:
             return self._result(EXTRACTED)
         if self._is_installed(newest):
             return self._result(EXTRACTED)
-        record, digest = self.host.record(self.held.distributor, self.held.distribution, self.stamp)
+        record, digest = self.host.record(self.held.distributor, self.held.distribution, self.stamp, known=self.known)
         reason = mismatch(record.settings.get("platforms") or []) or self._unavailable(record.type)
         if reason is not None:
             return replace(self._result(SKIPPED), reason=reason)
-        with self.host.verified(self.held.distributor, self.held.distribution, self.stamp) as reader:
+        with self.host.verified(self.held.distributor, self.held.distribution, self.stamp, known=digest) as reader:
             if newest is not None and newest.revision == self.stamp and newest.state == ACCEPTING and not self.check:
                 self._accept(reader, undo=True)
                 return replace(self._result(EXTRACTED), changed=True, reason="an interrupted extraction was finished")

@@ -48,8 +48,9 @@ def rollback(
     started_s = time.monotonic()
     with host.states.lock(distributor, distribution, host.wait_s):
         held = host.states.load(distributor, distribution)
-        if not check:
-            host.recover(held)
+        taken_back = [] if check else host.recover(held)
+        if taken_back and revision in (None, held.newest.revision if held.newest is not None else None):
+            return _finished(held)
         steps = _steps_back(held, revision)
         if steps is not None and all(_undoable(host, step) for step in steps):
             result = _undo(host, held, steps, check=check, diff=diff)
@@ -61,9 +62,19 @@ def rollback(
             f"{distribution} of {distributor}: {target or 'what was there before'} is not kept any more",
             hint="`max_revisions` says how many revisions are kept; send the wanted content as a new one",
         )
-    result = extract(host, distributor, distribution, revision=target, check=check, diff=diff, force=True)
+    known = next((step.record for step in held.chain if step.revision == target), None)
+    result = extract(host, distributor, distribution, revision=target, check=check, diff=diff, force=True, known=known)
     result.warnings.insert(0, "the undo log is gone: the revision was extracted again; what later ones added stays")
     return replace(result, state=ROLLED_BACK if result.state == EXTRACTED else result.state)
+
+
+def _finished(held: Installed) -> ExtractResult:
+    """Return the result of a rollback that was cut off earlier and is at its end now."""
+    revision = held.newest.revision if held.newest is not None else None
+    return ExtractResult(
+        held.distributor, held.distribution, revision, ROLLED_BACK, changed=True,
+        reason="an interrupted rollback was finished",
+    )  # fmt: skip
 
 
 def _steps_back(held: Installed, revision: str | None) -> list[Step] | None:
@@ -122,7 +133,7 @@ def _let_type_follow(host: Host, held: Installed, step: Step) -> list[str]:
     meta = {"distributor": held.distributor, "distribution": held.distribution}
     try:
         with (
-            host.verified(held.distributor, held.distribution, step.revision) as reader,
+            host.verified(held.distributor, held.distribution, step.revision, known=step.record) as reader,
             host.transaction(meta) as transaction,
             collected_warnings(f"ted.install.{held.distribution}") as (logger, warnings),
         ):

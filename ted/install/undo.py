@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ted.errors import TedError
+from ted.errors import TedError, UnsafePathError
 from ted.hookspecs import Attributes
 from ted.install import attributes
 from ted.install.acts import Bases, Failure
@@ -79,13 +79,13 @@ class Undoer:
 
     def _clean_beside(self, base: Base, path: bytes) -> None:
         """Remove a temporary file that a crash left beside the path, on a file system mounted below the base."""
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, UnsafePathError):
             at, _ = base.parent(path)
             if os.fstat(at).st_dev != os.fstat(base.fd).st_dev:
                 remove_tree(at, self.bases.beside)
 
     def _absent(self, base: Base, path: bytes, _rest: list[Any]) -> None:
-        status = base.look(path)
+        status = base.glance(path)  # ted put nothing behind a link
         if status is None:
             return
         at, name = base.parent(path)

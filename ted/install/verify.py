@@ -52,7 +52,7 @@ def verify_installed(host: Host, distributor: str, distribution: str) -> list[Pr
         if step is None:
             return []
         with (
-            host.verified(distributor, distribution, step.revision) as reader,
+            host.verified(distributor, distribution, step.revision, known=step.record) as reader,
             host.transaction({}, check=True, diff=True) as transaction,
             collected_warnings(f"ted.install.{distribution}") as (logger, _),
         ):
@@ -72,8 +72,8 @@ def verify_installed(host: Host, distributor: str, distribution: str) -> list[Pr
 def repair(host: Host, distributor: str, distribution: str) -> ExtractResult:
     """Extract the installed revision again where it drifted."""
     step = host.states.load(distributor, distribution).newest
-    revision = step.revision if step is not None else None
-    return extract(host, distributor, distribution, revision=revision, force=True)
+    revision, known = (step.revision, step.record) if step is not None else (None, None)
+    return extract(host, distributor, distribution, revision=revision, force=True, known=known)
 
 
 def verify_stored(host: Host, distributor: str, distribution: str) -> list[Problem]:
