@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from ted.content.record import is_name
 from ted.content.working import WorkingDirectory
 from ted.errors import ConfigError
 from ted.topology.units import parse_bytes, parse_duration_s
@@ -22,7 +23,13 @@ FILE_NAME = "node.yml"
 DEFAULT_PORT = 7465
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
-Seconds = Annotated[float, BeforeValidator(parse_duration_s)]
+Seconds = Annotated[float, BeforeValidator(parse_duration_s), Field(gt=0)]
+
+
+def _name(value: str) -> str:
+    if not is_name(value):
+        raise ValueError("letters, digits and . _ @ + -, not first a dot, 128 at most")
+    return value
 
 
 class OutputRates(BaseModel):
@@ -40,7 +47,7 @@ class NodeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    node: str = Field(description="This node's inventory name.")
+    node: Annotated[str, AfterValidator(_name)] = Field(description="This node's inventory name.")
     config_directory: Path = Field(Path("/etc/ted"), description="Where this file lies.")
     working_directory: Path = Field(Path("/var/lib/ted"), description="Revisions, catalog copies and state.")
     address: str | None = Field(None, description="Address others reach this node at.")

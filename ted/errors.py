@@ -35,6 +35,7 @@ The branch says whether trying again can help; the exit code is the class's own 
     + UnsupportedFileError               exit 53   a device, socket or other file that cannot be sent
   x PluginError                          exit 60   a distribution type is missing or broke its contract
   x AgentError                           exit 70   the agent of this node is not running or does not answer
+    + RecordsError                       exit 71   the records database cannot be used now
 """
 
 from __future__ import annotations
@@ -283,3 +284,9 @@ class AgentError(TedError):
     """The agent of this node is not running or does not answer."""
 
     exit_code = 70
+
+
+class RecordsError(AgentError):
+    """The records database cannot be used now; trying again may help."""
+
+    exit_code = 71

@@ -22,6 +22,7 @@ from ted.content.durable import read_bounded
 from ted.content.record import MAX_RECORD_BYTES
 from ted.content.working import RECORD_NAME
 from ted.errors import BuildError, ConfigError, TedError, UnknownNameError
+from ted.install.state import InstalledStates
 from ted.records.journal import Journal
 from ted.topology.model import Distribution, Topology
 from ted.trust.catalog import Catalog
@@ -96,6 +97,12 @@ class Builder:
             OptionsError: Its options are not valid.
             PluginError: Its type is not installed here.
         """
+        with self._working.lock(f"build-{distribution.name}"[:128]) as mine:
+            if not mine:
+                raise BuildError(f"another build of {distribution.name} is running", hint="wait until it is done")
+            return self._build(distribution, force=force, check=check)
+
+    def _build(self, distribution: Distribution, *, force: bool, check: bool) -> Built:
         started_s = time.monotonic()
         if not check:
             self._catalog.create(self._config.node)
@@ -108,7 +115,7 @@ class Builder:
             self._note("build_failed", distribution.name, None, str(error))
             raise BuildError(f"{distribution.name}: {error}", hint="the former revision stays current") from error
         if not check:
-            self._publish(distribution)
+            self.publish(distribution)
             if result.changed:
                 self._note("built", distribution.name, result.record.revision, f"{result.bytes_new} bytes")
         former = self._working.revisions(self._config.node, distribution.name)
@@ -141,12 +148,16 @@ class Builder:
                                  hint="`verify` names pytest-testinfra files on the Distributor")  # fmt: skip
             builder.add_file(f"verify/{path.name}", path)
 
-    def _publish(self, distribution: Distribution) -> None:
+    def surplus(self, distribution: Distribution) -> retention.Removal:
+        """Return what is beyond the distribution's ``max_revisions`` and needed by nobody."""
+        node, name = self._config.node, distribution.name
+        most, in_use = distribution.max_revisions, self._in_use(name)
+        return retention.plan(self._working, node, name, max_revisions=most, in_use=in_use)
+
+    def publish(self, distribution: Distribution) -> None:
         """Make the catalog list exactly the revisions that are kept, and then remove the others."""
         node, name = self._config.node, distribution.name
-        removal = retention.plan(
-            self._working, node, name, max_revisions=distribution.max_revisions, in_use=self._in_use(name)
-        )
+        removal = self.surplus(distribution)
         kept = [stamp for stamp in self._working.revisions(node, name) if stamp not in removal.revisions]
         records = {}
         for stamp in kept:
@@ -157,8 +168,9 @@ class Builder:
         retention.apply(self._working, node, name, removal)
 
     def _in_use(self, name: str) -> set[str]:
-        """Return the revisions that an open send still needs."""
-        return {
+        """Return the revisions that an open send still needs, or that are installed on this node."""
+        installed = InstalledStates(self._working).revisions_in_use(self._config.node, name)
+        return installed | {
             send["revision"] for send in self._journal.sends(open_only=True)
             if (send["distributor"], send["distribution"]) == (self._config.node, name)
         }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Collection
@@ -11,7 +12,7 @@ from pathlib import Path
 from ted.agent.node import Node
 from ted.agent.plan import PlannedSend, plan_sends
 from ted.agent.sender import Sender
-from ted.errors import ConfigError
+from ted.errors import ConfigError, TedError
 from ted.records.states import NodeState, State, now_text
 from ted.topology.inventory import load_inventory
 from ted.transfer.slip import RoutingSlip, slip_header
@@ -19,6 +20,8 @@ from ted.trust.catalog import Catalog
 from ted.trust.signing import SlipSigner
 
 log = logging.getLogger("ted.distributor")
+
+WATCH_EVERY_S = 15.0
 
 
 class Distributor:
@@ -51,7 +54,7 @@ class Distributor:
 
     async def _start(self, plan: PlannedSend) -> str:
         slip = await self._node.run(self._sign, plan)
-        self._sender.forward(slip)
+        await self._sender.forward(slip)
         return slip.header.send
 
     def _sign(self, plan: PlannedSend) -> RoutingSlip:
@@ -72,11 +75,24 @@ class Distributor:
             for hop in plan.tree.walk() if hop.name in senders
         ]  # fmt: skip
         journal.learn(pending, forward=False)
+        journal.supersede(*header_names, [receiver for _, receiver, _ in hops])
+        # on record before the send is: a kill in between leaves offers that are made all the same
+        journal.put_offers([(child.hop.name, child) for child in slip.for_children()])
         journal.start_send(
             header.send, distributor=plan.distributor, distribution=plan.distribution, channel=plan.channel,
             revision=plan.record.revision, tree=plan.tree.encode(), hops=hops,
         )  # fmt: skip
         return slip
+
+    async def watch(self) -> None:
+        """Give up sends of which nothing is heard any more, for ever."""
+        silent_for_s = 2 * self._node.config.retry_for + self._node.config.timeout
+        while True:
+            try:
+                await self._node.run(self._node.journal.give_up_silent, silent_for_s)
+            except TedError as error:
+                log.error("%s", error)
+            await asyncio.sleep(min(WATCH_EVERY_S, silent_for_s / 4))
 
     def keep_fresh(self) -> None:
         """Sign the catalog's timestamp again when half of its life is over; for a worker thread."""

@@ -6,14 +6,16 @@ import asyncio
 import ssl
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 from ted.agent.records import open_journal
 from ted.config import NodeConfig
 from ted.content.working import WorkingDirectory
+from ted.errors import UnreachableError
 from ted.transfer.client import Pool
 from ted.transfer.packs import PackStore
 from ted.trust.realm import NodeIdentity
@@ -22,7 +24,8 @@ from ted.trust.view import CatalogView, Fetch
 P = ParamSpec("P")
 R = TypeVar("R")
 
-WORKERS = 128  # threads that mostly wait: one for each fetch or offer under way
+WORKERS = 24  # journal, disk and what is served: these never wait for a peer
+CALLERS = 256  # threads that mostly wait for a peer: one for each fetch or offer under way
 
 
 class Node:
@@ -34,21 +37,41 @@ class Node:
         self.working: WorkingDirectory = config.working
         self.journal = open_journal(config)
         self.packs = PackStore(config.working_directory)
-        self.executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="ted")
+        self.executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="ted-work")
+        self._callers = ThreadPoolExecutor(CALLERS, thread_name_prefix="ted-call")
         self.server_context: ssl.SSLContext | None = None
         client_context: ssl.SSLContext | None = None
         if config.transport == "https":
             identity = NodeIdentity(config.realm_directory)
             self.server_context, client_context = identity.server_context(), identity.client_context()
         self.pool = Pool(config.node, client_context, config.timeout)
-        self.catalog_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._catalog_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run something that blocks in a worker thread."""
+        """Run something that blocks on this machine in a worker thread."""
         return await asyncio.get_running_loop().run_in_executor(self.executor, partial(function, *args, **kwargs))
 
+    async def call(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run something that waits for a peer in a thread of its own kind, so that no peer can hold up the node."""
+        return await asyncio.get_running_loop().run_in_executor(self._callers, partial(function, *args, **kwargs))
+
+    @contextmanager
+    def catalog_of(self, distributor: str, within_s: float) -> Iterator[None]:
+        """Hold the right to refresh a Distributor's catalog here.
+
+        Raises:
+            UnreachableError: Another refresh takes longer than ``within_s`` seconds.
+        """
+        lock = self._catalog_locks[distributor]
+        if not lock.acquire(timeout=within_s):
+            raise UnreachableError(f"{self.name} is busy with the catalog of {distributor}", hint="it is tried again")
+        try:
+            yield
+        finally:
+            lock.release()
+
     def view(self, distributor: str, fetch: Fetch | None = None) -> CatalogView:
-        """Return the verified view of a Distributor's catalog; hold ``catalog_locks`` while using it.
+        """Return the verified view of a Distributor's catalog; hold ``catalog_of`` while refreshing it.
 
         Raises:
             UntrustedDistributorError: This node holds no root of that Distributor.
@@ -59,5 +82,6 @@ class Node:
     def close(self) -> None:
         """Give back threads, connections and the journal."""
         self.pool.close()
-        self.executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._callers, self.executor):
+            executor.shutdown(wait=False, cancel_futures=True)
         self.journal.close()

@@ -2,7 +2,7 @@
 
 Rules:
  * One send for each (channel, distribution); inactive ones are left out with a reason.
- * The revision sent is the newest built, unless one is named.
+ * The revision sent is the newest in the signed catalog, unless one is named.
  * A line carries the live blocks of the packs that its receiver is not known to hold; what a node holds is what it
    last reported. A receiver never heard of is reckoned as holding nothing.
 """
@@ -22,6 +22,7 @@ from ted.records.states import HOLDS, NodeState
 from ted.topology.model import Topology
 from ted.topology.routing import RouteTree, slip_tree, slips
 from ted.transfer.slip import Hop
+from ted.trust.catalog import Catalog
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def _missing_bytes(record: RevisionRecord, row: NodeState | None, working: Worki
 
 
 def _record(working: WorkingDirectory, distributor: str, name: str, revision: str | None) -> RevisionRecord:
-    stamps = working.revisions(distributor, name)
+    published = Catalog(working.catalog(distributor), working.state / "no-keys").revisions(name)
+    stamps = [stamp for stamp in published if working.is_received(distributor, name, stamp)]
     if not stamps:
         raise UnknownNameError(f"{name} of {distributor} was never built",
                                hint=f"run `ted build {name}` on {distributor}, or playbooks/build.yml")  # fmt: skip

@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 from ted.agent.node import Node
-from ted.errors import FormatError, TedError, TrustError
+from ted.errors import FormatError, TedError
 from ted.records.states import NodeState
 from ted.transfer.client import Peer
 from ted.transfer.slip import RoutingSlip
@@ -25,6 +26,7 @@ log = logging.getLogger("ted.receipts")
 BATCH = 500
 POLL_S = 1.0
 FIRST_RETRY_S = 1.0
+NAMES_KEPT = 256
 
 
 class Receipts:
@@ -35,6 +37,8 @@ class Receipts:
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._not_before_s: dict[Peer, tuple[float, float]] = {}
+        self._under_way: dict[Peer, asyncio.Task[None]] = {}
+        self._names: dict[tuple[str, str], set[str]] = {}
 
     def poke(self) -> None:
         """Look into the outbox now; from any thread."""
@@ -51,28 +55,45 @@ class Receipts:
             self.poke()
 
     async def arrived(self, data: Any, peer: str) -> None:
-        """Take a batch from the node ``peer`` below.
+        """Take a batch from the node ``peer`` below; what it may not speak of is left out.
 
         Raises:
             FormatError: It is not a batch of receipts.
-            TrustError: It speaks of a node that was not sent to through ``peer``.
         """
         if not isinstance(data, dict) or not isinstance(data.get("receipts"), list):
             raise FormatError("not a batch of receipts")
-        rows = [NodeState.from_dict(row) for row in data["receipts"][:BATCH]]
-        await self._node.run(self._check, rows, peer)
-        await self._node.run(self.learn, rows)
+        rows = []
+        for item in data["receipts"][:BATCH]:
+            try:
+                rows.append(NodeState.from_dict(item))
+            except FormatError as error:
+                log.warning("%s sent %s", peer, error)
+        await self._node.run(self._take, rows, peer)
 
-    def _check(self, rows: list[NodeState], peer: str) -> None:
+    def _take(self, rows: list[NodeState], peer: str) -> None:
         behind: dict[tuple[str, str], set[str]] = {}
+        allowed = []
         for row in rows:
             key = (row.distributor, row.distribution)
             if key not in behind:
-                offer = self._node.journal.offer(*key, child=peer)
-                slip = None if offer is None else RoutingSlip.decode(offer["slip"])
-                behind[key] = set() if slip is None else {hop.name for hop in slip.hop.walk()}
-            if row.node not in behind[key]:
-                raise TrustError(f"{peer} reports for {row.node}, which {row.distribution} does not reach through it")
+                behind[key] = self._behind(peer, *key)
+            if row.node in behind[key]:
+                allowed.append(row)
+            else:
+                log.warning("%s reports for %s, which %s does not reach through it", peer, row.node, row.distribution)
+        self.learn(allowed)
+
+    def _behind(self, peer: str, distributor: str, distribution: str) -> set[str]:
+        """Return the nodes that were sent to through ``peer``, by any slip still kept."""
+        names: set[str] = set()
+        for offer in self._node.journal.offers(child=peer, distributor=distributor, distribution=distribution):
+            key = (offer["send"], peer)
+            if key not in self._names:
+                if len(self._names) > NAMES_KEPT:
+                    self._names.clear()
+                self._names[key] = RoutingSlip.decode(offer["slip"]).hop.names()
+            names |= self._names[key]
+        return names
 
     async def run(self) -> None:
         """Send receipts up, for ever."""
@@ -104,14 +125,27 @@ class Receipts:
                 peers[key] = await self._node.run(self._above, *key)
             if (peer := peers[key]) is not None:
                 by_peer[peer].append(row)
-        await asyncio.gather(*(self._deliver(peer, rows) for peer, rows in by_peer.items()))
+        for peer, batch in by_peer.items():
+            if peer not in self._under_way:  # one that stalls holds up nobody else
+                task = asyncio.create_task(self._deliver(peer, batch))
+                self._under_way[peer] = task
+                task.add_done_callback(partial(self._delivered, peer))
+
+    def _delivered(self, peer: Peer, task: asyncio.Task[None]) -> None:
+        self._under_way.pop(peer, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("receipts for %s", peer, exc_info=task.exception())
 
     def _above(self, distributor: str, distribution: str) -> Peer | None:
-        offer = self._node.journal.offer(distributor, distribution)
-        if offer is None:
-            return None
-        sender = RoutingSlip.decode(offer["slip"]).sender
-        return None if sender is None else Peer(sender.name, sender.address, sender.port)
+        """Return who offered that distribution here last; ``None`` when nobody did."""
+        for offer in self._node.journal.offers(child="", distributor=distributor, distribution=distribution):
+            try:
+                sender = RoutingSlip.decode(offer["slip"]).sender
+            except TedError:
+                continue
+            if sender is not None:
+                return Peer(sender.name, sender.address, sender.port)
+        return None
 
     async def _deliver(self, peer: Peer, rows: list[NodeState]) -> None:
         now_s = self._loop.time()
@@ -122,7 +156,7 @@ class Receipts:
             for start in range(0, len(rows), BATCH):
                 batch = rows[start : start + BATCH]
                 body = {"receipts": [row.to_dict() for row in batch]}
-                await self._node.run(self._node.pool.call_json, peer, "POST", "/v1/receipts", body)
+                await self._node.call(self._node.pool.call_json, peer, "POST", "/v1/receipts", body)
                 await self._node.run(self._node.journal.taken, batch)
             self._not_before_s.pop(peer, None)
         except TedError as error:

@@ -1,9 +1,12 @@
 """Receiving: an offer is checked, its revision fetched, and the offer passed on to the nodes behind this one.
 
 Rules:
- * The Distributor's signature comes first: no root, no slip; no slip, no catalog; no record, no byte.
- * An accepted offer is in the journal before it is answered, so a killed agent goes on with it by itself.
+ * What fits without keys is checked first, the Distributor's signature before anything is done: no root, no slip; no
+   slip, no catalog; no record, no byte.
+ * An accepted offer, and those it leads to, are in the journal before it is answered or closed, so a killed agent
+   goes on with them by itself.
  * The children are offered as soon as the record is here: they fetch while this node still does.
+ * One revision of a distribution is fetched at a time; an offer issued later for another one takes its place.
  * A hop that fails is tried again, waiting longer each time up to ``retry_interval``, until nothing has come for
    ``retry_for``; then it is reported and waits for the next offer. What came stays.
  * A node that holds the revision fetches nothing, and still passes the offer on.
@@ -12,8 +15,10 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,15 +32,18 @@ from ted.content.record import MAX_RECORD_BYTES, PackRef, RevisionRecord
 from ted.errors import (
     MissingContentError,
     NoSpaceError,
+    RecordsError,
     RepositoryError,
     SlipError,
     TedError,
     TransferError,
     TrustError,
+    UnknownNameError,
 )
+from ted.install.state import InstalledStates
 from ted.records.states import HOLDS, NodeState, State
-from ted.transfer.client import Peer
-from ted.transfer.fetch import Source, check_space, fetch_blocks, prepare_pack
+from ted.transfer.client import Connection, Peer
+from ted.transfer.fetch import Source, check_space, fetch_blocks, prepare_pack, receive_lock
 from ted.transfer.packs import Incoming, runs_bytes
 from ted.transfer.server import check_name, check_stamp
 from ted.transfer.slip import RoutingSlip
@@ -45,19 +53,33 @@ log = logging.getLogger("ted.receiver")
 FIRST_RETRY_S = 0.5
 PROGRESS_EVERY_S = 2.0
 ANSWER_WITHIN_S = 3.0
+BUSY_WITHIN_S = 5.0
 
 Key = tuple[str, str, str]
 """(distributor, distribution, revision)."""
 
 
-class Receiver:
-    """Takes offers and carries them out."""
+def key_of(slip: RoutingSlip) -> Key:
+    """Return what the slip is about."""
+    return slip.header.distributor, slip.header.distribution, slip.header.revision
 
-    def __init__(self, node: Node, sender: Sender, on_received: Any) -> None:
+
+class Receiver:
+    """Takes offers and carries them out.
+
+    Args:
+        node: This node.
+        sender: Passes offers on.
+        on_received: Called with the slip when its revision is here, also when it was before.
+    """
+
+    def __init__(self, node: Node, sender: Sender, on_received: Callable[[RoutingSlip], Awaitable[None]]) -> None:
         self._node = node
         self._sender = sender
         self._on_received = on_received
-        self._running: dict[Key, asyncio.Task[None]] = {}
+        self._transfers: dict[tuple[str, str], _Transfer] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._one_at_a_time: dict[tuple[str, str], asyncio.Lock] = {}
 
     # -- offers ------------------------------------------------------------------------------------------
 
@@ -71,43 +93,51 @@ class Receiver:
         Raises:
             TrustError: No root, a forged or expired slip, or one for another node.
         """
-        slip = RoutingSlip.decode(data.get("slip") if isinstance(data, dict) else None)
-        for name in (slip.header.distributor, slip.header.distribution):
+        slip = await self._node.run(RoutingSlip.decode, data.get("slip") if isinstance(data, dict) else None)
+        for name in key_of(slip)[:2]:
             check_name(name)
         check_stamp(slip.header.revision)
-        await self._node.run(self._check, slip, peer)
+        await self._node.call(self._check, slip, peer)
         return await self.accept(slip)
 
     def _check(self, slip: RoutingSlip, peer: str) -> None:
         view = self._node.view(slip.header.distributor)
+        checked = False
+
+        def verify(payload: bytes, signatures: Any) -> None:
+            nonlocal checked
+            checked = True  # all that needs no key was in order
+            view.verify_slip_signature(payload, signatures)
+
         try:
-            slip.check(me=self._node.name, sender=peer, now=datetime.now(UTC), verify=view.verify_slip_signature)
+            slip.check(me=self._node.name, sender=peer, now=datetime.now(UTC), verify=verify)
         except (SlipError, MissingContentError):
-            # nothing of this Distributor is here yet, or its keys were rotated: ask the sender; the root judges
-            if slip.sender is None or slip.sender.name != peer:
+            if not checked:
                 raise
+            # nothing of this Distributor is here yet, or its keys were rotated: ask the sender; the root judges
             source = self._source(slip)
-            with self._node.catalog_locks[slip.header.distributor]:
+            with self._node.catalog_of(slip.header.distributor, BUSY_WITHIN_S):
                 view = self._node.view(slip.header.distributor, source.metadata)
                 view.refresh()
             slip.check(me=self._node.name, sender=peer, now=datetime.now(UTC), verify=view.verify_slip_signature)
 
     async def accept(self, slip: RoutingSlip) -> dict[str, Any]:
         """Start on a checked slip; return ``{"states": [...]}`` of the subtree as far as known."""
-        header = slip.header
-        key = (header.distributor, header.distribution, header.revision)
-        names = {"distributor": key[0], "distribution": key[1]}
-        await self._node.run(self._node.journal.put_offer, slip.encode(), revision=key[2], **names)
-        if await self._node.run(self._node.working.is_received, *key):
-            await self._node.run(self._acknowledge, key)
-            forwarded = self._sender.forward(slip)
+        key = key_of(slip)
+        run, journal = self._node.run, self._node.journal
+        await run(journal.put_offers, [("", slip)])
+        before = {row.node: row.seq for row in await run(self._states_of, slip)}
+        if await run(self._node.working.is_received, *key):
+            await run(self._acknowledge, key)
+            await self._freshen(slip)
+            forwarded = await self._sender.forward(slip)
+            await run(journal.close_offer, slip.header.send, "done")
             if forwarded:
                 await asyncio.wait(forwarded, timeout=ANSWER_WITHIN_S)
-            await self._node.run(self._node.journal.close_offer, *key, "done")
             await self._on_received(slip)
         else:
-            self._start(key, slip)
-        return {"states": await self._node.run(self._subtree_states, slip)}
+            await self._start(key, slip)
+        return {"states": await run(self._told_states, slip, before)}
 
     def _acknowledge(self, key: Key) -> None:
         """Make sure the journal says that this node holds the revision (a kill, or a lost journal)."""
@@ -115,93 +145,178 @@ class Receiver:
         if known is None or known.state in {State.PENDING, State.RECEIVING, State.UNKNOWN} or (
             known.revision != key[2] and known.state is not State.ROLLED_BACK
         ):
-            self._node.journal.report(*key, State.RECEIVED, had=True)
+            count = known.bytes_done if known is not None and known.revision == key[2] else 0
+            self._node.journal.report(*key, State.RECEIVED, bytes_done=count, bytes_total=count, had=count == 0)
+
+    async def _freshen(self, slip: RoutingSlip) -> None:
+        """Have the newer catalog that the slip speaks of, for the children's sake, even if the revision is here."""
+        try:
+            await self._node.call(self._refresh_if_older, slip)
+        except TedError as error:  # the children may hold it themselves; those that do not will say so
+            log.info("catalog of %s: %s", slip.header.distributor, error)
+
+    def _refresh_if_older(self, slip: RoutingSlip) -> None:
+        if slip.sender is None:
+            return
+        with self._node.catalog_of(slip.header.distributor, BUSY_WITHIN_S):
+            view = self._node.view(slip.header.distributor, self._source(slip).metadata)
+            if view.timestamp_version < slip.header.catalog_version:
+                view.refresh()
 
     def _own_row(self, key: Key) -> NodeState | None:
         rows = self._node.journal.states(node=self._node.name, distributor=key[0], distribution=key[1])
         return rows[0] if rows else None
 
-    def _subtree_states(self, slip: RoutingSlip) -> list[dict[str, Any]]:
-        """Return what is known of every node of the slip, of the slip's revision only."""
-        header = slip.header
-        key = (header.distributor, header.distribution, header.revision)
-        names = {hop.name for hop in slip.hop.walk()} - {self._node.name}
-        rows = self._node.journal.states(distributor=key[0], distribution=key[1])
-        known = [row for row in rows if row.node in names and row.revision == key[2]]
+    def _states_of(self, slip: RoutingSlip) -> list[NodeState]:
+        """Return what the journal knows of the slip's nodes and revision."""
+        names = slip.hop.names()
+        rows = self._node.journal.states(distributor=slip.header.distributor, distribution=slip.header.distribution)
+        return [row for row in rows if row.node in names and row.revision == slip.header.revision]
+
+    def _told_states(self, slip: RoutingSlip, before: dict[str, int]) -> list[dict[str, Any]]:
+        """Return the answer's states: news since the offer came, and who had the revision already.
+
+        Old failures are left out: they say nothing about this offer.
+        """
+        key = key_of(slip)
+        told = []
+        for row in self._states_of(slip):
+            if row.node == self._node.name:
+                continue
+            if before.get(row.node) != row.seq:
+                told.append(row)
+            elif row.state in HOLDS:
+                told.append(replace(row, had=True, bytes_done=0, bytes_total=0))
         own = self._own_row(key)
         if own is not None and self._node.working.is_received(*key):
             # the revision is here, whatever was done with it since: extracted, failed, rolled back
             state = own.state if own.revision == key[2] and own.state in HOLDS else State.RECEIVED
-            own = replace(own, revision=key[2], state=state, error=None, had=True)
-        return [row.to_dict() for row in ([own] if own is not None else []) + known]
+            had = before.get(self._node.name) == own.seq or own.revision != key[2] or own.had
+            count = 0 if had else own.bytes_done
+            own = replace(own, revision=key[2], state=state, error=None, had=had, bytes_done=count, bytes_total=count)
+        return [row.to_dict() for row in ([own] if own is not None else []) + told]
 
     async def resume(self) -> None:
         """Go on with every offer that a former life of this agent left open."""
-        for offer in await self._node.run(self._node.journal.offers, status="open", child=""):
+        for offer in reversed(await self._node.run(self._node.journal.offers, status="open", child="")):
             try:
                 await self.accept(RoutingSlip.decode(offer["slip"]))
             except TedError as error:
                 log.warning("offer of %s %s is dropped: %s", offer["distributor"], offer["distribution"], error)
+                await self._node.run(self._node.journal.close_offer, offer["send"], "failed")
 
     # -- fetching ----------------------------------------------------------------------------------------
 
-    def _start(self, key: Key, slip: RoutingSlip) -> None:
-        running = self._running.get(key)
-        if running is None or running.done():
-            self._running[key] = asyncio.create_task(self._receive(key, slip), name=f"receive {key}")
-        else:
-            # the same revision by another channel: what is coming in serves those targets as well
-            self._sender.forward_later(slip, running)
+    async def _start(self, key: Key, slip: RoutingSlip) -> None:
+        running = self._transfers.get(key[:2])
+        if running is not None and running.key == key:
+            await running.join(slip)
+            return
+        if running is not None and running.slip.header.issued_at < slip.header.issued_at:
+            running.give_way(slip.header.revision)
+        before = await self._node.run(self._own_row, key)
+        count = before.bytes_done if before is not None and (before.revision, before.state) == (
+            key[2], State.RECEIVING,
+        ) else 0  # fmt: skip
+        transfer = self._transfers[key[:2]] = _Transfer(
+            self._node, key, slip, self._source(slip), self._sender, bytes_done=count
+        )
+        await self._node.run(self._node.journal.report, *key, State.RECEIVING, bytes_done=count)
+        task = asyncio.create_task(self._receive(key, transfer), name=f"receive {'/'.join(key)}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _receive(self, key: Key, slip: RoutingSlip) -> None:
-        transfer = _Transfer(self._node, key, slip, self._source(slip), self._sender)
-        delay_s = FIRST_RETRY_S
+    async def _receive(self, key: Key, transfer: _Transfer) -> None:
+        """Carry a transfer to its end; nothing it may raise is lost."""
+        failure: Exception | None = None
+        lock = self._one_at_a_time.setdefault(key[:2], asyncio.Lock())
         try:
-            while True:
-                try:
-                    await transfer.attempt()
-                    break
-                except (TransferError, RepositoryError) as error:
-                    if isinstance(error, NoSpaceError) or transfer.stalled_for_s() > self._node.config.retry_for:
-                        raise
-                    if transfer.take_progress():
-                        delay_s = FIRST_RETRY_S
-                    log.info("%s: %s; again in %.1f s", "/".join(key), error, delay_s)
-                    await self._node.run(self._note_retry, key, error)
-                await asyncio.sleep(delay_s)
-                delay_s = min(delay_s * 2, self._node.config.retry_interval)
+            async with lock:
+                await self._try_until_done(key, transfer)
+                await self._received(key, transfer)
+        except _GivenWayError as error:
+            failure = error
+            log.info("%s: %s", "/".join(key), error)
+            await self._close_offers(transfer, "superseded")
         except TedError as error:
-            await self._failed(key, error)
-            transfer.end(error)
-        else:
-            transfer.end(MissingContentError("the transfer ended"))
-            await self._received(key, transfer)
+            failure = error
+            await self._failed(key, transfer, error)
+        except Exception as error:
+            failure = error
+            log.exception("%s", "/".join(key))
+            await self._failed(key, transfer, TransferError(f"{type(error).__name__}: {error}",
+                                                            hint="a fault of ted: see agent.log"))  # fmt: skip
         finally:
-            self._running.pop(key, None)
+            transfer.end(failure or MissingContentError("the transfer ended"))
+            if self._transfers.get(key[:2]) is transfer:
+                del self._transfers[key[:2]]
+        if failure is None:
+            for slip in transfer.slips:
+                await self._on_received(slip)
 
-    def _note_retry(self, key: Key, error: TedError) -> None:
-        kind = "corrupt" if isinstance(error, RepositoryError) else "retry"
-        self._node.journal.note(kind, str(error), distributor=key[0], distribution=key[1], revision=key[2])
+    async def _try_until_done(self, key: Key, transfer: _Transfer) -> None:
+        delay_s = FIRST_RETRY_S
+        while True:
+            try:
+                await transfer.attempt()
+                return
+            except (TransferError, RepositoryError, RecordsError) as error:
+                if isinstance(error, NoSpaceError) or transfer.stalled_for_s() > self._node.config.retry_for:
+                    raise
+                if transfer.take_progress():
+                    delay_s = FIRST_RETRY_S
+                log.info("%s: %s; again in %.1f s", "/".join(key), error, delay_s)
+                kind = "corrupt" if isinstance(error, RepositoryError) else "retry"
+                await self._note(kind, key, str(error))
+            await transfer.pause(delay_s)
+            delay_s = min(delay_s * 2, self._node.config.retry_interval)
 
-    async def _failed(self, key: Key, error: TedError) -> None:
+    async def _note(self, kind: str, key: Key, message: str) -> None:
+        try:
+            await self._node.run(
+                self._node.journal.note, kind, message, distributor=key[0], distribution=key[1], revision=key[2]
+            )
+        except RecordsError as error:
+            log.error("%s", error)
+
+    async def _failed(self, key: Key, transfer: _Transfer, error: TedError) -> None:
         log.warning("%s: %s", "/".join(key), error)
         text = error.message + (f" ({error.hint})" if error.hint else "")
-        await self._node.run(self._node.journal.report, *key, State.FAILED, error=text)
-        await self._node.run(self._node.journal.close_offer, *key, "failed")
+        try:
+            await self._node.run(self._node.journal.report, *key, State.FAILED, error=text)
+            await self._close_offers(transfer, "failed")
+        except RecordsError as records:
+            log.error("%s", records)
 
     async def _received(self, key: Key, transfer: _Transfer) -> None:
-        total = transfer.bytes_done
-        await self._node.run(self._node.journal.report, *key, State.RECEIVED, bytes_done=total, bytes_total=total)
-        await self._node.run(self._node.journal.close_offer, *key, "done")
-        await self._node.run(self._prune, key, transfer.record)
-        await self._on_received(transfer.slip)
+        run, journal, total = self._node.run, self._node.journal, transfer.bytes_done
+        await run(journal.report, *key, State.RECEIVED, bytes_done=total, bytes_total=total)
+        await self._close_offers(transfer, "done")
+        busy = {other.key[2] for other in self._transfers.values() if other.key[:2] == key[:2]}
+        try:
+            await run(self._prune, key, transfer.record, busy)
+        except (TedError, OSError) as error:  # what is here is here; the next one prunes
+            log.error("%s: old revisions stay: %s", "/".join(key), error)
 
-    def _prune(self, key: Key, record: RevisionRecord | None) -> None:
+    async def _close_offers(self, transfer: _Transfer, status: str) -> None:
+        for slip in transfer.slips:
+            await self._node.run(self._node.journal.close_offer, slip.header.send, status)
+
+    def _prune(self, key: Key, record: RevisionRecord | None, busy: set[str]) -> None:
+        """Remove old revisions, but none that is installed, coming in, or still being passed on."""
         if record is None:
             return
-        busy = {revision for (owner, name, revision) in self._running if (owner, name) == key[:2]}
+        in_use = busy | InstalledStates(self._node.working).revisions_in_use(*key[:2])
+        in_use |= {
+            offer["revision"]
+            for offer in self._node.journal.offers(status="open", distributor=key[0], distribution=key[1])
+        }
+        in_use |= {
+            row.revision for row in self._node.journal.states(distributor=key[0], distribution=key[1])
+            if row.state in {State.PENDING, State.RECEIVING, State.EXTRACTING} and row.revision
+        }  # fmt: skip
         most = record.settings.get("max_revisions")
-        removal = retention.plan(self._node.working, *key[:2], max_revisions=most, in_use=busy)
+        removal = retention.plan(self._node.working, *key[:2], max_revisions=most, in_use=in_use)
         retention.apply(self._node.working, *key[:2], removal)
 
     def _source(self, slip: RoutingSlip) -> Source:
@@ -211,22 +326,32 @@ class Receiver:
         return Source(self._node.pool, Peer(above.name, above.address, above.port), slip.header.distributor)
 
 
+class _GivenWayError(TedError):
+    """An offer issued later took the place of this one."""
+
+
 class _Transfer:
     """One revision on its way to this node, over as many attempts as it takes."""
 
-    def __init__(self, node: Node, key: Key, slip: RoutingSlip, source: Source, sender: Sender) -> None:
+    def __init__(
+        self, node: Node, key: Key, slip: RoutingSlip, source: Source, sender: Sender, *, bytes_done: int
+    ) -> None:
+        self.key = key
         self.slip = slip
+        self.slips = [slip]
         self.record: RevisionRecord | None = None
-        self.bytes_done = 0
-        self.bytes_total = 0
-        self._node, self._key, self._source, self._sender = node, key, source, sender
+        self.bytes_done = bytes_done
+        self.bytes_total = bytes_done
+        self._node, self._source, self._sender = node, source, sender
         self._incoming: dict[str, Incoming] = {}
         self._open = ExitStack()
         self._forwarded = False
         self._progress_at_s = time.monotonic()
         self._progressed = False
         self._told_at_s = 0.0
-        self._ended = False
+        self._stopped = asyncio.Event()
+        self._for_revision: str | None = None
+        self._connection: Connection | None = None
 
     def stalled_for_s(self) -> float:
         """Return how long nothing has come."""
@@ -237,52 +362,94 @@ class _Transfer:
         progressed, self._progressed = self._progressed, False
         return progressed
 
+    def give_way(self, revision: str) -> None:
+        """Stop for another revision that was offered later."""
+        self._for_revision = revision
+        self._stopped.set()
+        if self._connection is not None:
+            self._connection.close()
+
+    async def join(self, slip: RoutingSlip) -> None:
+        """Serve the targets of another slip for the same revision as well."""
+        self.slips.append(slip)
+        if self._forwarded:
+            await self._sender.forward(slip)
+
+    async def pause(self, delay_s: float) -> None:
+        """Wait, unless told to stop."""
+        try:
+            async with asyncio.timeout(delay_s):
+                await self._stopped.wait()
+        except TimeoutError:
+            return
+
     async def attempt(self) -> None:
-        """Bring the revision here, from where the last attempt stopped."""
-        run, loop = self._node.run, asyncio.get_running_loop()
-        record = self.record = await run(self._fetch_record)
-        packs = await run(self._prepare, record, loop)
-        if not self._forwarded:
-            self._forwarded = True
-            self._sender.forward(self.slip)
-        for ref, incoming in packs:
-            await run(self._fetch_pack, ref, incoming)
-        await run(self._complete)
+        """Bring the revision here, from where the last attempt stopped.
+
+        Raises:
+            TransferError: A hop failed; what came stays.
+        """
+        self._unless_stopped()
+        loop = asyncio.get_running_loop()
+        record = self.record = await self._node.call(self._fetch_record)
+        with self._node.working.lock(receive_lock(*self.key[:2])) as mine:
+            if not mine:
+                raise TransferError(f"another process receives {self.key[1]} on this node")
+            packs = await self._node.call(self._prepare, record, loop)
+            if not self._forwarded:
+                self._forwarded = True
+                for slip in self.slips:
+                    await self._sender.forward(slip)
+            for ref, incoming in packs:
+                await self._node.call(self._fetch_pack, ref, incoming)
+                self._unless_stopped()
+            await self._node.run(self._complete)
+
+    def _unless_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise _GivenWayError(f"gives way to revision {self._for_revision}")
 
     def end(self, error: Exception) -> None:
-        """Wake those who wait for blocks, and close the packs."""
-        self._ended = True
+        """Wake those who wait for blocks, end the fetching thread, and close the packs."""
+        self._stopped.set()
+        if self._connection is not None:
+            self._connection.close()
         for name, incoming in self._incoming.items():
-            self._node.packs.withdraw((*self._key[:2], name))
+            self._node.packs.withdraw((*self.key[:2], name), incoming)
             incoming.stop(error)
         self._open.close()
 
     def _fetch_record(self) -> RevisionRecord:
-        distributor, distribution, revision = self._key
-        with self._node.catalog_locks[distributor]:
+        distributor, distribution, revision = self.key
+        with self._node.catalog_of(distributor, self._node.config.timeout):
             view = self._node.view(distributor, self._source.metadata)
             known = view.timestamp_version  # 0: nothing received yet
             if known < self.slip.header.catalog_version or revision not in view.revisions(distribution):
                 view.refresh()
-            data = view.record(distribution, revision)
+            try:
+                data = view.record(distribution, revision)
+            except UnknownNameError as error:
+                raise MissingContentError(error.message, hint="a newer revision may have taken its place") from error
         record = RevisionRecord.from_bytes(data)
-        if (record.distributor, record.distribution, record.revision) != self._key:
-            raise TrustError(f"the record signed as {'/'.join(self._key)} speaks of another revision")
-        directory = self._node.working.revision(*self._key)
-        directory.mkdir(parents=True, exist_ok=True)
-        if read_bounded(directory / "REVISION.TED", MAX_RECORD_BYTES) != data:
-            replace_file(directory / "REVISION.TED", data)
+        if (record.distributor, record.distribution, record.revision) != self.key:
+            raise TrustError(f"the record signed as {'/'.join(self.key)} speaks of another revision")
+        with _disk_errors():
+            directory = self._node.working.revision(*self.key)
+            directory.mkdir(parents=True, exist_ok=True)
+            if read_bounded(directory / "REVISION.TED", MAX_RECORD_BYTES) != data:
+                replace_file(directory / "REVISION.TED", data)
         return record
 
     def _prepare(self, record: RevisionRecord, loop: asyncio.AbstractEventLoop) -> list[tuple[PackRef, Incoming]]:
         packs = []
         for ref in record.packs:
             if ref.revision not in self._incoming:
-                directory = self._node.working.revision(*self._key[:2], ref.revision)
-                pack = prepare_pack(self._source, record.distribution, ref, directory)
+                directory = self._node.working.revision(*self.key[:2], ref.revision)
+                with _disk_errors():
+                    pack = prepare_pack(self._source, record.distribution, ref, directory)
                 self._open.callback(pack.close)
                 incoming = self._incoming[ref.revision] = Incoming(pack, loop)
-                self._node.packs.announce((*self._key[:2], ref.revision), incoming)
+                self._node.packs.announce((*self.key[:2], ref.revision), incoming)
             packs.append((ref, self._incoming[ref.revision]))
         missing_bytes = sum(runs_bytes(ref, incoming.pack.missing()) for ref, incoming in packs)
         self.bytes_total = self.bytes_done + missing_bytes
@@ -297,20 +464,39 @@ class _Transfer:
             incoming.advanced()
             self._tell()
 
-        fetch_blocks(self._source, self._key[1], ref, incoming.pack, on_block=came, cancelled=lambda: self._ended)
-        if incoming.pack.missing():
+        with _disk_errors():
+            fetch_blocks(self._source, self.key[1], ref, incoming.pack, on_open=self._opened, on_block=came,
+                         cancelled=self._stopped.is_set)  # fmt: skip
+        if incoming.pack.missing() and not self._stopped.is_set():
             raise TransferError(f"{self._source.peer} did not send all of pack {ref.revision}")
+
+    def _opened(self, connection: Connection) -> None:
+        self._connection = connection
 
     def _tell(self, *, force: bool = False) -> None:
         now_s = time.monotonic()
-        if force or now_s - self._told_at_s >= PROGRESS_EVERY_S:
+        if (force or now_s - self._told_at_s >= PROGRESS_EVERY_S) and not self._stopped.is_set():
             self._told_at_s = now_s
             self._node.journal.report(
-                *self._key, State.RECEIVING, bytes_done=self.bytes_done, bytes_total=self.bytes_total
+                *self.key, State.RECEIVING, bytes_done=self.bytes_done, bytes_total=self.bytes_total
             )
 
     def _complete(self) -> None:
-        for incoming in self._incoming.values():
-            incoming.pack.flush()
-        self._node.working.mark_received(*self._key)
+        with _disk_errors():
+            for incoming in self._incoming.values():
+                incoming.pack.flush()
+            self._node.working.mark_received(*self.key)
 
+
+class _disk_errors:  # noqa: N801 -- reads as a statement
+    """Translate what the disk says: full is final, anything else may pass."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise NoSpaceError(f"the disk is full: {error}", hint="free space; what came stays") from error
+        raise TransferError(f"the disk of this node fails: {error}", hint="see the kernel's log") from error

@@ -5,7 +5,8 @@ Rules:
  * A child that does not answer is tried every ``retry_interval`` for ``retry_for``; then it is reported as failed,
    with all that lies behind it, until the next send.
  * A child that refuses is reported with its own words and not tried again.
- * A newer offer of the same distribution to the same child takes the place of the older one.
+ * A newer offer of the same distribution to the same child takes the place of an older one whose nodes it reaches
+   as well.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from ted.agent.node import Node
-from ted.errors import FormatError, TedError, UnreachableError
+from ted.errors import FormatError, RecordsError, TedError, UnreachableError
 from ted.records.states import NodeState, State, now_text
 from ted.transfer.client import Peer
 from ted.transfer.slip import RoutingSlip
@@ -26,76 +27,83 @@ log = logging.getLogger("ted.sender")
 
 FIRST_RETRY_S = 0.5
 
-OfferKey = tuple[str, str, str]
-"""(distributor, distribution, child)."""
-
-
 class Sender:
-    """Offers slips to children and hands on what they say."""
+    """Offers slips to children and hands on what they say.
+
+    Args:
+        node: This node.
+        learn: Takes the states that children answer with; called in a worker thread.
+    """
 
     def __init__(self, node: Node, learn: Callable[[list[NodeState]], None]) -> None:
         self._node = node
         self._learn = learn
-        self._running: dict[OfferKey, tuple[str, asyncio.Task[None]]] = {}
-        self._later: set[asyncio.Task[None]] = set()
+        self._running: dict[tuple[str, str], tuple[RoutingSlip, asyncio.Task[None]]] = {}
+        self._behind: set[asyncio.Task[None]] = set()
 
-    def forward(self, slip: RoutingSlip) -> list[asyncio.Task[None]]:
-        """Start offering to every direct receiver of the slip; return the tasks."""
-        return [self._start(child) for child in slip.for_children()]
+    async def forward(self, slip: RoutingSlip) -> list[asyncio.Task[None]]:
+        """Start offering to every direct receiver of the slip; they are in the journal when this returns."""
+        children = await self._node.run(self._prepare, slip)
+        return [self._start(child) for child in children]
 
-    def forward_later(self, slip: RoutingSlip, after: asyncio.Task[None]) -> None:
-        """Forward ``slip`` when ``after`` has ended."""
-
-        async def wait_and_forward() -> None:
-            await asyncio.wait([after])
-            self.forward(slip)
-
-        task = asyncio.create_task(wait_and_forward())
-        self._later.add(task)
-        task.add_done_callback(self._later.discard)
+    def _prepare(self, slip: RoutingSlip) -> list[RoutingSlip]:
+        children = list(slip.for_children())
+        if children:
+            self._node.journal.put_offers([(child.hop.name, child) for child in children])
+        return children
 
     async def resume(self) -> None:
         """Go on with the offers that a former life of this agent left open."""
-        for offer in await self._node.run(self._node.journal.offers, status="open"):
-            if offer["child"]:
-                self._start(RoutingSlip.decode(offer["slip"]), first_try_at_s=offer["first_try_at_s"])
+        for offer in reversed(await self._node.run(self._node.journal.offers, status="open")):
+            if not offer["child"]:
+                continue
+            try:
+                self._start(RoutingSlip.decode(offer["slip"]), first_try_at_s=offer["put_at_s"])
+            except TedError as error:
+                log.warning("offer to %s is dropped: %s", offer["child"], error)
+                await self._node.run(
+                    self._node.journal.close_offer, offer["send"], "failed", child=offer["child"]
+                )
 
     def _start(self, slip: RoutingSlip, *, first_try_at_s: float | None = None) -> asyncio.Task[None]:
-        key = (slip.header.distributor, slip.header.distribution, slip.hop.name)
-        payload = slip.header.root + slip.header.send
+        key = (slip.header.send, slip.hop.name)
         running = self._running.get(key)
         if running is not None:
-            if running[0] == payload and not running[1].done():
-                return running[1]
-            running[1].cancel()
-        task = asyncio.create_task(self._offer(key, slip, first_try_at_s), name=f"offer {key}")
-        self._running[key] = (payload, task)
+            return running[1]
+        for other, (older, task) in list(self._running.items()):
+            if _takes_the_place_of(slip, older):
+                task.cancel()
+                self._background(self._supersede(other))
+        task = asyncio.create_task(self._offer(slip, first_try_at_s or time.time()), name=f"offer to {key[1]}")
+        self._running[key] = (slip, task)
         task.add_done_callback(lambda done: self._forget(key, done))
         return task
 
-    def _forget(self, key: OfferKey, task: asyncio.Task[None]) -> None:
-        if self._running.get(key, ("", None))[1] is task:
+    async def _supersede(self, key: tuple[str, str]) -> None:
+        await self._node.run(self._node.journal.close_offer, key[0], "superseded", child=key[1])
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._behind.add(task)
+        task.add_done_callback(self._behind.discard)
+
+    def _forget(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+        if key in self._running and self._running[key][1] is task:
             del self._running[key]
         if not task.cancelled() and task.exception() is not None:
-            log.error("offer to %s ended: %r", key[2], task.exception(), exc_info=task.exception())
+            log.error("offer to %s ended", key[1], exc_info=task.exception())
 
-    async def _offer(self, key: OfferKey, slip: RoutingSlip, first_try_at_s: float | None) -> None:
-        run, journal, config = self._node.run, self._node.journal, self._node.config
-        header, child = slip.header, slip.hop
-        names = {"distributor": key[0], "distribution": key[1], "revision": header.revision, "child": key[2]}
-        if first_try_at_s is None:
-            first_try_at_s = time.time()
-            await run(journal.put_offer, slip.encode(), **names)
-        peer = Peer(child.name, child.address, child.port)
+    async def _offer(self, slip: RoutingSlip, first_try_at_s: float) -> None:
+        call, run, config = self._node.call, self._node.run, self._node.config
+        peer = Peer(slip.hop.name, slip.hop.address, slip.hop.port)
         delay_s = min(FIRST_RETRY_S, config.retry_interval)
         while True:
             try:
-                answer = await run(self._node.pool.call_json, peer, "POST", "/v1/offer", {"slip": slip.encode()})
-                states = _states_in(answer, slip)
-                await run(self._learn, states)
-                await run(journal.close_offer, *key[:2], header.revision, "taken", child=key[2])
+                answer = await call(self._node.pool.call_json, peer, "POST", "/v1/offer", {"slip": slip.encode()})
+                await run(self._learn, _states_in(answer, slip))
+                await run(self._node.journal.close_offer, slip.header.send, "taken", child=peer.name)
                 return
-            except UnreachableError as error:
+            except (UnreachableError, RecordsError) as error:
                 if time.time() - first_try_at_s > config.retry_for:
                     await self._give_up(slip, error)
                     return
@@ -117,10 +125,15 @@ class Sender:
             for hop in slip.hop.walk()
         ]  # fmt: skip
         await self._node.run(self._learn, rows)
-        await self._node.run(
-            self._node.journal.close_offer, header.distributor, header.distribution, header.revision, "failed",
-            child=slip.hop.name,
-        )  # fmt: skip
+        await self._node.run(self._node.journal.close_offer, header.send, "failed", child=slip.hop.name)
+
+
+def _takes_the_place_of(new: RoutingSlip, old: RoutingSlip) -> bool:
+    """Return whether an offer need not be made any more once ``new`` is: same child, and nobody is left out."""
+    same = (new.header.distributor, new.header.distribution, new.hop.name) == (
+        old.header.distributor, old.header.distribution, old.hop.name,
+    )  # fmt: skip
+    return same and new.header.issued_at >= old.header.issued_at and new.hop.names() >= old.hop.names()
 
 
 def _states_in(answer: Any, slip: RoutingSlip) -> list[NodeState]:
@@ -131,7 +144,7 @@ def _states_in(answer: Any, slip: RoutingSlip) -> list[NodeState]:
     """
     if not isinstance(answer, dict) or not isinstance(answer.get("states"), list):
         raise FormatError(f"{slip.hop.name} answered an offer with what is not a list of states")
-    names = {hop.name for hop in slip.hop.walk()}
+    names = slip.hop.names()
     return list(_allowed((NodeState.from_dict(row) for row in answer["states"]), slip, names))
 
 

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import signal
+import struct
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -30,7 +31,8 @@ from ted.agent.receipts import Receipts
 from ted.agent.receiver import Receiver
 from ted.agent.sender import Sender
 from ted.config import NodeConfig
-from ted.errors import AgentError, ConfigError, TedError
+from ted.errors import AgentError, ConfigError, FormatError, TedError
+from ted.records.states import State
 from ted.transfer.client import Peer
 from ted.transfer.server import PeerServer
 from ted.transfer.slip import RoutingSlip
@@ -38,7 +40,7 @@ from ted.transfer.slip import RoutingSlip
 log = logging.getLogger("ted.agent")
 
 HOUSEKEEPING_S = 3600.0
-ORPHAN_CHECK_S = 1.0
+_FLOCK = "hhqqi"  # struct flock of Linux with 64-bit offsets
 BACKLOG = 512
 
 
@@ -57,6 +59,8 @@ class Agent:
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._extracting: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._again: set[tuple[str, str]] = set()
+        self._failure: BaseException | None = None
         self._port = config.port
 
     async def run(self) -> None:
@@ -69,8 +73,11 @@ class Agent:
         log.info("%s listens on port %d", self.node.name, self._port)
         self._background(self._receipts.run())
         self._background(self._housekeeping())
+        if self.node.config.distributor:
+            self._background(self.distributor.watch())
         await self.sender.resume()
         await self.receiver.resume()
+        await self._extract_what_waits()
         try:
             await self._stopping.wait()
         finally:
@@ -78,10 +85,14 @@ class Agent:
             await self._control.stop()
             for task in [*self._tasks, *self._extracting.values()]:
                 task.cancel()
+            self.node.pool.close()  # ends the threads that wait for a peer
             with suppress(TimeoutError):
                 async with asyncio.timeout(2):
                     await runner.cleanup()
             self.node.close()
+        if self._failure is not None:
+            raise AgentError(f"a part of the agent of {self.node.name} failed: {self._failure!r}",
+                             hint="its log tells more") from self._failure  # fmt: skip
 
     async def _listen(self) -> web.AppRunner:
         config = self.node.config
@@ -108,6 +119,7 @@ class Agent:
         if not task.cancelled() and task.exception() is not None:
             # a part that died would leave a lame agent: better none, and the supervisor starts a whole one
             log.critical("a part of the agent failed", exc_info=task.exception())
+            self._failure = task.exception()
             self._stopping.set()
 
     async def _housekeeping(self) -> None:
@@ -130,9 +142,12 @@ class Agent:
         """Take receipts from ``peer``."""
         await self._receipts.arrived(data, peer)
 
-    def offers_for(self, peer: str) -> list[dict[str, Any]]:
-        """Return the slips ``peer`` should have, for one that asks by itself."""
-        return [{"slip": offer["slip"]} for offer in self.node.journal.offers(child=peer)]
+    async def offers_for(self, peer: str) -> list[dict[str, Any]]:
+        """Return the newest slip of each distribution for ``peer``, one that asks by itself."""
+        newest: dict[tuple[str, str], Any] = {}
+        for offer in await self.node.run(self.node.journal.offers, child=peer):
+            newest.setdefault((offer["distributor"], offer["distribution"]), offer["slip"])
+        return [{"slip": slip} for slip in newest.values()]
 
     # -- what commands on this machine say -----------------------------------------------------------------
 
@@ -147,16 +162,22 @@ class Agent:
     async def _pull(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Ask the parent for what this node should have, and start on it."""
         names = set(asked.get("names") or ())
-        peer = self._parent()
-        answer = await self.node.run(self.node.pool.call_json, peer, "GET", "/v1/offers")
-        taken = []
-        for offer in answer["offers"]:
-            header = RoutingSlip.decode(offer["slip"]).header
-            if names and header.distribution not in names:
-                continue
-            await self.receiver.offered(offer, peer.name)
-            taken.append([header.distributor, header.distribution, header.revision])
-        return {"offers": taken}
+        peer = await self.node.run(self._parent)
+        answer = await self.node.call(self.node.pool.call_json, peer, "GET", "/v1/offers")
+        offers = answer.get("offers") if isinstance(answer, dict) else None
+        if not isinstance(offers, list):
+            raise FormatError(f"{peer} answers with what is not a list of offers")
+        taken, refused = [], []
+        for offer in offers:
+            try:
+                header = RoutingSlip.decode(offer["slip"] if isinstance(offer, dict) else None).header
+                if names and header.distribution not in names:
+                    continue
+                await self.receiver.offered(offer, peer.name)
+                taken.append([header.distributor, header.distribution, header.revision])
+            except TedError as error:  # one that is too old says nothing about the others
+                refused.append(error.to_dict())
+        return {"offers": taken, "refused": refused}
 
     def _parent(self) -> Peer:
         config = self.node.config
@@ -186,11 +207,34 @@ class Agent:
         self._receipts.poke()
         if not (self.node.config.extracts_immediately and slip.hop.target):
             return
-        key = (slip.header.distributor, slip.header.distribution)
+        self._extract_soon((slip.header.distributor, slip.header.distribution))
+
+    def _extract_soon(self, key: tuple[str, str]) -> None:
+        self._again.add(key)  # a revision that comes while another is being extracted has its turn after it
         if key not in self._extracting:
-            task = asyncio.create_task(self._extract(*key))
-            self._extracting[key] = task
-            task.add_done_callback(lambda _: self._extracting.pop(key, None))
+            self._extracting[key] = asyncio.create_task(self._extract_all(key))
+
+    async def _extract_all(self, key: tuple[str, str]) -> None:
+        try:
+            while key in self._again:
+                self._again.discard(key)
+                await self._extract(*key)
+        except OSError as error:
+            log.error("extract %s cannot be started: %s", key[1], error)
+        finally:
+            self._extracting.pop(key, None)
+
+    async def _extract_what_waits(self) -> None:
+        """Extract what a former life received and did not extract any more."""
+        if not self.node.config.extracts_immediately:
+            return
+        states = await self.node.run(self.node.journal.states, node=self.node.name)
+        waiting = {(row.distributor, row.distribution) for row in states
+                   if row.state in {State.RECEIVED, State.EXTRACTING}}  # fmt: skip
+        for offer in await self.node.run(self.node.journal.offers, child=""):
+            key = (offer["distributor"], offer["distribution"])
+            if key in waiting and RoutingSlip.decode(offer["slip"]).hop.target:
+                self._extract_soon(key)
 
     async def _extract(self, distributor: str, distribution: str) -> None:
         command = [sys.executable, "-m", "ted", "--config", str(self.node.config.config_directory), "--json",
@@ -207,7 +251,7 @@ class Agent:
 
 
 def hold_lock(state_directory: Path, name: str) -> int:
-    """Take the lock ``name`` and write this process into it; the descriptor holds it for life.
+    """Take the lock ``name``; this process holds it until it ends.
 
     Raises:
         AgentError: Another process has it.
@@ -215,41 +259,35 @@ def hold_lock(state_directory: Path, name: str) -> int:
     state_directory.mkdir(parents=True, exist_ok=True)
     fd = os.open(state_directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.pread(fd, 32, 0).decode().strip()
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
         os.close(fd)
-        raise AgentError(f"another agent (process {owner}) works in {state_directory.parent}",
-                         hint="`ted agent stop` ends it") from None  # fmt: skip
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        raise AgentError(f"another agent (process {lock_owner(state_directory, name)}) works in "
+                         f"{state_directory.parent}", hint="`ted agent stop` ends it") from None  # fmt: skip
     return fd
 
 
 def lock_owner(state_directory: Path, name: str) -> int | None:
-    """Return the process that holds the lock ``name``, or ``None`` when it is free."""
+    """Return the process that holds the lock ``name``, or ``None`` when it is free.
+
+    The kernel says who: nothing is read from a file that a dead process may have left.
+    """
     try:
         fd = os.open(state_directory / name, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        text = os.pread(fd, 32, 0).decode().strip()
-        return int(text) if text.isdigit() else None
-    else:
-        return None
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
     finally:
         os.close(fd)
+    return None if kind == fcntl.F_UNLCK else int(pid)
 
 
 def run_agent(config: NodeConfig) -> None:
-    """Run the agent of this node in this process until it is told to stop."""
-    lock = hold_lock(config.working.state, "agent.lock")
-    try:
-        asyncio.run(_run(config))
-    finally:
-        os.close(lock)
+    """Run the agent of this node in this process until it is told to stop; the lock ends with the process."""
+    hold_lock(config.working.state, "agent.lock")
+    asyncio.run(_run(config))
 
 
 async def _run(config: NodeConfig) -> None:

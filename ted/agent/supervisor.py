@@ -81,7 +81,7 @@ def status(config: NodeConfig) -> dict[str, Any]:
 
 def supervise(config: NodeConfig) -> None:
     """Run the agent as a child, again and again, until SIGTERM."""
-    lock = hold_lock(config.working.state, "supervisor.lock")
+    hold_lock(config.working.state, "supervisor.lock")
     child: subprocess.Popen[bytes] | None = None
     stopping = False
 
@@ -94,7 +94,7 @@ def supervise(config: NodeConfig) -> None:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    pause_s = 0.0
+    failures = 0
     while not stopping:
         started_s = time.monotonic()
         child = subprocess.Popen(
@@ -106,13 +106,15 @@ def supervise(config: NodeConfig) -> None:
         child.wait()
         if stopping:
             break
-        pause_s = 0.0 if time.monotonic() - started_s > LIVED_S else min(max(pause_s * 2, 1.0), LONGEST_PAUSE_S)
-        if child.returncode == -signal.SIGKILL and time.monotonic() - started_s > 1:
-            pause_s = 0.0
+        if time.monotonic() - started_s > LIVED_S:
+            failures = 0
+        pause_s = min(2.0 ** (failures - 1), LONGEST_PAUSE_S) if failures else 0.0
+        failures += 1
         print(f"ted: agent of {config.node} ended ({child.returncode}), again in {pause_s:g} s", file=sys.stderr)  # noqa: T201
         _rotate(config.working.state / "agent.log")
-        time.sleep(pause_s)
-    os.close(lock)
+        until_s = time.monotonic() + pause_s
+        while not stopping and time.monotonic() < until_s:
+            time.sleep(0.1)
 
 
 def _wait_until_it_answers(config: NodeConfig) -> None:

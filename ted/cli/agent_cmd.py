@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import click
@@ -31,7 +32,8 @@ def command(settings: Settings, action: str, check: bool) -> None:
         )  # fmt: skip
         logging.getLogger("aiohttp").setLevel(logging.WARNING)
         (run_agent if action == "run" else supervisor.supervise)(config)
-        return
+        logging.shutdown()
+        os._exit(0)  # threads may still wait for a peer; what they would do is done again by the next agent
     now = supervisor.status(config)
     if check:
         changed = {"start": not now["running"], "stop": now["running"], "restart": True, "status": False}[action]

@@ -122,17 +122,24 @@ def wanted(
 
 
 def _targets(config: NodeConfig) -> dict[tuple[str, str], bool]:
-    """Return whether this node subscribes to what it was offered; what it was never offered is left out."""
+    """Return whether this node subscribes to what it was offered; what it was never offered is left out.
+
+    One revision may have come by several slips (channels, ``--limit``); any that named this node a target counts.
+    """
     from ted.transfer.slip import RoutingSlip
 
     journal = open_journal(config)
     try:
-        return {
-            (offer["distributor"], offer["distribution"]): RoutingSlip.decode(offer["slip"]).hop.target
-            for offer in journal.offers(child="")
-        }
+        offers = journal.offers(child="")
     finally:
         journal.close()
+    newest: dict[tuple[str, str], str] = {}
+    found: dict[tuple[str, str], bool] = {}
+    for offer in offers:  # newest first
+        pair = (offer["distributor"], offer["distribution"])
+        if newest.setdefault(pair, offer["revision"]) == offer["revision"]:
+            found[pair] = found.get(pair, False) or RoutingSlip.decode(offer["slip"]).hop.target
+    return found
 
 
 def received(working: WorkingDirectory) -> list[tuple[str, str]]:

@@ -12,7 +12,8 @@ from ted.agent.records import open_journal
 from ted.cli.main import Settings, emit
 from ted.config import NodeConfig
 from ted.errors import IncompleteError
-from ted.records.states import FINAL
+from ted.records.journal import Journal
+from ted.records.states import NodeState, State
 
 POLL_S = 0.2
 
@@ -28,49 +29,57 @@ def command(settings: Settings, names: tuple[str, ...], check: bool, timeout_s: 
     """Ask this node's parent for the revisions it should have, and wait until they are here."""
     config = NodeConfig.load(settings.config)
     journal = open_journal(config)
+    refused: list[dict[str, Any]] = []
     try:
-        offers = [
-            (offer["distributor"], offer["distribution"], offer["revision"])
-            for offer in journal.offers(child="") if not names or offer["distribution"] in names
-        ]  # fmt: skip
-        held_before = {key for key in offers if config.working.is_received(*key)}
+        keys = _newest_offers(journal, names)
+        held_before = {key for key in keys if config.working.is_received(*key)}
         if not check:
+            asked_at_ns = time.time_ns()
             answer = call_agent(config.working.state, "receive", names=names)
-            offers = [(key[0], key[1], key[2]) for key in answer["offers"]]
-            _wait(config, offers, timeout_s)
-        rows = [_row(journal.states(node=config.node), key, key not in held_before) for key in offers]
+            keys, refused = [(key[0], key[1], key[2]) for key in answer["offers"]], answer["refused"]
+            _wait(config, journal, keys, asked_at_ns, timeout_s)
+        states = {(row.distributor, row.distribution): row for row in journal.states(node=config.node)}
+        rows = [_row(config, states.get(key[:2]), key, key not in held_before) for key in keys]
     finally:
         journal.close()
-    data = {"changed": any(row["changed"] for row in rows), "distributions": rows}
-    failed = [row for row in rows if row["state"] == "failed" and not check]
-    if failed:
-        error = IncompleteError(f"{failed[0]['distribution']}: {failed[0]['error']}")
+    data = {"changed": any(row["changed"] for row in rows), "distributions": rows, "refused": refused}
+    missing = [row for row in rows if not row["held"] and not check]
+    if missing or (refused and not rows):
+        why = missing[0]["error"] or missing[0]["state"] if missing else refused[0]["message"]
+        error = IncompleteError(f"{missing[0]['distribution'] if missing else 'nothing was taken'}: {why}")
         error.data = data
         raise error
     text = "\n".join(f"{row['distributor']} {row['distribution']} {row['revision']}: {row['state']}" for row in rows)
     emit(settings, data, text or "the parent has nothing for this node")
 
 
-def _wait(config: NodeConfig, keys: list[Key], timeout_s: float) -> None:
+def _newest_offers(journal: Journal, names: tuple[str, ...]) -> list[Key]:
+    newest: dict[tuple[str, str], Key] = {}
+    for offer in journal.offers(child=""):
+        key = (offer["distributor"], offer["distribution"], offer["revision"])
+        if not names or key[1] in names:
+            newest.setdefault(key[:2], key)
+    return list(newest.values())
+
+
+def _wait(config: NodeConfig, journal: Journal, keys: list[Key], asked_at_ns: int, timeout_s: float) -> None:
+    """Wait until each revision is here, or has failed since it was asked for."""
     deadline_s = time.monotonic() + timeout_s
-    journal = open_journal(config)
-    try:
-        while time.monotonic() < deadline_s:
-            states = {(row.distributor, row.distribution): row for row in journal.states(node=config.node)}
-            if all(
-                config.working.is_received(*key) or (key[:2] in states and states[key[:2]].state in FINAL)
-                for key in keys
-            ):  # fmt: skip
-                return
-            time.sleep(POLL_S)
-    finally:
-        journal.close()
-    raise IncompleteError(f"not all is here after {timeout_s:g} s", hint="`ted status` shows how far it is")
+    while True:
+        failed = {(row.distributor, row.distribution, row.revision) for row in journal.states(node=config.node)
+                  if row.state == State.FAILED and row.seq >= asked_at_ns}  # fmt: skip
+        if all(config.working.is_received(*key) or key in failed for key in keys):
+            return
+        if time.monotonic() > deadline_s:
+            raise IncompleteError(f"not all is here after {timeout_s:g} s", hint="`ted status` shows how far it is")
+        time.sleep(POLL_S)
 
 
-def _row(states: list[Any], key: Key, changed: bool) -> dict[str, Any]:
-    found = [row for row in states if (row.distributor, row.distribution) == key[:2]]
+def _row(config: NodeConfig, row: NodeState | None, key: Key, changed: bool) -> dict[str, Any]:
+    held = config.working.is_received(*key)
+    known = row is not None and row.revision == key[2]
     return {
-        "distributor": key[0], "distribution": key[1], "revision": key[2], "changed": changed,
-        "state": str(found[0].state) if found else "unknown", "error": found[0].error if found else None,
+        "distributor": key[0], "distribution": key[1], "revision": key[2], "changed": changed, "held": held,
+        "state": str(row.state) if row is not None and known else "received" if held else "unknown",
+        "error": row.error if row is not None and known else None,
     }  # fmt: skip

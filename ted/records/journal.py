@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     Engine,
+    Index,
     Integer,
     MetaData,
     String,
@@ -35,7 +39,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
-from ted.errors import AgentError, ConfigError
+from ted.errors import AgentError, ConfigError, RecordsError
 from ted.records.states import FINAL, HOLDS, NodeState, State, now_text, supersedes
 
 _metadata = MetaData()
@@ -58,13 +62,15 @@ _states = Table(
 _outbox = Table("outbox", _metadata, *[column._copy() for column in _states.columns])  # noqa: SLF001
 _offers = Table(
     "offers", _metadata,
-    Column("distributor", _name, primary_key=True),
-    Column("distribution", _name, primary_key=True),
+    Column("send", _name, primary_key=True),
     Column("child", _name, primary_key=True),  # "" = what this node itself was offered
+    Column("distributor", _name, nullable=False),
+    Column("distribution", _name, nullable=False),
     Column("revision", _name, nullable=False),
     Column("slip", Text, nullable=False),
     Column("status", String(16), nullable=False),
-    Column("first_try_at_s", BigInteger, nullable=False),
+    Column("put_at_s", BigInteger, nullable=False),
+    Index("offers_of", "distributor", "distribution", "child"),
 )  # fmt: skip
 _sends = Table(
     "sends", _metadata,
@@ -75,6 +81,7 @@ _sends = Table(
     Column("revision", _name, nullable=False),
     Column("started_at", String(40), nullable=False),
     Column("ended_at", String(40)),
+    Column("news_at_s", BigInteger, nullable=False),
     Column("tree", Text, nullable=False),
 )  # fmt: skip
 _deliveries = Table(
@@ -102,6 +109,19 @@ _events = Table(
 )  # fmt: skip
 
 EVENTS_KEPT = 10_000
+SENDS_KEPT = 1_000
+OFFERS_KEPT_S = 14 * 86_400  # twice the life of a slip
+
+
+class SlipLike(Protocol):
+    """What the journal keeps of a routing slip."""
+
+    @property
+    def header(self) -> Any:
+        """Its signed header."""
+
+    def encode(self) -> dict[str, Any]:
+        """Return it as JSON."""
 
 
 class Journal:
@@ -135,6 +155,27 @@ class Journal:
         """Give back every connection."""
         self._engine.dispose()
 
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self._translated(), self._engine.connect() as db:
+            yield db
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with self._translated(), self._engine.connect() as connection:
+            db = connection.execution_options(ted_writes=True)
+            with db.begin():
+                yield db
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            raise RecordsError(f"the records of {self.node} cannot be used now: {cause}",
+                               hint="is the disk full, or the database down?") from error  # fmt: skip
+
     # -- states -----------------------------------------------------------------------------------------
 
     def report(
@@ -144,7 +185,7 @@ class Journal:
         """Record what this node itself did, and put a receipt into the outbox."""
         row = NodeState(self.node, distributor, distribution, revision, state, now_text(), error,
                         time.time_ns(), bytes_done, bytes_total, had)  # fmt: skip
-        with self._engine.begin() as db:
+        with self._writing() as db:
             former = db.execute(select(_states.c.seq).where(_key(_states, row))).scalar()
             if former is not None and former >= row.seq:  # the clock went back
                 row = NodeState(**(row.to_dict() | {"seq": former + 1, "state": state}))
@@ -161,7 +202,7 @@ class Journal:
             The rows that were news.
         """
         news = []
-        with self._engine.begin() as db:
+        with self._writing() as db:
             for row in rows:
                 former = db.execute(select(_states).where(_key(_states, row))).first()
                 if former is not None and not supersedes(row, _state(former)):
@@ -186,7 +227,7 @@ class Journal:
         wanted = {"node": node, "distributor": distributor, "distribution": distribution}
         query = select(_states).where(*[_states.c[k] == v for k, v in wanted.items() if v is not None])
         query = query.order_by(_states.c.distributor, _states.c.distribution, _states.c.node)
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return [_state(row) for row in db.execute(query)]
 
     def forget(self, distributor: str, distribution: str, nodes: Iterable[str] | None = None) -> None:
@@ -194,19 +235,19 @@ class Journal:
         clause = and_(_states.c.distributor == distributor, _states.c.distribution == distribution)
         if nodes is not None:
             clause = and_(clause, _states.c.node.in_(list(nodes)))
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(delete(_states).where(clause))
 
     # -- receipts on their way up ------------------------------------------------------------------------
 
     def outbox(self) -> list[NodeState]:
         """Return the receipts not yet taken by the node above."""
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return [_state(row) for row in db.execute(select(_outbox).order_by(_outbox.c.seq))]
 
     def taken(self, rows: Iterable[NodeState]) -> None:
         """Forget receipts that the node above has, unless newer ones came meanwhile."""
-        with self._engine.begin() as db:
+        with self._writing() as db:
             for row in rows:
                 db.execute(delete(_outbox).where(
                     _key(_outbox, row), _outbox.c.seq == row.seq, _outbox.c.at == row.at
@@ -214,52 +255,47 @@ class Journal:
 
     # -- offers ------------------------------------------------------------------------------------------
 
-    def put_offer(self, slip: dict[str, Any], *, distributor: str, distribution: str, revision: str,
-                  child: str = "") -> None:  # fmt: skip
-        """Remember an offer (received, or to be made to ``child``) until it is done."""
-        row = {
-            "distributor": distributor, "distribution": distribution, "child": child, "revision": revision,
-            "slip": json.dumps(slip), "status": "open", "first_try_at_s": int(time.time()),
-        }  # fmt: skip
-        with self._engine.begin() as db:
-            _put(db, _offers, row, _offer_key(distributor, distribution, child))
+    def put_offers(self, offers: Iterable[tuple[str, SlipLike]]) -> None:
+        """Remember offers until they are done: (child, slip), child ``""`` for what this node itself was offered.
 
-    def close_offer(self, distributor: str, distribution: str, revision: str, status: str, *,
-                    child: str = "") -> None:  # fmt: skip
-        """Say how an offer ended, unless a newer one took its place."""
-        with self._engine.begin() as db:
-            db.execute(
-                update(_offers).values(status=status).where(
-                    _offer_key(distributor, distribution, child), _offers.c.revision == revision
-                )
-            )  # fmt: skip
+        An offer of a send that is known already is opened again.
+        """
+        with self._writing() as db:
+            for child, slip in offers:
+                header = slip.header
+                row = {
+                    "send": header.send, "child": child, "distributor": header.distributor,
+                    "distribution": header.distribution, "revision": header.revision,
+                    "slip": json.dumps(slip.encode()), "status": "open", "put_at_s": int(time.time()),
+                }  # fmt: skip
+                _put(db, _offers, row, and_(_offers.c.send == header.send, _offers.c.child == child))
 
-    def offers(self, *, status: str | None = None, child: str | None = None) -> list[dict[str, Any]]:
-        """Return offers: ``{"distributor", "distribution", "child", "revision", "slip", "status", ...}``."""
-        query = select(_offers)
-        if status is not None:
-            query = query.where(_offers.c.status == status)
-        if child is not None:
-            query = query.where(_offers.c.child == child)
-        with self._engine.connect() as db:
-            rows = [dict(row._mapping) for row in db.execute(query)]  # noqa: SLF001
+    def close_offer(self, send: str, status: str, *, child: str = "") -> None:
+        """Say how an offer ended: done, taken, failed or superseded."""
+        with self._writing() as db:
+            db.execute(update(_offers).values(status=status).where(_offers.c.send == send, _offers.c.child == child))
+
+    def offers(
+        self, *, status: str | None = None, child: str | None = None, distributor: str | None = None,
+        distribution: str | None = None,
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """Return offers, newest first: the columns of the table, ``slip`` as JSON."""
+        wanted = {"status": status, "child": child, "distributor": distributor, "distribution": distribution}
+        query = select(_offers).where(*[_offers.c[k] == v for k, v in wanted.items() if v is not None])
+        with self._reading() as db:
+            found = db.execute(query.order_by(_offers.c.put_at_s.desc(), _offers.c.send)).all()
+        rows = [dict(row._mapping) for row in found]  # noqa: SLF001
         return [row | {"slip": json.loads(row["slip"])} for row in rows]
-
-    def offer(self, distributor: str, distribution: str, child: str = "") -> dict[str, Any] | None:
-        """Return one offer, or ``None``."""
-        with self._engine.connect() as db:
-            row = db.execute(select(_offers).where(_offer_key(distributor, distribution, child))).first()
-        return None if row is None else dict(row._mapping) | {"slip": json.loads(row.slip)}  # noqa: SLF001
 
     # -- sends -------------------------------------------------------------------------------------------
 
     def start_send(self, send: str, *, distributor: str, distribution: str, channel: str | None, revision: str,
                    tree: list[Any], hops: list[tuple[str, str, bool]]) -> None:  # fmt: skip
         """Record a send and one delivery for each hop: (sender, receiver, is a target)."""
-        with self._engine.begin() as db:
+        with self._writing() as db:
             db.execute(insert(_sends).values(
                 send=send, distributor=distributor, distribution=distribution, channel=channel, revision=revision,
-                started_at=now_text(), ended_at=None, tree=json.dumps(tree),
+                started_at=now_text(), ended_at=None, tree=json.dumps(tree), news_at_s=int(time.time()),
             ))  # fmt: skip
             if hops:
                 db.execute(insert(_deliveries), [
@@ -270,27 +306,57 @@ class Journal:
             self._end_if_done(db, send)
 
     def deliver(self, rows: Iterable[NodeState]) -> None:
-        """Apply news to the deliveries of every open send that it concerns."""
-        with self._engine.begin() as db:
+        """Apply news to the deliveries of every open send that it concerns.
+
+        A delivery that has arrived stays what it was then: what the node does later with the revision is a matter
+        of its state.
+        """
+        with self._writing() as db:
             touched: set[str] = set()
             for row in rows:
                 sends = db.execute(select(_sends.c.send).where(
                     _sends.c.distributor == row.distributor, _sends.c.distribution == row.distribution,
                     _sends.c.revision == row.revision, _sends.c.ended_at.is_(None),
                 )).scalars().all()  # fmt: skip
+                values: dict[str, Any] = {"state": row.state, "error": row.error, "had": row.had}
+                if row.bytes_total and not row.had:
+                    values |= {"bytes_done": row.bytes_done, "bytes_total": row.bytes_total}
                 for send in sends:
-                    where = and_(_deliveries.c.send == send, _deliveries.c.node == row.node)
-                    values: dict[str, Any] = {"state": row.state, "error": row.error, "had": row.had}
-                    if row.bytes_total and not row.had:
-                        values |= {"bytes_done": row.bytes_done, "bytes_total": row.bytes_total}
-                    if row.state in HOLDS:  # a delivery stays what it was when the revision arrived
-                        where = and_(where, _deliveries.c.state.not_in(list(HOLDS)))
-                    db.execute(update(_deliveries).values(values).where(where))
+                    db.execute(update(_deliveries).values(values).where(
+                        _deliveries.c.send == send, _deliveries.c.node == row.node,
+                        _deliveries.c.state.not_in(list(HOLDS)),
+                    ))  # fmt: skip
                     touched.add(send)
             for send in touched:
+                db.execute(update(_sends).values(news_at_s=int(time.time())).where(_sends.c.send == send))
                 self._end_if_done(db, send)
 
-    def _end_if_done(self, db: Any, send: str) -> None:
+    def supersede(self, distributor: str, distribution: str, revision: str, nodes: Iterable[str]) -> None:
+        """Give up, in open sends of other revisions, the deliveries to ``nodes`` that have not arrived."""
+        with self._writing() as db:
+            older = db.execute(select(_sends.c.send).where(
+                _sends.c.distributor == distributor, _sends.c.distribution == distribution,
+                _sends.c.revision != revision, _sends.c.ended_at.is_(None),
+            )).scalars().all()  # fmt: skip
+            self._give_up(db, older, f"superseded by revision {revision}", nodes=list(nodes))
+
+    def give_up_silent(self, silent_for_s: float) -> None:
+        """Give up the deliveries of sends of which nothing was heard for that long."""
+        with self._writing() as db:
+            silent = db.execute(select(_sends.c.send).where(
+                _sends.c.ended_at.is_(None), _sends.c.news_at_s < time.time() - silent_for_s,
+            )).scalars().all()  # fmt: skip
+            self._give_up(db, silent, f"nothing was heard of it for {silent_for_s:.0f} s", nodes=None)
+
+    def _give_up(self, db: Connection, sends: Iterable[str], why: str, *, nodes: list[str] | None) -> None:
+        for send in sends:
+            where = and_(_deliveries.c.send == send, _deliveries.c.state.not_in([*FINAL, State.EXTRACTING]))
+            if nodes is not None:
+                where = and_(where, _deliveries.c.node.in_(nodes))
+            db.execute(update(_deliveries).values(state=State.FAILED, error=why).where(where))
+            self._end_if_done(db, send)
+
+    def _end_if_done(self, db: Connection, send: str) -> None:
         open_ones = db.execute(
             select(_deliveries.c.node).where(
                 _deliveries.c.send == send, _deliveries.c.state.not_in([*FINAL, State.EXTRACTING])
@@ -299,15 +365,9 @@ class Journal:
         if open_ones is None:
             db.execute(update(_sends).values(ended_at=now_text()).where(_sends.c.send == send))
 
-    def end_send(self, send: str) -> None:
-        """Stop following a send."""
-        with self._engine.begin() as db:
-            db.execute(update(_sends).values(ended_at=now_text()).where(
-                _sends.c.send == send, _sends.c.ended_at.is_(None)))  # fmt: skip
-
     def send(self, send: str) -> dict[str, Any] | None:
         """Return one send with its deliveries, or ``None``."""
-        with self._engine.connect() as db:
+        with self._reading() as db:
             head = db.execute(select(_sends).where(_sends.c.send == send)).first()
             if head is None:
                 return None
@@ -321,7 +381,7 @@ class Journal:
         query = select(_sends).order_by(_sends.c.started_at.desc())
         if open_only:
             query = query.where(_sends.c.ended_at.is_(None))
-        with self._engine.connect() as db:
+        with self._reading() as db:
             return [dict(row._mapping) for row in db.execute(query)]  # noqa: SLF001
 
     # -- events ------------------------------------------------------------------------------------------
@@ -329,30 +389,35 @@ class Journal:
     def note(self, kind: str, message: str, *, distributor: str | None = None, distribution: str | None = None,
              revision: str | None = None) -> None:  # fmt: skip
         """Record that something happened on this node."""
-        with self._engine.begin() as db:
+        with self._writing() as db:
             _event(db, kind, self.node, distributor, distribution, revision, message)
 
     def events(self, limit: int = 100) -> list[dict[str, Any]]:
         """Return the newest events, newest first."""
-        with self._engine.connect() as db:
+        with self._reading() as db:
             rows = db.execute(select(_events).order_by(_events.c.id.desc()).limit(limit)).all()
         return [dict(row._mapping) for row in rows]  # noqa: SLF001
 
     def trim(self, max_age_s: float | None = None) -> None:
         """Drop events beyond the newest ``EVENTS_KEPT``, or older than ``max_age_s``."""
-        with self._engine.begin() as db:
+        with self._writing() as db:
             newest = db.execute(select(_events.c.id).order_by(_events.c.id.desc()).limit(1)).scalar() or 0
             db.execute(delete(_events).where(_events.c.id <= newest - EVENTS_KEPT))
+            too_old_s = time.time() - OFFERS_KEPT_S
+            db.execute(delete(_offers).where(_offers.c.status != "open", _offers.c.put_at_s < too_old_s))
+            ended = select(_sends.c.send).where(_sends.c.ended_at.is_not(None)).order_by(_sends.c.started_at.desc())
+            for send in db.execute(ended.offset(SENDS_KEPT)).scalars().all():
+                db.execute(delete(_deliveries).where(_deliveries.c.send == send))
+                db.execute(delete(_sends).where(_sends.c.send == send))
             if max_age_s is not None:
-                from datetime import UTC, datetime, timedelta
-
                 limit = (datetime.now(UTC) - timedelta(seconds=max_age_s)).isoformat(timespec="milliseconds")
                 db.execute(delete(_events).where(_events.c.at < limit))
 
 
 def _engine(url: str) -> Engine:
-    engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-    if url.startswith("sqlite"):
+    is_file = url.startswith("sqlite")
+    engine = create_engine(url, pool_pre_ping=not is_file, pool_size=8, max_overflow=64, pool_timeout=60)
+    if is_file:
 
         @event.listens_for(engine, "connect")
         def _tune(connection: Any, _record: Any) -> None:
@@ -364,9 +429,10 @@ def _engine(url: str) -> Engine:
             connection.execute("PRAGMA synchronous=NORMAL")
 
         @event.listens_for(engine, "begin")
-        def _begin(connection: Any) -> None:
-            # a write lock from the start: a read that turns into a write would fail under another writer
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        def _begin(connection: Connection) -> None:
+            # writers take the lock from the start: a read that turns into a write would fail under another writer
+            writes = connection.get_execution_options().get("ted_writes")
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
 
@@ -385,12 +451,7 @@ def _key(table: Table, row: NodeState) -> Any:
                 table.c.distribution == row.distribution)  # fmt: skip
 
 
-def _offer_key(distributor: str, distribution: str, child: str) -> Any:
-    return and_(_offers.c.distributor == distributor, _offers.c.distribution == distribution,
-                _offers.c.child == child)  # fmt: skip
-
-
-def _put(db: Any, table: Table, values: dict[str, Any], key: Any) -> None:
+def _put(db: Connection, table: Table, values: dict[str, Any], key: Any) -> None:
     """Insert or replace; the caller holds the transaction."""
     if db.execute(update(table).values(values).where(key)).rowcount:
         return
@@ -406,7 +467,7 @@ def _state(row: Any) -> NodeState:
     return NodeState(**(data | {"state": State(data["state"]), "had": bool(data["had"])}))
 
 
-def _event(db: Any, kind: str, node: str, distributor: str | None, distribution: str | None,
+def _event(db: Connection, kind: str, node: str, distributor: str | None, distribution: str | None,
            revision: str | None, message: str) -> None:  # fmt: skip
     db.execute(insert(_events).values(at=now_text(), kind=kind, node=node, distributor=distributor,
                                       distribution=distribution, revision=revision, message=message))  # fmt: skip

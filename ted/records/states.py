@@ -10,7 +10,9 @@ Rules:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+import re
+import time
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Self
@@ -71,23 +73,48 @@ class NodeState:
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """Read a receipt from outside.
+        """Read a receipt from outside; nothing of it is believed unchecked.
 
         Raises:
             FormatError: It is not one.
         """
         try:
-            known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
-            row = cls(**{**known, "state": State(data["state"])})
-            texts = (row.node, row.distributor, row.distribution, row.at)
-            numbers = (row.seq, row.bytes_done, row.bytes_total)
-            if not all(isinstance(text, str) and len(text) <= 256 for text in texts):
-                raise FormatError("receipt with a name or time that is no short text")
-            if not all(isinstance(number, int) and 0 <= number < 2**63 for number in numbers):
-                raise FormatError("receipt with a number out of range")
-            return cls(**{**asdict(row), "error": None if row.error is None else str(row.error)[:4000]})
-        except (TypeError, KeyError, ValueError) as error:
-            raise FormatError(f"not a receipt: {error!r}") from error
+            row = cls(**{field.name: data[field.name] for field in fields(cls) if field.name in data})
+            at = datetime.fromisoformat(row.at)
+            return replace(
+                row, state=State(row.state), at=at.astimezone(UTC).isoformat(timespec="milliseconds"),
+                node=_name(row.node), distributor=_name(row.distributor), distribution=_name(row.distribution),
+                revision=None if row.revision is None else _stamp(row.revision),
+                error=None if row.error is None else str(row.error)[:MAX_ERROR_CHARACTERS],
+                seq=_number(row.seq, time.time_ns() + MAX_AHEAD_NS), had=row.had is True,
+                bytes_done=_number(row.bytes_done), bytes_total=_number(row.bytes_total),
+            )  # fmt: skip
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            raise FormatError(f"not a receipt: {error!r:.200}") from error
+
+
+MAX_ERROR_CHARACTERS = 4000
+MAX_AHEAD_NS = 86_400 * 10**9  # a clock may be a day ahead; more would freeze the node's state for ever
+_NAME = re.compile(r"[A-Za-z0-9_@+-][A-Za-z0-9._@+-]{0,127}", re.ASCII)
+_STAMP = re.compile(r"[0-9]{8}T[0-9]{12}Z", re.ASCII)
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError(f"{value!r:.60} is not a name")
+    return value
+
+
+def _stamp(value: Any) -> str:
+    if not isinstance(value, str) or not _STAMP.fullmatch(value):
+        raise ValueError(f"{value!r:.60} is not a revision")
+    return value
+
+
+def _number(value: Any, most: int = 2**63 - 1) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{value!r:.60} is out of range")
+    return value
 
 
 def supersedes(new: NodeState, former: NodeState) -> bool:

@@ -30,6 +30,7 @@ from ted.trust.realm import explain, require_peer
 MAX_JSON_BYTES = 64 * 1024 * 1024
 CONNECT_TIMEOUT_S = 20.0
 IDLE_S = 45.0
+SMALL_WITHIN_S = 120.0
 PACKED_FROM_BYTES = 400
 
 
@@ -68,12 +69,16 @@ class Connection:
     def _connect(self) -> http.client.HTTPConnection:
         address, port = self.peer.address, self.peer.port
         connection: http.client.HTTPConnection
-        if self._context is None:
-            connection = http.client.HTTPConnection(address, port, timeout=CONNECT_TIMEOUT_S)
-        else:
-            connection = http.client.HTTPSConnection(
-                address, port, timeout=CONNECT_TIMEOUT_S, context=self._context
-            )
+        try:
+            if self._context is None:
+                connection = http.client.HTTPConnection(address, port, timeout=CONNECT_TIMEOUT_S)
+            else:
+                connection = http.client.HTTPSConnection(
+                    address, port, timeout=CONNECT_TIMEOUT_S, context=self._context
+                )
+        except (ValueError, http.client.HTTPException) as error:
+            raise UnreachableError(f"{self.peer} has no address one could connect to: {error}",
+                                   hint=f"check ted_address of {self.peer.name}") from error  # fmt: skip
         try:
             connection.connect()
             assert connection.sock is not None
@@ -84,7 +89,7 @@ class Connection:
         except ssl.SSLError as error:
             connection.close()
             raise explain(error, self.peer.name) from error
-        except OSError as error:
+        except (OSError, ValueError, OverflowError) as error:
             connection.close()
             raise UnreachableError(
                 f"{self.peer} does not answer: {_reason(error)}",
@@ -96,7 +101,11 @@ class Connection:
         return connection
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connection; a thread that waits for it gets an error."""
+        sock = self._http.sock
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
         with suppress(OSError):
             self._http.close()
 
@@ -125,15 +134,27 @@ class Connection:
         """Return the whole body, at most ``max_bytes``."""
         if answer.length is not None and answer.length > max_bytes:
             raise TransferError(f"{self.peer} announces {answer.length} bytes where {max_bytes} are allowed")
-        try:
-            data = answer.read(max_bytes + 1)
-        except (OSError, http.client.HTTPException) as error:
-            raise self.broken(error) from error
+        data = self._read_within(answer, max_bytes + 1)
         if answer.headers.get("Content-Encoding") == "deflate":
             data = self._unpacked(data, max_bytes)
         if len(data) > max_bytes:
             raise TransferError(f"{self.peer} sends more than the {max_bytes} bytes that are allowed")
         return data
+
+    def _read_within(self, answer: http.client.HTTPResponse, most_bytes: int) -> bytes:
+        """Read a small body as a whole, in ``SMALL_WITHIN_S``: a peer that drips holds up nobody."""
+        deadline_s = time.monotonic() + SMALL_WITHIN_S
+        data = bytearray()
+        try:
+            while len(data) < most_bytes and (piece := answer.read1(min(65536, most_bytes - len(data)))):
+                data += piece
+                if time.monotonic() > deadline_s:
+                    raise UnreachableError(f"{self.peer} takes more than {SMALL_WITHIN_S:g} s for a small answer")
+            if answer.length == 0:
+                answer.read()  # read1 does not notice the end of a body of known length
+        except (OSError, http.client.HTTPException) as error:
+            raise self.broken(error) from error
+        return bytes(data)
 
     def _unpacked(self, data: bytes, max_bytes: int) -> bytes:
         try:
@@ -169,7 +190,7 @@ class Connection:
         with suppress(ValueError, KeyError, TypeError, TransferError):
             said = json.loads(self.read(answer, 65536))["error"]
             message, hint = str(said["message"]), said["hint"] and str(said["hint"])
-        if answer.status == 503:
+        if answer.status >= 500:
             return UnreachableError(f"{self.peer}: {message}", hint=hint)
         return RefusedError(f"{self.peer}: {message}", hint=hint)
 
@@ -183,6 +204,8 @@ class Pool:
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._idle: dict[Peer, list[Connection]] = {}
+        self._lent: set[Connection] = set()
+        self._closed = False
 
     @contextmanager
     def lend(self, peer: Peer, *, fresh: bool = False) -> Iterator[Connection]:
@@ -190,12 +213,18 @@ class Pool:
         connection = (None if fresh else self._take(peer)) or Connection(
             peer, self._me, self._context, self._timeout_s
         )
+        with self._lock:
+            self._lent.add(connection)
         try:
             yield connection
         except BaseException:
             connection.close()
             raise
-        self._give_back(connection)
+        else:
+            self._give_back(connection)
+        finally:
+            with self._lock:
+                self._lent.discard(connection)
 
     def call(self, peer: Peer, method: str, path: str, body: Any = None, *,
              max_bytes: int = MAX_JSON_BYTES) -> bytes:  # fmt: skip
@@ -220,9 +249,13 @@ class Pool:
             raise TransferError(f"{peer} answers {method} {path} with what is not JSON") from error
 
     def close(self) -> None:
-        """Close every idle connection."""
+        """Close every connection, those in use as well."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, {}
+            lent = list(self._lent)
+        for connection in lent:
+            connection.close()
         for connections in idle.values():
             for connection in connections:
                 connection.close()
@@ -241,6 +274,9 @@ class Pool:
         now = time.monotonic()
         connection.idle_since_s = now
         with self._lock:
+            if self._closed:
+                connection.close()
+                return
             self._idle.setdefault(connection.peer, []).append(connection)
             for peer, connections in list(self._idle.items()):
                 for old in [c for c in connections if now - c.idle_since_s >= IDLE_S]:

@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from ted.content.blocks import BLOCKS_NAME, BlockList, PartialPack
 from ted.content.durable import read_bounded
 from ted.content.record import PackRef
 from ted.errors import DigestMismatchError, NoSpaceError, TransferError
-from ted.transfer.client import Peer, Pool
+from ted.transfer.client import Connection, Peer, Pool
 from ted.transfer.packs import runs_bytes
 
 MAX_METADATA_BYTES = 8 * 1024 * 1024
@@ -66,6 +67,11 @@ def prepare_pack(source: Source, distribution: str, ref: PackRef, directory: Pat
     return PartialPack.prepare(directory, ref, source.block_digests(distribution, ref))
 
 
+def receive_lock(distributor: str, distribution: str) -> str:
+    """Return the name of the lock (``WorkingDirectory.lock``) of whoever receives a distribution."""
+    return "receive-" + hashlib.sha256(f"{distributor}/{distribution}".encode()).hexdigest()
+
+
 def check_space(directory: Path, missing_bytes: int, min_free_bytes: int | None) -> None:
     """Refuse before the first byte when the disk would be filled beyond the floor.
 
@@ -84,7 +90,7 @@ def check_space(directory: Path, missing_bytes: int, min_free_bytes: int | None)
 
 def fetch_blocks(
     source: Source, distribution: str, ref: PackRef, pack: PartialPack, *,
-    on_block: Callable[[int], None], cancelled: Callable[[], bool],
+    on_open: Callable[[Connection], None], on_block: Callable[[int], None], cancelled: Callable[[], bool],
 ) -> None:  # fmt: skip
     """Fetch every live block that lacks, in one request.
 
@@ -93,6 +99,7 @@ def fetch_blocks(
         distribution: Whose pack it is.
         ref: The pack, as signed.
         pack: Where to; what it has already is not asked for.
+        on_open: Called with the connection before the first block; closing it ends the transfer.
         on_block: Called with the size in bytes of each block that was verified and written.
         cancelled: Asked between blocks; true ends the transfer without an error.
 
@@ -109,6 +116,7 @@ def fetch_blocks(
     unsaved_bytes, saved_at_s = 0, time.monotonic()
     try:
         with source.pool.lend(source.peer) as connection:
+            on_open(connection)
             answer = connection.request("POST", path, body)
             if answer.length != runs_bytes(ref, runs):
                 raise TransferError(f"{source.peer} announces {answer.length} bytes for {len(runs)} runs of blocks")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import urllib.error
 import urllib.parse
@@ -25,6 +26,7 @@ from ted.content.durable import replace_file, sync_directory
 from ted.content.record import PackRef, RevisionRecord
 from ted.content.working import RECORD_NAME, WorkingDirectory
 from ted.errors import DigestMismatchError, MissingContentError, TransferError, UnreachableError, UsageError
+from ted.transfer.fetch import check_space, receive_lock
 from ted.transfer.packs import blocks_of, runs_bytes
 from ted.trust.view import CatalogView
 
@@ -159,8 +161,12 @@ def _files_in_order(working: WorkingDirectory, distributor: str, names: list[str
     for name in names:
         stamps = working.received(distributor, name)
         records = [working.record(distributor, name, stamp) for stamp in stamps]
-        for stamp in sorted({ref.revision for record in records for ref in record.packs}):
+        refs = {ref.revision: ref for record in records for ref in record.packs}
+        for stamp in sorted(refs):
             directory = working.revision(distributor, name, stamp)
+            if PartialPack(directory, refs[stamp]).missing([(0, refs[stamp].blocks)]):
+                raise UsageError(f"this node holds only parts of pack {stamp} of {name}",
+                                 hint="push from the Distributor, which holds all of it")  # fmt: skip
             yield from (directory / PACK_NAME, directory / BLOCKS_NAME)
         yield from (working.revision(distributor, name, stamp) / RECORD_NAME for stamp in stamps)
     catalog = working.catalog(distributor)
@@ -180,7 +186,7 @@ def _is_same(source: Path, place: Path) -> bool:
 
 def _copy_whole(source: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name}.part")
+    temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
     with open(source, "rb") as reading, open(temporary, "wb") as writing:
         shutil.copyfileobj(reading, writing, 1 << 20)
         writing.flush()
@@ -212,9 +218,13 @@ def pull(working: WorkingDirectory, view: CatalogView, mirror: Mirror, name: str
     directory = working.revision(view.distributor, name, record.revision)
     if working.is_received(view.distributor, name, record.revision):
         return record, 0
-    total = 0
-    for ref in record.packs:
-        total += _pull_pack(working, view.distributor, name, ref, mirror, check=check)
+    if not check:
+        directory.mkdir(parents=True, exist_ok=True)
+        check_space(working.path, sum(ref.live_bytes for ref in record.packs), None)
+    with working.lock(receive_lock(view.distributor, name)) as mine:
+        if not mine:
+            raise TransferError(f"the agent receives {name} at this moment", hint="try again when it is done")
+        total = sum(_pull_pack(working, view.distributor, name, ref, mirror, check=check) for ref in record.packs)
     if not check:
         replace_file(directory / RECORD_NAME, data)
         working.mark_received(view.distributor, name, record.revision)

@@ -127,9 +127,10 @@ class PackStore:
         """Let readers wait for the blocks of a pack that is coming in."""
         self._incoming[key] = incoming
 
-    def withdraw(self, key: PackKey) -> None:
-        """The pack no longer comes in."""
-        self._incoming.pop(key, None)
+    def withdraw(self, key: PackKey, incoming: Incoming) -> None:
+        """The pack no longer comes in by ``incoming``."""
+        if self._incoming.get(key) is incoming:
+            del self._incoming[key]
 
     @contextmanager
     def open(self, key: PackKey, ref: PackRef) -> Iterator[ServedPack]:
@@ -146,6 +147,9 @@ class PackStore:
         path = directory / "DISTFILE.TED"
         incoming = self._incoming.get(key)
         partial = None
+        known = None if incoming is None else incoming.pack.ref
+        if known is not None and (known.bytes, known.block_bytes) != (ref.bytes, ref.block_bytes):
+            raise MissingContentError(f"pack {'/'.join(key)} has other sizes here")
         if incoming is None and (directory / "BITMAP.TED").exists():
             partial = PartialPack(directory, ref)
         try:
@@ -153,7 +157,7 @@ class PackStore:
         except FileNotFoundError as error:
             raise MissingContentError(f"pack {'/'.join(key)} is not on this node") from error
         try:
-            if incoming is None and partial is None and pack.size != ref.bytes:
+            if pack.size != ref.bytes:
                 raise MissingContentError(f"pack {'/'.join(key)} has {pack.size} bytes here, not {ref.bytes}")
             yield pack
         finally:

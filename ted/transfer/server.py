@@ -11,9 +11,12 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,14 +32,16 @@ from ted.errors import (
     TrustError,
 )
 from ted.transfer.client import packed
-from ted.transfer.packs import PackStore, Run, ServedPack, blocks_of
+from ted.transfer.packs import PackStore, Run, ServedPack, blocks_of, runs_bytes
 from ted.trust.realm import peer_name
 from ted.trust.view import read_metadata
 
 log = logging.getLogger("ted.server")
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_SMALL_BODY_BYTES = 4 * 1024 * 1024
 MAX_RUNS = 65_536
+STREAMS_PER_PEER = 16
 MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 64 * 1024, 4 * 1024 * 1024
 WRITE_BYTES = 256 * 1024
 PROTOCOL = 1
@@ -51,7 +56,7 @@ class Exchange(Protocol):
     async def receipts(self, data: Any, peer: str) -> None:
         """Take receipts from a node below."""
 
-    def offers_for(self, peer: str) -> list[dict[str, Any]]:
+    async def offers_for(self, peer: str) -> list[dict[str, Any]]:
         """Return the slips that ``peer`` should have."""
 
 
@@ -66,6 +71,7 @@ class PeerServer:
         self._exchange = exchange
         self._executor = executor
         self._timeout_s = timeout_s
+        self._streams: Counter[str] = Counter()
 
     def application(self) -> web.Application:
         """Return the application with every route of the protocol."""
@@ -88,13 +94,15 @@ class PeerServer:
         return web.json_response({"node": self._node, "protocol": PROTOCOL})
 
     async def _offer(self, request: web.Request) -> web.Response:
-        return _answer(await self._exchange.offered(await _json(request), _peer(request)))
+        peer = _peer(request)
+        return _answer(await self._exchange.offered(await self._json(request, MAX_BODY_BYTES), peer))
 
     async def _offers(self, request: web.Request) -> web.Response:
-        return _answer({"offers": self._exchange.offers_for(_peer(request))})
+        return _answer({"offers": await self._exchange.offers_for(_peer(request))})
 
     async def _receipts(self, request: web.Request) -> web.Response:
-        await self._exchange.receipts(await _json(request), _peer(request))
+        peer = _peer(request)
+        await self._exchange.receipts(await self._json(request, MAX_SMALL_BODY_BYTES), peer)
         return web.json_response({})
 
     async def _metadata(self, request: web.Request) -> web.StreamResponse:
@@ -122,31 +130,55 @@ class PeerServer:
         return web.Response(body=data, content_type="application/octet-stream")
 
     async def _pack(self, request: web.Request) -> web.StreamResponse:
-        _peer(request)
+        peer = _peer(request)
         key = _pack_key(request)
-        asked = await _json(request)
+        asked = await self._json(request, MAX_SMALL_BODY_BYTES)
         ref, runs = _wanted(key[2], asked)
-        with self._packs.open(key, ref) as pack:
-            blocks = list(blocks_of(runs))
+        with self._place_for(peer), self._packs.open(key, ref) as pack:
             response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
-            response.content_length = sum(pack.block_size(block) for block in blocks)
-            if blocks:  # an answer only once there is something: a refusal keeps its shape
-                await pack.available(blocks[0], self._timeout_s)
+            response.content_length = runs_bytes(ref, runs)
+            if runs:  # an answer only once there is something: a refusal keeps its shape
+                await pack.available(runs[0][0], self._timeout_s)
             await response.prepare(request)
-            await self._stream(response, pack, blocks)
+            await self._stream(response, pack, runs)
             await response.write_eof()
             return response
 
-    async def _stream(self, response: web.StreamResponse, pack: ServedPack, blocks: Sequence[int]) -> None:
+    @contextmanager
+    def _place_for(self, peer: str) -> Iterator[None]:
+        if self._streams[peer] >= STREAMS_PER_PEER:
+            raise TransferError(f"{peer} has {STREAMS_PER_PEER} transfers open here already")
+        self._streams[peer] += 1
         try:
-            for block in blocks:
+            yield
+        finally:
+            self._streams[peer] -= 1
+            if not self._streams[peer]:
+                del self._streams[peer]
+
+    async def _stream(self, response: web.StreamResponse, pack: ServedPack, runs: Sequence[Run]) -> None:
+        try:
+            for block in blocks_of(runs):
                 await pack.available(block, self._timeout_s)
                 data = memoryview(await self._in_thread(pack.read, block))
                 for start in range(0, len(data), WRITE_BYTES):
-                    await response.write(data[start : start + WRITE_BYTES])
-        except TedError as error:
+                    async with asyncio.timeout(self._timeout_s):  # a reader that stalls is let go
+                        await response.write(data[start : start + WRITE_BYTES])
+        except (TedError, TimeoutError) as error:
             # the head is out: closing early is the only honest answer left
-            raise ConnectionResetError(error.message) from error
+            raise ConnectionResetError(str(error)) from error
+
+    async def _json(self, request: web.Request, max_bytes: int) -> Any:
+        """Return the body as JSON; it is bounded while it comes, unpacked, and read in a thread when it is large."""
+        body = bytearray()
+        async for piece in request.content.iter_any():
+            body += piece
+            if len(body) > max_bytes:
+                raise FormatError(f"the request's body is larger than {max_bytes} bytes")
+        try:
+            return await self._in_thread(json.loads, body) if len(body) > WRITE_BYTES else json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise FormatError("the request's body is not JSON") from error
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
@@ -218,11 +250,6 @@ def _answer(data: Any) -> web.Response:
     return web.Response(body=body, content_type="application/json", headers=encoding)
 
 
-async def _json(request: web.Request) -> Any:
-    try:
-        return await request.json()
-    except (ValueError, RecursionError) as error:
-        raise FormatError("the request's body is not JSON") from error
 
 
 def error_answer(error: TedError) -> web.Response:

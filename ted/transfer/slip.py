@@ -28,6 +28,7 @@ FORMAT = 1
 MAX_HOPS = 1_000_000
 MAX_DEPTH = 64
 MAX_PROOF = 32
+MAX_TEXT = 255
 VALID_FOR = timedelta(days=7)
 CLOCK_SKEW = timedelta(minutes=10)
 _EMPTY = bytes(32)
@@ -53,6 +54,10 @@ class Hop:
         while level:
             yield from level
             level = [child for hop in level for child in hop.children]
+
+    def names(self) -> set[str]:
+        """Return the names of this hop and of every one behind it."""
+        return {hop.name for hop in self.walk()}
 
     def edges(self) -> list[tuple[str, str]]:
         """Return (sender, receiver) pairs, senders before receivers."""
@@ -174,6 +179,9 @@ class RoutingSlip:
     def check(self, *, me: str, sender: str, now: datetime, verify: VerifySignature) -> None:
         """Refuse the slip unless the Distributor signed it for this node, through this sender.
 
+        The signature comes last: it may cost a question to the sender which keys hold, and only what fits otherwise
+        is worth that.
+
         Args:
             me: This node's name.
             sender: Name in the certificate of the node that handed it over.
@@ -183,7 +191,6 @@ class RoutingSlip:
         Raises:
             SlipError: Expired, for another node, by another way, or the proof fails.
         """
-        verify(self.header.payload(), self.signatures)
         what = f"routing slip of {self.header.distributor} for {self.header.distribution}"
         if now > self.header.expires_at:
             raise SlipError(f"{what} expired at {self.header.expires_at.isoformat()}",
@@ -200,6 +207,7 @@ class RoutingSlip:
             raise SlipError(f"{what} does not start at {self.header.distributor}")
         if self._computed_root() != self.header.root:
             raise SlipError(f"{what}: the subtree is not the one that was signed")
+        verify(self.header.payload(), self.signatures)
 
     def _computed_root(self) -> str:
         digest = self.hop.digest()
@@ -232,7 +240,7 @@ class RoutingSlip:
                 raise SlipError(f"routing slip deeper than {MAX_DEPTH} hops")
             ancestors = tuple(_decode_ancestor(item) for item in data["ancestors"])
             return cls(header, signatures, ancestors, _decode_hop(data["hop"], MAX_DEPTH, [0]))
-        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
             raise SlipError(f"not a routing slip: {error!r}") from error
 
 
@@ -250,8 +258,20 @@ def _decode_ancestor(item: Any) -> Ancestor:
     name, address, port, target, children, index, proof = item
     if len(proof) > MAX_PROOF or not 0 <= index < children <= MAX_HOPS:
         raise SlipError("routing slip with an impossible proof")
-    return Ancestor(str(name), str(address), int(port), bool(target), int(children), int(index),
+    return Ancestor(_text(name), _text(address), _port(port), bool(target), int(children), int(index),
                     tuple(bytes.fromhex(digest) for digest in proof))  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT or not value.isprintable() or " " in value:
+        raise SlipError("routing slip with a name or address that is none")
+    return value
+
+
+def _port(value: Any) -> int:
+    if type(value) is not int or not 0 < value < 65536:
+        raise SlipError("routing slip with a port that is none")
+    return value
 
 
 def _decode_hop(item: Any, depth_left: int, count: list[int]) -> Hop:
@@ -260,7 +280,7 @@ def _decode_hop(item: Any, depth_left: int, count: list[int]) -> Hop:
     if depth_left == 0 or count[0] > MAX_HOPS:
         raise SlipError(f"routing slip with more than {MAX_DEPTH} tiers or {MAX_HOPS} hops")
     below = tuple(_decode_hop(child, depth_left - 1, count) for child in children)
-    return Hop(str(name), str(address), int(port), bool(target), below)
+    return Hop(_text(name), _text(address), _port(port), bool(target), below)
 
 
 def _hop_digest(hop: Hop | Ancestor, children: int, children_root: bytes) -> bytes:

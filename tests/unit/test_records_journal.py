@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,42 @@ def test_what_is_not_a_receipt_is_a_format_error(data: object) -> None:
 def test_a_receipt_with_a_huge_number_is_refused() -> None:
     with pytest.raises(FormatError, match="out of range"):
         NodeState.from_dict(row(State.RECEIVED, seq=2**63).to_dict())
+
+
+@pytest.mark.parametrize("field", ["node", "revision", "distribution"])
+def test_a_receipt_with_a_name_that_is_none_is_refused(field: str) -> None:
+    for value in ("../etc", {}, "x" * 1000):
+        with pytest.raises(FormatError):
+            NodeState.from_dict(row(State.RECEIVED, seq=1).to_dict() | {field: value})
+
+
+def test_old_news_after_the_arrival_does_not_open_a_delivery_again(journal: Journal) -> None:
+    _start(journal)
+    journal.deliver([row(State.RECEIVED, seq=6), row(State.RECEIVING, seq=5), row(State.FAILED, seq=7)])
+    assert send_result(journal.send("s1"))["states"]["e01"] == "received"
+
+
+def test_a_send_of_a_newer_revision_ends_the_older_one(journal: Journal) -> None:
+    _start(journal)
+    journal.deliver([row(State.RECEIVED, node="s01", seq=1)])
+    journal.supersede("hq", "dat", R2, ["s01", "e01"])
+    result = send_result(journal.send("s1"))
+    assert (result["done"], result["states"]) == (True, {"s01": "received", "e01": "failed"})
+    assert result["errors"] == {"e01": f"superseded by revision {R2}"}
+
+
+def test_a_send_of_which_nothing_is_heard_ends(journal: Journal) -> None:
+    _start(journal)
+    journal.give_up_silent(3600)
+    assert not send_result(journal.send("s1"))["done"]
+    journal.give_up_silent(-5)
+    assert send_result(journal.send("s1"))["done"]
+
+
+def test_a_reader_does_not_wait_for_a_writer(journal: Journal, tmp_path: Path) -> None:
+    journal.report("hq", "dat", R1, State.RECEIVED)
+    with sqlite3.connect(tmp_path / ".ted" / "records.sqlite", isolation_level=None) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        assert len(journal.states()) == 1
+        writer.execute("ROLLBACK")
+    writer.close()
