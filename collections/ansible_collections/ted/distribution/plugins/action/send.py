@@ -27,6 +27,7 @@ from ansible_collections.ted.distribution.plugins.plugin_utils.progress import (
     documents,
     landmark,
     line,
+    reasons,
 )
 
 display = Display()
@@ -63,8 +64,11 @@ class ActionModule(ActionBase):
         if following and not self._task.check_mode:
             sends, trouble = self._follow(result, sends, options)
             result["sends"] = sends
+            result["changed"] = any(send.get("changed") for send in sends)
             if trouble:
                 result["warnings"] = result.get("warnings", []) + [trouble]
+        elif not self._task.check_mode:
+            result["changed"] = any(not send.get("done") for send in sends)
         return self._conclude(result, sends, options, following and not self._task.check_mode)
 
     def _conclude(self, result, sends, options, followed):
@@ -73,18 +77,13 @@ class ActionModule(ActionBase):
         result["incomplete"] = all_incomplete(sends) if followed else {}
         if result["incomplete"] and not boolean(options.get("allow_incomplete", False), strict=False):
             result["failed"] = True
-            result["msg"] = "; ".join(
-                "%s was not received by %s" % (name, ", ".join("%s (%s)" % pair for pair in sorted(lacking.items())))
-                for name, lacking in sorted(result["incomplete"].items())
-            )
+            result["msg"] = reasons(sends)
         return result
 
     def _follow(self, result, sends, options):
         """Look until all is done; return the newest news and what went wrong, if anything."""
         news = {str(send.get("send")): send for send in sends}
-        live = [name for name, send in news.items() if send.get("changed") and name not in ("", "None")]
-        if options.get("watch"):
-            live = [name for name in news if not news[name].get("done")]
+        live = [name for name, send in news.items() if not send.get("done")]
         began, pause, lost, shown = time.monotonic(), FIRST_PAUSE_S, 0, None
         deadline = began + int(options.get("timeout") or 3600)
         longest = max(float(options.get("interval") or 5), FIRST_PAUSE_S)

@@ -84,10 +84,12 @@ def main():
     if "error" in before and state in ("started", "restarted") and not module.check_mode:
         module.fail_json(msg=sentence(before["error"]), rc=10)
     before.pop("error", None)
+    # A process that does not answer is there all the same: it holds the port, and must be ended before all else.
+    there = bool(before.get("running") or before.get("pid") or before.get("supervisor_pid"))
     running = bool(before.get("running")) and before.get("supervised", True)
-    stale = running and module.params["fresh"] and is_stale(ted, before)
-    stop = running and (state in ("stopped", "restarted") or (state == "started" and stale))
-    start = state in ("started", "restarted") and (stop or not running)
+    stale = there and (not running or (module.params["fresh"] and is_stale(ted, before)))
+    stop = there and (state in ("stopped", "restarted") or (state == "started" and stale))
+    start = state in ("started", "restarted") and (stop or not there)
     if (stop or start) and not module.check_mode:
         before = ted.ask("agent", "restart" if stop and start else "start" if start else "stop")
     module.exit_json(**dict(before, changed=stop or start, running=(running and not stop) or start))

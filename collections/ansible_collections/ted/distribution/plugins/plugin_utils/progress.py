@@ -34,9 +34,10 @@ def total(value):
 
 
 def incomplete(send):
-    """Return the receivers that do not hold the revision, with their state."""
-    states = send.get("states") or {}
-    return {host: state for host, state in states.items() if state not in HELD}
+    """Return the receivers that do not hold the revision, with their state; relays that are none are not asked."""
+    states, named = send.get("states") or {}, send.get("incomplete")
+    lacking = [host for host, state in states.items() if state not in HELD] if named is None else named
+    return {host: states.get(host, "unknown") for host in lacking}
 
 
 def all_incomplete(sends):
@@ -47,6 +48,17 @@ def all_incomplete(sends):
         if lacking:
             missing.setdefault(send.get("distribution"), {}).update(lacking)
     return missing
+
+
+def reasons(sends):
+    """Return one sentence for each distribution that somebody lacks: who, and why."""
+    sentences = []
+    for send in sends:
+        lacking, errors = incomplete(send), send.get("errors") or {}
+        if lacking:
+            who = ", ".join("%s (%s)" % (host, errors.get(host) or lacking[host]) for host in sorted(lacking))
+            sentences.append("%s was not received by %s" % (send.get("distribution"), who))
+    return "; ".join(sentences)
 
 
 def amount(size):
@@ -71,7 +83,7 @@ def counts(sends):
     """Return ``(holding, receivers, bytes done, bytes in all)`` over some sends."""
     receivers = sum(len(send.get("states") or {}) for send in sends)
     lacking = sum(len(incomplete(send)) for send in sends)
-    done = sum(total(send.get("bytes_done")) for send in sends)
+    done = sum(total(send.get("bytes")) for send in sends)
     wanted = sum(total(send.get("bytes_total")) for send in sends)
     return receivers - lacking, receivers, done, wanted
 
@@ -89,7 +101,8 @@ def line(sends, elapsed_s):
         parts += ["%s/s" % amount(rate), "%s left" % clock((wanted - done) / rate)]
     elif elapsed_s >= 1:
         parts.append("after %s" % clock(elapsed_s))
-    return "%s: %s" % (what, ", ".join(parts))
+    who = ", ".join(sorted({str(send["distributor"]) for send in sends if send.get("distributor")}))
+    return "%s%s: %s" % (who + " sends " if who else "", what, ", ".join(parts))
 
 
 def landmark(sends):
