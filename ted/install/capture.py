@@ -23,13 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from ted.install import attributes
-from ted.install.acts import ATTRIBUTES, DELETE, MKDIR, RUN, Act, Bases
+from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, WRITE, Act, Bases
+from ted.install.locked import locked_files
 from ted.install.log import LogWriter
 from ted.install.paths import Base, join, names, remove_tree
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP)
 _COPY_BYTES = 1 << 20
 _REMEMBERED = 4096
+_REPLACING = (WRITE, SYMLINK, HARDLINK, DELETE)
 
 Identity = tuple[int, int]
 
@@ -44,8 +46,15 @@ class Capture:
     copied: bool = False
     """A file was copied since this was last set to False: the copies must be made durable too."""
     _seen: set[tuple[int, bytes]] = field(default_factory=set)
+    _missing: set[tuple[int, bytes]] = field(default_factory=set)
+    _locked: frozenset[Identity] | None = None
     _copies: dict[Identity, str] = field(default_factory=dict)
     _count: int = 0
+
+    def begin_batch(self) -> None:
+        """Say that acts may have been done since, so that what was missing may be there now."""
+        self._missing.clear()
+        self._locked = None
 
     def before(self, act: Act) -> Identity | None:
         """Write down what is where ``act`` will be done.
@@ -54,18 +63,19 @@ class Capture:
             Device and inode of what is there, ``None`` when nothing is.
 
         Raises:
-            OSError: What is there cannot be saved.
+            OSError: What is there cannot be saved, or is locked (``ETXTBSY``).
         """
         if act.kind == RUN:
             self.undo.append(["run", act.number, act.data[1], act.data[2]])
             return None
         base = self.bases[act.base]
-        self._around(act, base)
         # A link on the way may be about to become a directory; if not, the act itself will be refused.
-        status = base.glance(act.path)
+        status = base.glance(act.path) if self._around(act, base) else None
         if status is None:
             self.undo.append(["absent", act.number, act.base, act.path])
             return None
+        if act.kind in _REPLACING:
+            self._refuse_locked(status)
         if not act.path or (act.kind == MKDIR and stat.S_ISDIR(status.st_mode)):
             self._directory(act, base, act.path, status)
         elif act.kind == ATTRIBUTES:
@@ -78,16 +88,31 @@ class Capture:
             self.undo.append(["was", act.number, status.st_dev, status.st_ino])
         return status.st_dev, status.st_ino
 
-    def _around(self, act: Act, base: Base) -> None:
-        """Write down the directory that holds the path; the first record of it counts, later ones do no harm."""
+    def _refuse_locked(self, status: os.stat_result) -> None:
+        if self._locked is None:
+            self._locked = locked_files()
+        if (status.st_dev, status.st_ino) in self._locked:
+            self._locked = None  # whoever tries again wants to know anew
+            raise OSError(errno.ETXTBSY, "locked by another process")
+
+    def _around(self, act: Act, base: Base) -> bool:
+        """Write down the directory that holds the path; return whether it is there.
+
+        The first record of it counts, later ones do no harm.
+        """
         if not act.path:
-            return
+            return True
         parent = act.path.rpartition(b"/")[0]
         if (act.base, parent) in self._seen:
-            return
+            return True
+        if (act.base, parent) in self._missing:
+            return False
         status = base.glance(parent)
-        if status is not None and stat.S_ISDIR(status.st_mode):
-            self._directory(act, base, parent, status)
+        if status is None or not stat.S_ISDIR(status.st_mode):
+            self._missing.add((act.base, parent))
+            return False
+        self._directory(act, base, parent, status)
+        return True
 
     def _directory(self, act: Act, base: Base, path: bytes, status: os.stat_result) -> None:
         held = attributes.read(b".", base.directory(path), status)

@@ -20,18 +20,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ted.errors import TargetError, TedError
 from ted.install import attributes as attrs
-from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, RUN, SYMLINK, WRITE, Act, Bases, Failure
+from ted.install.acts import ATTRIBUTES, RUN, Act, Bases, Failure
 from ted.install.capture import Capture, Identity
-from ted.install.locked import LOCKED_ERRNOS, end_holders, locked_files
+from ted.install.locked import LOCKED_ERRNOS, end_holders
 from ted.install.log import LogReader, LogWriter
 from ted.install.paths import sync_filesystem
 from ted.install.perform import Performer
 from ted.install.undo import Undoer
 from ted.install.words import target_error
+
+Answer = TypeVar("Answer")
 
 BATCH = 500
 MAX_FAILURES = 1000
@@ -240,12 +242,10 @@ class Execution:
         undo = self._undo_writer()
         undo.append(["batch", acts[0].number])
         held: dict[int, Identity | None] = {}
-        locked = locked_files()
+        capture.begin_batch()
         for act in acts:
             try:
-                if locked and act.kind in (WRITE, SYMLINK, HARDLINK, DELETE):
-                    self._patiently(act, partial(self._refuse_locked, act))
-                held[act.number] = capture.before(act)
+                held[act.number] = self._patiently(act, partial(capture.before, act))
             except (OSError, TedError) as error:
                 self._act_failed(act, error)
         undo.append(["captured", acts[-1].number])
@@ -256,13 +256,7 @@ class Execution:
         self.step("capture", acts[-1].number)
         return held
 
-    def _refuse_locked(self, act: Act) -> list[str]:
-        status = self.bases[act.base].glance(act.path)
-        if status is not None and (status.st_dev, status.st_ino) in locked_files():
-            raise OSError(errno.ETXTBSY, "locked by another process")
-        return []
-
-    def _patiently(self, act: Act, do: Callable[[], list[str]]) -> list[str]:
+    def _patiently(self, act: Act, do: Callable[[], Answer]) -> Answer:
         """Call ``do``; while the target is locked, again and again; then end its holder if that was asked for."""
         for attempt in range(self.policy.retries + 1):
             try:

@@ -42,6 +42,7 @@ class LogWriter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._pack = msgpack.Packer(use_bin_type=True).pack
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._pending: list[bytes] = []
         self._pending_bytes = 0
@@ -68,7 +69,7 @@ class LogWriter:
 
     def append(self, record: Any) -> None:
         """Add one record; it reaches the file at the latest with ``flush``."""
-        payload: bytes = msgpack.packb(record, use_bin_type=True)
+        payload: bytes = self._pack(record)
         if len(payload) > MAX_PAYLOAD_BYTES:
             raise FormatError(f"{self._path}: a record of {len(payload)} bytes is above {MAX_PAYLOAD_BYTES}")
         self._pending += (

@@ -25,6 +25,7 @@ MAX_PART_BYTES = 255
 
 _OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CACHED = 128
+_NO_NAMES = (b"", b".", b"..")
 
 
 def show(path: bytes | str) -> str:
@@ -44,7 +45,7 @@ def parts_of(path: bytes) -> list[bytes]:
     if (
         len(path) > MAX_PATH_BYTES
         or b"\0" in path
-        or any(part in (b"", b".", b"..") or len(part) > MAX_PART_BYTES for part in parts)
+        or any(part in _NO_NAMES or len(part) > MAX_PART_BYTES for part in parts)
     ):
         raise UnsafePathError(
             f"{show(path)!r}: not a plain relative path",
@@ -114,11 +115,21 @@ class Base:
         Raises:
             UnsafePathError: As ``directory``; also for the empty path.
         """
-        parts_of(path)
         head, _, name = path.rpartition(b"/")
-        if not name:
-            raise UnsafePathError(f"{self.path}: the target directory itself is no file")
-        return self.directory(head), name
+        held = self._open.get(head) if head else self.fd
+        if (
+            held is None
+            or name in _NO_NAMES
+            or len(path) > MAX_PATH_BYTES
+            or len(name) > MAX_PART_BYTES
+            or b"\0" in name
+        ):
+            # Not the quick way of a name in a directory that is open already: everything is looked at.
+            parts_of(path)
+            if not name:
+                raise UnsafePathError(f"{self.path}: the target directory itself is no file")
+            held = self.directory(head)
+        return held, name
 
     def look(self, path: bytes) -> os.stat_result | None:
         """Return the status of ``path`` itself, links not followed; ``None`` when nothing is there.

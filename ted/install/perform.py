@@ -14,7 +14,9 @@ import errno
 import os
 import stat
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ted.errors import TargetError, UnsafePathError
@@ -63,9 +65,8 @@ class Performer:
         base = self.bases[act.base]
         at, name = base.parent(act.path)
         staging = self.bases.staging_fd(act.base)
-        if not self._rename(staging, str(act.number).encode(), at, name):
+        if not self._rename(staging, str(act.number).encode(), at, name, partial(base.forget, act.path)):
             self._in_place_already(act)
-        base.forget(act.path)
 
     def _in_place_already(self, act: Act) -> None:
         """Check that what is no longer staged is where it belongs."""
@@ -82,8 +83,11 @@ class Performer:
             hint="something removed ted's staging directory; extract again",
         )
 
-    def _rename(self, source_at: int, source: bytes, at: int, name: bytes) -> bool:
-        """Rename a staged file over ``name``; False when it is not staged any more."""
+    def _rename(self, source_at: int, source: bytes, at: int, name: bytes, forget: Callable[[], None]) -> bool:
+        """Rename a staged file over ``name``; False when it is not staged any more.
+
+        ``forget`` is called before a directory that stands there goes.
+        """
         for _ in range(3):
             try:
                 os.rename(source, name, src_dir_fd=source_at, dst_dir_fd=at)
@@ -91,10 +95,11 @@ class Performer:
                 return False
             except OSError as error:
                 if error.errno in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    forget()
                     remove_tree(at, name)
                 elif error.errno == errno.EXDEV and source != self.bases.beside:
                     self._copy_beside(source_at, source, at)
-                    self._rename(at, self.bases.beside, at, name)
+                    self._rename(at, self.bases.beside, at, name, forget)
                     os.unlink(source, dir_fd=source_at)
                     return True
                 else:
@@ -139,7 +144,7 @@ class Performer:
                 raise
             self._copy_first(first, first_at, status, staging, staged)
         at, name = base.parent(act.path)
-        self._rename(staging, staged, at, name)
+        self._rename(staging, staged, at, name, partial(base.forget, act.path))
         # Renaming one name of a file over another name of it does nothing, by POSIX: the staged one stays.
         remove_tree(staging, staged)
 
