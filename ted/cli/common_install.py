@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
@@ -13,6 +14,7 @@ import click
 from tabulate import tabulate
 
 from ted.agent.records import open_journal
+from ted.cli.common import topology_if_any
 from ted.cli.main import Settings, emit
 from ted.config import NodeConfig
 from ted.content.working import WorkingDirectory
@@ -78,6 +80,10 @@ def _realm(config: NodeConfig) -> str | None:
 # --- which distributions -------------------------------------------------------------------------------------------
 
 
+Pair = tuple[str, str]
+"""(distributor, distribution)."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """A distribution to work on; ``relayed`` when this node only passes it on."""
@@ -87,15 +93,12 @@ class Wanted:
     relayed: bool = False
 
 
-def wanted(
-    config: NodeConfig, known: Iterable[tuple[str, str]], names: tuple[str, ...], distributor: str | None
-) -> list[Wanted]:
-    """Return what a command works on: what is named, or everything this node subscribes to.
+def named(known: Iterable[Pair], names: tuple[str, ...], distributor: str | None) -> list[Pair]:
+    """Return those of ``known`` that are named; all of them when no name is given.
 
     Args:
-        config: This node.
         known: (distributor, distribution) of what there is.
-        names: As given; none means everything.
+        names: As given.
         distributor: Only of this one.
 
     Raises:
@@ -112,13 +115,36 @@ def wanted(
             )
         if len(owners) > 1:
             raise UsageError(f"{name} is known of {' and '.join(owners)}", hint="choose one with --distributor")
+    return [pair for pair in pairs if not names or pair[1] in names]
+
+
+def wanted(settings: Settings, config: NodeConfig, names: tuple[str, ...], distributor: str | None) -> list[Wanted]:
+    """Return what to extract: what is named, or everything here that this node subscribes to; by priority.
+
+    What a Distributor made itself it subscribes to if it is a host of one of its channels; naming it is enough too.
+
+    Raises:
+        UnknownNameError: A name is not here.
+        UsageError: A name is here of more than one Distributor.
+    """
     targets = _targets(config)
+    own = _own(settings, config)
     found = []
-    for pair in pairs:
-        relayed = not targets.get(pair, pair[0] != config.node)
-        if pair[1] in names or (not names and not relayed):
-            found.append(Wanted(*pair, relayed=relayed and pair[0] != config.node))
+    for pair in named(received(config.working), names, distributor):
+        subscribed = pair[1] in own if pair[0] == config.node else targets.get(pair, True)
+        if names or subscribed:
+            found.append(Wanted(*pair, relayed=not subscribed and pair[0] != config.node))
     return found
+
+
+def _own(settings: Settings, config: NodeConfig) -> set[str]:
+    """Return the distributions of this Distributor that it subscribes to itself."""
+    topology = topology_if_any(settings) if config.distributor else None
+    if topology is None or config.node not in topology.distributors:
+        return set()
+    channels = {name for name, channel in topology.channels.items() if config.node in channel.members}
+    own = topology.distributor(config.node).distributions
+    return {name for name, distribution in own.items() if channels & set(distribution.channels)}
 
 
 def _targets(config: NodeConfig) -> dict[tuple[str, str], bool]:
@@ -223,7 +249,7 @@ def finish(settings: Settings, data: dict[str, Any], text: str, failures: list[T
         if settings.verbose:
             click.echo("".join(traceback.format_exception(failure)), err=True)
         click.echo(f"ted: {failure.message}" + (f"\n     {failure.hint}" if failure.hint else ""), err=True)
-    click.get_current_context().exit(failures[0].exit_code)
+    sys.exit(failures[0].exit_code)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

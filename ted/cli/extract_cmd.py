@@ -13,7 +13,6 @@ from ted.cli.common_install import (
     begin,
     failed_row,
     host_of,
-    received,
     report,
     report_failure,
     wanted,
@@ -58,7 +57,7 @@ def command(
     rows: list[dict[str, Any]] = []
     failures: list[TedError] = []
     try:
-        for each in wanted(config, received(host.working), names, distributor):
+        for each in wanted(settings, config, names, distributor):
             if each.relayed and not force:
                 rows.append(_relayed(each, check=check).to_dict())
                 continue

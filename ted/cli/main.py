@@ -36,16 +36,22 @@ class Settings:
 
 
 class _Lazy(click.Group):
-    """A group whose commands live in ``ted.cli.<name>_cmd`` as ``command``."""
+    """A group whose commands live in ``ted.cli.<name>_cmd`` as ``command``; plugins may bring more."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(COMMANDS)
+        return sorted({*COMMANDS, *_of_plugins()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
-            return None
+            return _of_plugins().get(cmd_name)
         command: click.Command = importlib.import_module(f"ted.cli.{cmd_name}_cmd").command
         return command
+
+
+def _of_plugins() -> dict[str, click.Command]:
+    from ted.plugins import installed
+
+    return installed().commands()
 
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "TED"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ted.agent.records import open_journal
-from ted.cli.common_install import answer, failed_row, host_of, report, wanted
+from ted.cli.common_install import Wanted, answer, failed_row, host_of, named, report
 from ted.cli.main import Settings
 from ted.config import NodeConfig
 from ted.errors import NothingToRollBackError, TedError
@@ -28,7 +28,7 @@ def command(
     installed = host.states.all()
     if not any(pair[1] == name and distributor in (None, pair[0]) for pair in installed):
         raise NothingToRollBackError(f"{name} was never extracted here", hint="`ted status` tells what is installed")
-    each = wanted(config, installed, (name,), distributor)[0]
+    each = Wanted(*named(installed, (name,), distributor)[0])
     failures: list[TedError] = []
     journal = open_journal(config)
     try:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from tabulate import tabulate
 
-from ted.cli.common_install import finish, host_of, received, wanted
+from ted.cli.common_install import finish, host_of, named, received
 from ted.cli.main import Settings
 from ted.config import NodeConfig
 from ted.errors import DigestMismatchError, DriftError, TedError
@@ -34,16 +34,16 @@ def command(
     failures: list[TedError] = []
     repaired: list[dict[str, Any]] = []
     known = list(dict.fromkeys([*received(host.working), *host.states.all()]))
-    for each in wanted(config, known, names, distributor) if known or names else []:
+    for pair in named(known, names, distributor):
         if stored or both:
-            problems += verify_stored(host, each.distributor, each.distribution)
+            problems += verify_stored(host, *pair)
         if not (installed or both):
             continue
         try:
-            drifted = verify_installed(host, each.distributor, each.distribution)
+            drifted = verify_installed(host, *pair)
             if drifted and mend:
-                repaired.append(repair(host, each.distributor, each.distribution).to_dict())
-                drifted = verify_installed(host, each.distributor, each.distribution)
+                repaired.append(repair(host, *pair).to_dict())
+                drifted = verify_installed(host, *pair)
             problems += drifted
         except TedError as error:
             failures.append(error)

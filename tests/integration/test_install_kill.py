@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,15 @@ class Killer:
         self.steps += 1
         if self.steps == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A directory in memory where there is one: what a kill leaves is what the kernel holds, not what the disk does."""
+    memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else None
+    path = Path(tempfile.mkdtemp(prefix="ted-kill-", dir=memory))
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture
@@ -178,14 +190,14 @@ def test_kills_at_random_times_never_lose_anything(tmp_path: Path, target: Path)
     before = snapshot(target)
     chance = random.Random(2)
     killed = 0
-    for _ in range(6):
+    for _ in range(8):
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(tmp_path), *depot.signed], stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         )  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        time.sleep(chance.uniform(0, 0.6))
+        time.sleep(chance.uniform(0, 0.15))
         process.kill()
         killed += process.wait() == -signal.SIGKILL
         process.stdout.close()
@@ -194,4 +206,4 @@ def test_kills_at_random_times_never_lose_anything(tmp_path: Path, target: Path)
         assert depot.leftovers(target) == []
         depot.rollback()
         assert snapshot(target) == before
-    assert killed > 2
+    assert killed > 1

@@ -1,0 +1,161 @@
+"""``ted extract``, ``rollback``, ``verify``, ``types``: one document each, true exit codes, states on record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet import CommandError, Fleet, same_trees, two_tiers
+
+from ted.cli.main import main
+
+Run = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    source = tmp_path / "source"
+    (source / "d").mkdir(parents=True)
+    (source / "a.txt").write_text("one\n")
+    (source / "d" / "b.txt").write_text("one\n")
+    return source
+
+
+@pytest.fixture
+def hq(fleet: Fleet, source: Path) -> Fleet:
+    """A Distributor by itself, with two distributions of its own, built."""
+    options = {"targets": [{"path": "%DEST_VOLUME%/app", "from": [f"{source}/"], "synchronize": True}]}
+    fleet.add("hq", distributor=True, channels=("all",), variables={"DEST_VOLUME": str(fleet.root / "dest")},
+              distributions={
+                  "app": {"type": "file", "channels": ["all"], "options": options},
+                  "other": {"type": "file", "channels": ["all"], "priority": "high",
+                            "options": {"targets": [{"path": "%NOWHERE%", "from": [f"{source}/"]}]}},
+              })  # fmt: skip
+    fleet.install()
+    fleet.ted("hq", "build")
+    return fleet
+
+
+@pytest.fixture
+def run(hq: Fleet, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs ``ted --json`` on hq, in this process, and returns exit code and document."""
+
+    def run(*words: str) -> tuple[int, Any]:
+        capsys.readouterr()
+        code = 0
+        try:
+            main(["--config", str(hq.config("hq")), "--json", *words])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_extract_check_apply_check_apply_and_the_way_back(hq: Fleet, run: Run, source: Path) -> None:
+    target = hq.root / "dest" / "app"
+    seen = []
+    for words in (("--check",), ("--diff",), ("--check",), ()):
+        code, data = run("extract", "app", *words)
+        assert code == 0
+        seen.append(data["changed"])
+        assert target.exists() == (words != ("--check",) or len(seen) > 1)
+    assert seen == [True, True, False, False]
+    assert same_trees(source, target) == ""
+    (row,) = data["distributions"]
+    assert {"distributor", "distribution", "revision", "state", "changed", "actions", "error", "diff"} <= row.keys()
+    assert (row["distributor"], row["distribution"], row["state"]) == ("hq", "app", "extracted")
+    state = hq.ted("hq", "status", "app")
+    assert [(each["node"], each["state"]) for each in state] == [("hq", "extracted")]
+    code, data = run("rollback", "app", "--check", "--diff")
+    assert (code, data["changed"], target.exists()) == (0, True, True)
+    assert {change["change"] for change in data["distributions"][0]["diff"]} == {"deleted"}
+    code, data = run("rollback", "app")
+    assert (code, data["distributions"][0]["state"], target.exists()) == (0, "rolled_back", False)
+    code, data = run("rollback", "app")
+    assert (code, data["error"]["type"]) == (45, "NothingToRollBackError")
+
+
+def test_one_that_fails_is_named_and_the_others_are_extracted(hq: Fleet, run: Run, source: Path) -> None:
+    code, data = run("extract", "app", "other")
+    assert (code, data["error"]["type"]) == (42, "VariableError")
+    assert "%NOWHERE%" in data["error"]["message"]
+    assert [(row["distribution"], row["state"]) for row in data["distributions"]] == [
+        ("other", "failed"), ("app", "extracted"),
+    ]  # fmt: skip
+    assert same_trees(source, hq.root / "dest" / "app") == ""
+    (row,) = hq.ted("hq", "status", "other")
+    assert row["state"] == "failed"
+    assert "%NOWHERE%" in row["error"]
+
+
+def test_what_is_not_known_is_said_with_what_to_do(run: Run) -> None:
+    code, data = run("extract", "nothing")
+    assert (code, data["error"]["type"]) == (13, "UnknownNameError")
+    assert data["error"]["hint"]
+    assert run("extract", "--revision", "20260101T000000000000Z")[0] == 14
+    assert run("extract", "app", "--revision", "20260101T000000000000Z")[0] == 13
+    assert run("rollback", "app")[0] == 45
+
+
+def test_verify_finds_and_mends_drift_and_finds_damage_of_the_store(hq: Fleet, run: Run, source: Path) -> None:
+    run("extract", "app")
+    assert run("verify") == (0, {"ok": True, "changed": False, "problems": [], "repaired": []})
+    target = hq.root / "dest" / "app"
+    (target / "a.txt").write_text("two\n")
+    (target / "extra").write_text("x")
+    code, data = run("verify", "--installed")
+    assert (code, data["ok"], data["error"]["type"]) == (46, False, "DriftError")
+    assert {Path(problem["path"]).name: problem["what"] for problem in data["problems"]} == {
+        "a.txt": "content", "extra": "extra", "app": "attributes",
+    }  # fmt: skip
+    code, data = run("verify", "--repair")
+    assert (code, data["ok"], data["changed"]) == (0, True, True)
+    assert same_trees(source, target) == ""
+    (pack,) = hq.working("hq").glob("hq/app/*/DISTFILE.TED")
+    damaged = bytearray(pack.read_bytes())
+    damaged[40] ^= 255
+    pack.write_bytes(damaged)
+    code, data = run("verify", "app", "--stored")
+    assert (code, data["error"]["type"], data["problems"][0]["where"]) == (22, "DigestMismatchError", "stored")
+
+
+def test_a_forged_record_is_never_extracted(hq: Fleet, run: Run) -> None:
+    (record,) = hq.working("hq").glob("hq/app/*/REVISION.TED")
+    record.write_bytes(record.read_bytes().replace(b'"files":2', b'"files":3'))
+    code, data = run("extract", "app")
+    assert 20 <= code < 30
+    assert data["error"]["hint"]
+    assert not (hq.root / "dest").exists()
+
+
+def test_types_are_listed_with_the_schema_of_their_options(run: Run) -> None:
+    code, rows = run("types")
+    (file,) = [row for row in rows if row["name"] == "file"]
+    assert (code, file["available"], file["plugin"]) == (0, True, "ted")
+    assert "targets" in file["options"]["properties"]
+    assert run("types", "fiel")[0] == 60
+
+
+def test_a_relay_extracts_only_what_it_subscribes_to_unless_forced(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    assert fleet.ted("s01", "extract") == {"changed": False, "distributions": []}
+    (row,) = fleet.ted("s01", "extract", "app")["distributions"]
+    assert (row["state"], row["changed"]) == ("skipped", False)
+    assert "subscribe" in row["reason"]
+    root = fleet.config("e01") / "trust" / "hq" / "root.json"
+    held = root.read_bytes()
+    root.unlink()
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("e01", "extract")
+    assert caught.value.error["type"] == "UntrustedDistributorError"
+    assert "ted trust import" in caught.value.error["hint"]
+    root.write_bytes(held)
+    assert fleet.ted("e01", "extract")["changed"]
