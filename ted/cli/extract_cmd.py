@@ -76,6 +76,8 @@ def command(
                     failures.append(_told(result.error))
                 report(journal, result)
                 rows.append(result.to_dict())
+        if not names and not check:
+            host.recover_others([(row["distributor"], row["distribution"]) for row in rows])
     finally:
         journal.close()
     answer(settings, rows, failures, diff=diff)

@@ -9,9 +9,11 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -179,9 +181,10 @@ class Host:
         """
         known = {step.transaction: step for step in held.chain if step.transaction is not None}
         taken_back: list[Step] = []
-        for found in recover(self.states.transactions, on_act=self.on_act):
+        whose = (held.distributor, held.distribution)
+        for found in recover(self.states.transactions, only=lambda meta: _owner(meta) == whose, on_act=self.on_act):
             meta = found.meta
-            if (meta.get("distributor"), meta.get("distribution")) != (held.distributor, held.distribution):
+            if _owner(meta) != whose:
                 continue
             if found.error is not None and found.state not in (State.UNDONE, State.LEFT):
                 raise _unfinished(found.directory, found.error)
@@ -197,6 +200,19 @@ class Host:
             elif name not in known:
                 self.forget(name)
         return taken_back
+
+    def recover_others(self, but: Collection[tuple[str, str]]) -> None:
+        """Bring to an end what a crash left of distributions that nobody extracts any more; what is busy is left."""
+        owners = set()
+        for head in self.states.transactions.glob("*/meta.json"):
+            with contextlib.suppress(OSError, ValueError):
+                owners.add(_owner(json.loads(head.read_bytes())["meta"]))
+        for distributor, distribution in sorted(owners - {*but}):
+            try:
+                with self.states.lock(distributor, distribution, 0):
+                    self.recover(self.states.load(distributor, distribution))
+            except TedError as error:
+                log.warning("%s of %s: %s", distribution, distributor, error.message)
 
     def forget(self, name: str) -> None:
         """Remove a transaction's directory."""
@@ -218,6 +234,10 @@ class Host:
 def now_text() -> str:
     """Return this moment, UTC, as it is written down."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _owner(meta: Mapping[str, Any]) -> tuple[str, str]:
+    return str(meta.get("distributor")), str(meta.get("distribution"))
 
 
 def _adopted(step: Mapping[str, Any], name: str, state: State) -> Step:

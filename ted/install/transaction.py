@@ -35,7 +35,7 @@ import stat
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -272,7 +272,7 @@ class Transaction:
             TargetError: There is no room, or no right, to stage it.
         """
         base, where = self._locate(root, path)
-        held = self.rights.reduce(attributes or Attributes())
+        held = self._reduced(attributes or Attributes())
         self._note("written", base, where, held, f"file of {size} bytes")
         number = self._act(WRITE, base, where, size)
         if number is not None:
@@ -288,7 +288,7 @@ class Transaction:
             TargetError: As ``write``.
         """
         base, where = self._locate(root, path)
-        held = self.rights.reduce(attributes or Attributes())
+        held = self._reduced(attributes or Attributes())
         self._note("linked", base, where, held, f"link to {show(target)}")
         number = self._act(SYMLINK, base, where, target)
         if number is not None:
@@ -353,7 +353,7 @@ class Transaction:
             UnsafePathError: As ``write``.
         """
         base, where = self._locate(root, path)
-        held = self.rights.reduce(attributes)
+        held = self._reduced(attributes)
         self._note("attributes", base, where, held, None)
         status = self._look(base, where)
         if status is not None and stat.S_ISDIR(status.st_mode):
@@ -638,6 +638,13 @@ class Transaction:
         except OSError as error:
             raise target_error(self._bases[base].full(where), error) from error
 
+    def _reduced(self, wanted: Attributes) -> Attributes:
+        """Return what of ``wanted`` this process may set; what it may not is told once, with a count."""
+        held = self.rights.reduce(wanted)
+        if (held.owner, held.group) != (wanted.owner, wanted.group):
+            self._warn(["owner or group not set: only root may give files away"])
+        return held
+
     def _warn(self, trouble: list[str]) -> None:
         self._execution.warnings.update(trouble)
 
@@ -675,11 +682,18 @@ class Transaction:
         return CommitResult(dict(self.counts), tuple(self._execution.failures), warnings)
 
 
-def recover(directory: Path, *, on_act: OnAct | None = None) -> list[Recovered]:
+def recover(
+    directory: Path, *, only: Callable[[Mapping[str, Any]], bool] = lambda _meta: True, on_act: OnAct | None = None
+) -> list[Recovered]:
     """Bring every transaction below ``directory`` that a crash cut off to an end.
 
     Those another process works on are passed over. A transaction that cannot be brought to an end now (a full disk,
     say) is reported with its error and stays for the next time.
+
+    Args:
+        directory: Where transactions lie.
+        only: Chooses by what the owner wrote into ``meta``; nothing else is touched.
+        on_act: Told after each step.
 
     Returns:
         Every transaction that is there, in the order they began, with its state; discarded plans are not told.
@@ -693,8 +707,13 @@ def recover(directory: Path, *, on_act: OnAct | None = None) -> list[Recovered]:
             transaction = Transaction.open(path, on_act=on_act)
         except (BlockingIOError, NotADirectoryError, FileNotFoundError):
             continue
+        except FormatError as failed:
+            found.append(Recovered(path, {}, State.PLANNING, failed.message))
+            continue
         error: str | None = None
         try:
+            if transaction.meta and not only(transaction.meta):
+                continue
             state = transaction.resume()
         except TedError as failed:
             error, state = failed.message, transaction.state

@@ -88,14 +88,21 @@ def in_a_child(work: Any) -> bool:
     return os.WIFEXITED(status)
 
 
-def the_way(tmp_path: Path, source: Path, *, tests: dict[str, str] | None = None) -> Depot:
-    depot = Depot(tmp_path)
-    depot.build({"path": "%DEST_VOLUME%", "from": [f"{source}/"], "synchronize": True}, tests=tests)
+def the_way(work: Path, source: Path, target: Path, *, tests: dict[str, str] | None = None) -> Depot:
+    depot = Depot(work)
+    depot.build({"path": str(target), "from": [f"{source}/"], "synchronize": True}, tests=tests)
     return depot
 
 
-def test_an_extraction_killed_at_any_step_is_finished_or_undone(tmp_path: Path, source: Path, target: Path) -> None:
-    depot = the_way(tmp_path, source)
+@pytest.mark.parametrize("across", [False, True], ids=["one-file-system", "two-file-systems"])
+def test_an_extraction_killed_at_any_step_is_finished_or_undone(
+    tmp_path: Path, source: Path, target: Path, across: bool
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="ted-kill-", dir=None if across else tmp_path) as work:
+        kill_at_every_step(the_way(Path(work), source, target), source, target)
+
+
+def kill_at_every_step(depot: Depot, source: Path, target: Path) -> None:
     before = snapshot(target)
     after: Snapshot | None = None
     for step in range(1, 1000):
@@ -123,13 +130,13 @@ def test_an_extraction_killed_at_any_step_is_finished_or_undone(tmp_path: Path, 
 def test_a_rollback_killed_at_any_step_is_finished_and_goes_not_one_step_too_far(
     tmp_path: Path, source: Path, target: Path
 ) -> None:
-    first = the_way(tmp_path, source)
+    first = the_way(tmp_path, source, target)
     stamp = first.extract().revision
     before = snapshot(target)
     (source / "changes").write_text("second")
     (source / "d").unlink()
     (source / "later").write_text("second")
-    depot = the_way(tmp_path, source)
+    depot = the_way(tmp_path, source, target)
     depot.signed |= first.signed
     for step in range(1, 1000):
         depot.extract()
@@ -160,7 +167,7 @@ def test_what_is_killed_during_its_acceptance_tests_is_tested_again(tmp_path: Pa
         "    else:\n"
         "        assert False, 'ran again'\n"
     )
-    depot = the_way(tmp_path, source, tests={"test_kill.py": test})
+    depot = the_way(tmp_path, source, target, tests={"test_kill.py": test})
     before = snapshot(target)
     assert not in_a_child(depot.extract)
     assert same_trees(source, target) == ""
@@ -186,7 +193,7 @@ def test_kills_at_random_times_never_lose_anything(tmp_path: Path, target: Path)
         (source / str(directory)).mkdir(parents=True)
         for number in range(40):
             (source / str(directory) / f"{number}.txt").write_bytes(os.urandom(2000))
-    depot = the_way(tmp_path, source)
+    depot = the_way(tmp_path, source, target)
     before = snapshot(target)
     chance = random.Random(2)
     killed = 0

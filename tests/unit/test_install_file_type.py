@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,12 @@ from fleet import same_trees
 from install_depot import DISTRIBUTOR, NAME, Depot
 from install_trees import snapshot
 
+from ted import plugins
+from ted.content.builder import RevisionBuilder
 from ted.errors import (
     AcceptanceError,
     BuildError,
+    InstallError,
     NothingToRollBackError,
     OptionsError,
     TargetError,
@@ -25,6 +30,7 @@ from ted.errors import (
     VariableError,
 )
 from ted.install.verify import repair, verify_installed, verify_stored
+from ted_plugins.file import filesystem_of
 
 
 @pytest.fixture
@@ -541,4 +547,70 @@ def test_a_target_ted_made_follows_its_source(depot: Depot, source: Path, target
     depot.build(to(source))
     depot.extract()
     assert stat.S_IMODE(target.stat().st_mode) == 0o755
+    assert same_trees(source, target) == ""
+
+
+def test_a_user_who_is_not_root_gets_everything_but_owners_and_is_told(source: Path) -> None:
+    """Run as nobody when the tests are root's: files of root arrive as nobody's, once, and stay so."""
+    place = Path(tempfile.mkdtemp(prefix="ted-user-"))
+    subprocess.run(["cp", "-a", str(source), str(place / "source")], check=True)
+    subprocess.run(["chmod", "u+rwX,go+rX", "-R", str(place)], check=True)
+    if os.geteuid() == 0:
+        os.chown(place, 65534, 65534)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            depot = Depot(place)
+            depot.build(to(place / "source", owner=12345))
+            result = depot.extract()
+            assert result.state == "extracted"
+            assert any("only root may give files away (" in warning for warning in result.warnings)
+            assert not stat.S_IMODE((place / "target" / "bin" / "tool").stat().st_mode) & stat.S_ISUID
+            assert set(depot.extract(force=True).actions) == {"unchanged"}
+            depot.rollback()
+            assert not (place / "target").exists()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    shutil.rmtree(place)
+
+
+def test_sources_and_targets_on_network_file_systems_are_warned_about(
+    depot: Depot, source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert filesystem_of("/proc/self") == "proc"
+    monkeypatch.setattr("ted_plugins.file.NETWORK_FILESYSTEMS", {filesystem_of(str(tmp_path))})
+    options = plugins.validate_options("file", {"targets": [to(source)]})
+    with RevisionBuilder(
+        depot.working.distribution(DISTRIBUTOR, "x"), DISTRIBUTOR, "x", "file", {}, options.model_dump(mode="json")
+    ) as builder:
+        (warning,) = plugins.gather("file", builder, options, tmp_path / "scratch")
+    assert str(source) in warning
+    depot.build(to(source))
+    assert any("network share" in warning for warning in depot.extract().warnings)
+
+
+def test_two_extractions_at_once_wait_for_each_other_and_say_so(depot: Depot, source: Path) -> None:
+    depot.build(to(source))
+    with depot.host.states.lock(DISTRIBUTOR, NAME, 0), pytest.raises(InstallError, match=f"process {os.getpid()}"):
+        depot.extract()
+    assert depot.extract().changed
+
+
+def test_what_a_crash_left_of_another_distribution_is_ended_too(depot: Depot, source: Path, target: Path) -> None:
+    depot.build(to(source), name="other")
+    pid = os.fork()
+    if pid == 0:
+        depot.host.on_act = lambda phase, _number: os._exit(9) if phase == "act" else None
+        depot.extract(name="other")
+    os.waitpid(pid, 0)
+    assert list(target.parent.glob(".ted-*")) != []
+    depot.host.recover_others([])
+    assert list(target.parent.glob(".ted-*")) == []
     assert same_trees(source, target) == ""
