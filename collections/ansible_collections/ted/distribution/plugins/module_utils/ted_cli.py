@@ -239,12 +239,12 @@ def with_temporary(module, text, suffix=""):
 def is_stale(ted, status):
     """Say whether the running agent is older than its configuration, its certificate or its program.
 
-    Its age is that of its lock file: the same clock as that of the files it is compared with.
+    Its age is that of its socket: the same clock as that of the files it is compared with.
     """
     settings = read_text(os.path.join(ted.config, "node.yml")) or ""
     found = re.search(r"^working_directory: *[\"']?(.+?)[\"']? *$", settings, re.MULTILINE)
     working = status.get("working_directory") or (found.group(1) if found else "/var/lib/ted")
-    started = modified(os.path.join(working, ".ted", "agent.lock"))
+    started = modified(os.path.join(working, ".ted", "agent.sock"))
     if started is None:
         return False
     parts = [os.path.join(ted.config, part) for part in ("node.yml", "realm/node.pem", "realm/ca.pem")]
