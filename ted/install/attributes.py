@@ -102,13 +102,14 @@ def read(name: bytes, at: int, status: os.stat_result) -> Attributes:
     )
 
 
-def same(wanted: Attributes, status: os.stat_result) -> bool:
-    """Return whether ``status`` has what ``wanted`` says, extended attributes aside."""
+def same(wanted: Attributes, status: os.stat_result, mtime_ns: int | None = None) -> bool:
+    """Return whether ``status`` has what ``wanted`` says, extended attributes aside; ``mtime_ns`` corrects its time."""
+    mtime_ns = status.st_mtime_ns if mtime_ns is None else mtime_ns
     return (
         (wanted.mode is None or wanted.mode == stat.S_IMODE(status.st_mode))
         and (wanted.owner is None or wanted.owner == status.st_uid)
         and (wanted.group is None or wanted.group == status.st_gid)
-        and (wanted.mtime_ns is None or wanted.mtime_ns == status.st_mtime_ns)
+        and (wanted.mtime_ns is None or wanted.mtime_ns == mtime_ns)
     )
 
 

@@ -125,6 +125,7 @@ class _Guard:
 
     gone: set[tuple[int, bytes]] = field(default_factory=set)
     seen: array[int] = field(default_factory=lambda: array("q"))
+    directories: array[int] = field(default_factory=lambda: array("q"))
     sorted_so_far: bool = True
     last: tuple[int, list[bytes]] = (-1, [])
     last_file: tuple[int, bytes] = (-1, b"")
@@ -145,7 +146,7 @@ class _Guard:
             self._refuse(act.path)
         self.sorted_so_far = self.sorted_so_far and here > self.last
         self.last = here
-        self.seen.append(hash((act.base, act.path)))
+        (self.directories if act.kind == MKDIR else self.seen).append(hash((act.base, act.path)))
         if act.kind == DELETE:
             self.gone.add((act.base, act.path))
         if act.kind not in (MKDIR, ATTRIBUTES):
@@ -158,17 +159,29 @@ class _Guard:
         parts = path.split(b"/")
         return any((base, b"/".join(parts[:depth])) in self.gone for depth in range(1, len(parts) + 1))
 
-    def check(self) -> None:
-        """Refuse the plan when a path was acted on twice.
+    def check(self, plan: Path) -> None:
+        """Refuse the plan in the log ``plan`` when a path was acted on twice.
 
         Raises:
-            InstallError: One was.
+            InstallError: One was; it is named.
         """
-        if not self.sorted_so_far and len(set(self.seen)) != len(self.seen):
-            raise InstallError(
-                "a path is acted on twice in one transaction",
-                hint="a distribution type breaks the rules of Transaction; tell its author",
-            )
+        once = set(self.seen)
+        if self.sorted_so_far or (len(once) == len(self.seen) and once.isdisjoint(self.directories)):
+            return
+        seen: dict[tuple[int, bytes], str] = {}
+        with LogReader(plan) as log:
+            for record in log:
+                if record[0] == RUN:
+                    continue
+                place = (record[2], record[3])
+                # A directory may be asked for more than once: two targets may lead through it.
+                if place in seen and not seen[place] == record[0] == MKDIR:
+                    raise InstallError(
+                        f"{show(record[3])}: is acted on twice in one transaction",
+                        hint="two targets of the distribution name one place; or its type breaks the rules, then tell "
+                        "its author",
+                    )
+                seen[place] = record[0]
 
     @staticmethod
     def _refuse(path: bytes) -> None:
@@ -389,6 +402,11 @@ class Transaction:
         base, where = self._locate(root, path, make=False)
         return self._look(base, where)
 
+    def mtime_ns(self, root: str, path: bytes, status: os.stat_result) -> int:
+        """Return the modification time in ``status``, or that of before staging where staging changed it."""
+        base, where = self._locate(root, path, make=False)
+        return self._time(base, where, status)
+
     def opened(self, root: str) -> tuple[Base, bytes]:
         """Return the directory ``root`` lies in or is, and its path there: for reading what is at the target."""
         base, prefix = self._locate(root, b"", make=False)
@@ -444,7 +462,9 @@ class Transaction:
             if self._next == 0 and self._dirs_planned == 0:
                 self.discard()
             else:
-                self._guard.check()
+                assert self._plan is not None
+                self._plan.flush()
+                self._guard.check(self.directory / "plan")
                 self._seal()
                 self._execution.forward()
         return self._result()
@@ -620,7 +640,7 @@ class Transaction:
         if not self._diff or len(self.changes) >= MAX_CHANGES:
             return
         status = self._look(base, where)
-        before = None if status is None else describe(self._bases[base], where, status)
+        before = None if status is None else describe(self._bases[base], where, status, self._time(base, where, status))
         if after is not None and wanted is not None:
             after = f"{after}{describe_wanted(wanted)}"
         elif wanted is not None:
@@ -637,6 +657,9 @@ class Transaction:
             yield
         except OSError as error:
             raise target_error(self._bases[base].full(where), error) from error
+
+    def _time(self, base: int, where: bytes, status: os.stat_result) -> int:
+        return self._bases.times.get(self._bases[base].full(where), status.st_mtime_ns)
 
     def _reduced(self, wanted: Attributes) -> Attributes:
         """Return what of ``wanted`` this process may set; what it may not is told once, with a count."""

@@ -327,7 +327,10 @@ class Placing:
 
     def _same_attributes(self, wanted: Attributes, path: bytes, status: os.stat_result) -> bool:
         wanted = self._transaction.rights.reduce(wanted)
-        if not attrs.same(wanted, status):
+        mtime_ns = None
+        if stat.S_ISDIR(status.st_mode):
+            mtime_ns = self._transaction.mtime_ns(self._root, path, status)
+        if not attrs.same(wanted, status, mtime_ns):
             return False
         if wanted.xattrs is None:
             return True

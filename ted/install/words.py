@@ -33,14 +33,14 @@ def target_error(path: str, error: OSError | TedError) -> TargetError:
     return TargetError(f"{path}: {error.strerror or error} ({name})", hint=_HINTS.get(number), path=path, errno=number)
 
 
-def describe(base: Base, where: bytes, status: os.stat_result) -> str:
+def describe(base: Base, where: bytes, status: os.stat_result, mtime_ns: int) -> str:
     """Return what is at a path, in words."""
     kind = stat.S_IFMT(status.st_mode)
     if kind == stat.S_IFLNK:
         at, name = base.parent(where)
         return f"link to {show(os.readlink(name, dir_fd=at))}"
     words = {stat.S_IFREG: f"file of {status.st_size} bytes", stat.S_IFDIR: "directory"}.get(kind, "special file")
-    held = Attributes(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns)
+    held = Attributes(stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, mtime_ns)
     return words + describe_wanted(held)
 
 

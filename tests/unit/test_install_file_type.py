@@ -362,6 +362,27 @@ def test_check_writes_nothing_and_foretells_what_is_done(depot: Depot, source: P
     assert same_trees(source, target) == ""
 
 
+def test_a_target_may_lie_in_another_and_one_place_has_one_owner(depot: Depot, source: Path, target: Path) -> None:
+    depot.build(to(source), to(source / "empty", path="%DEST_VOLUME%/bin"), to(source, path="%DEST_VOLUME%/bin/deep"))
+    depot.extract()
+    assert (target / "bin" / "deep" / "readme.txt").exists()
+    depot.rollback()
+    assert not target.exists()
+    depot.build(to(source), to(source / "bin", path="%DEST_VOLUME%/bin"))
+    with pytest.raises(InstallError, match=r"bin/(tool|other-name)"):
+        depot.extract()
+    assert not target.exists()
+
+
+def test_check_foretells_two_sources_of_one_target_too(depot: Depot, source: Path, target: Path) -> None:
+    subprocess.run(["cp", "-a", str(source), str(target)], check=True)
+    (target / "bin" / "tool").write_text("theirs")
+    depot.build(to(source), to(source / "bin", path="%DEST_VOLUME%/bin", exclude=["*"]))
+    foretold = depot.extract(check=True, diff=True)
+    done = depot.extract(diff=True)
+    assert (foretold.actions, foretold.diff) == (done.actions, done.diff)
+
+
 def test_check_on_a_missing_target_makes_no_directory(depot: Depot, source: Path, target: Path) -> None:
     depot.build(to(source, path="%DEST_VOLUME%/a/b"))
     foretold = depot.extract(check=True)
