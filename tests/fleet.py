@@ -209,9 +209,13 @@ def same_trees(source: Path, target: Path) -> str:
 
 
 class CountingProxy:
-    """Forwards TCP connections to a node and counts what crosses, both ways: a line with a meter."""
+    """Forwards TCP connections to a node and counts what crosses, both ways: a line with a meter.
 
-    def __init__(self, target_port: int) -> None:
+    ``rate_bytes_s`` makes it a slow line; it may be changed at any time.
+    """
+
+    def __init__(self, target_port: int, rate_bytes_s: float | None = None) -> None:
+        self.rate_bytes_s = rate_bytes_s
         self._target = ("127.0.0.1", target_port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -258,6 +262,8 @@ class CountingProxy:
             while data := source.recv(65536):
                 with self._lock:
                     self.bytes += len(data)
+                if self.rate_bytes_s:
+                    time.sleep(len(data) / self.rate_bytes_s)
                 sink.sendall(data)
         for end in (source, sink):
             with suppress(OSError):

@@ -1,0 +1,78 @@
+"""An agent in the background: it comes up, stays up whatever is killed, and goes when it is told to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from fleet import CommandError, Fleet
+
+
+@pytest.fixture
+def lone(fleet: Fleet) -> Iterator[Fleet]:
+    fleet.add("hq", distributor=True, distributions={})
+    fleet.install()
+    yield fleet
+    fleet.ted("hq", "agent", "stop")
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    with open(f"/proc/{pid}/stat") as stat:  # a zombie waits for the test's own init
+        return stat.read().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_start_and_stop_change_something_once(lone: Fleet) -> None:
+    assert lone.ted("hq", "agent", "start", "--check")["changed"]
+    assert not lone.ted("hq", "agent", "status")["running"]
+    started = lone.ted("hq", "agent", "start")
+    assert (started["changed"], started["running"], started["supervised"]) == (True, True, True)
+    assert not lone.ted("hq", "agent", "start")["changed"]
+    stopped = lone.ted("hq", "agent", "stop")
+    assert (stopped["changed"], stopped["running"]) == (True, False)
+    assert not lone.ted("hq", "agent", "stop")["changed"]
+    lone.until(lambda: gone(started["pid"]) and gone(started["supervisor_pid"]))
+
+
+def test_a_killed_agent_is_started_again(lone: Fleet) -> None:
+    first = lone.ted("hq", "agent", "start")
+    os.kill(first["pid"], signal.SIGKILL)
+    lone.until(lambda: lone.ted("hq", "agent", "status")["running"])
+    assert lone.ted("hq", "agent", "status")["pid"] != first["pid"]
+
+
+def test_after_a_killed_supervisor_start_makes_it_whole_again(lone: Fleet) -> None:
+    first = lone.ted("hq", "agent", "start")
+    os.kill(first["supervisor_pid"], signal.SIGKILL)
+    lone.until(lambda: gone(first["supervisor_pid"]))
+    assert lone.ted("hq", "agent", "status")["running"], "the agent works on by itself"
+    again = lone.ted("hq", "agent", "start")
+    assert (again["changed"], again["supervised"]) == (True, True)
+
+
+def test_two_agents_of_one_working_directory_are_refused(lone: Fleet) -> None:
+    first = lone.ted("hq", "agent", "start")
+    with pytest.raises(CommandError) as caught:
+        lone.ted("hq", "agent")
+    assert str(first["pid"]) in caught.value.error["message"]
+
+
+def test_an_agent_ends_at_once_when_told(lone: Fleet) -> None:
+    lone.ted("hq", "agent", "start")
+    started_s = time.monotonic()
+    lone.ted("hq", "agent", "stop")
+    assert time.monotonic() - started_s < 12
+
+
+def test_a_taken_port_is_named(lone: Fleet) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", lone.hostvars["hq"]["ted_port"])), pytest.raises(CommandError) as caught:
+        lone.ted("hq", "agent")
+    assert str(lone.hostvars["hq"]["ted_port"]) in caught.value.error["message"]

@@ -1,0 +1,118 @@
+"""What commands show: plan, status, tree, reports, purge; data on one stream, talk on the other."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from fleet import CommandError, Fleet, two_tiers
+
+from ted.cli.main import COMMANDS, hoist
+
+
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory: pytest.TempPathFactory):
+    fleet = Fleet(tmp_path_factory.mktemp("overview"))
+    two_tiers(fleet)
+    fleet.hostvars["e02"]["ted_input_rate"] = "1KB"
+    fleet.hostvars["hq"]["ted_distributions"]["app"]["max_revisions"] = 1
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    yield fleet
+    fleet.close()
+
+
+def test_plan_reckons_bytes_and_time_per_line(sent: Fleet) -> None:
+    lines = {row["receiver"]: row for row in sent.ted("hq", "plan")["lines"]}
+    assert set(lines) == {"s01", "e01", "e02"}
+    assert lines["e02"]["bytes"] == lines["s01"]["bytes"] > 0
+    assert lines["e02"]["time_s"] == pytest.approx(lines["e02"]["bytes"] / 1000, rel=0.01)
+    assert lines["e01"]["time_s"] is None
+
+
+def test_status_knows_who_was_never_heard_of_and_who_has_it(sent: Fleet) -> None:
+    rows = sent.ted("hq", "status")
+    assert all(set(row) == {"node", "distributor", "distribution", "revision", "state", "at", "error"} for row in rows)
+    sent.ted("hq", "send")
+    assert {row["node"]: row["state"] for row in sent.ted("hq", "status")} == {
+        "s01": "received", "e01": "received", "e02": "received",
+    }  # fmt: skip
+    assert [row["node"] for row in sent.ted("hq", "status", "--node", "e01")] == ["e01"]
+    assert sent.ted("e01", "status")[0]["state"] == "received"
+
+
+def test_tree_draws_the_tiers(sent: Fleet) -> None:
+    sent.ted("hq", "send")
+    text = sent.ted_text("hq", "tree")
+    assert "└── s01  ● received" in text
+    assert "(relay)" in text
+    assert "    ├── e01  ● received" in text
+    assert sent.ted("hq", "tree")[0]["tree"]["children"][0]["children"][1]["node"] == "e02"
+
+
+def test_reports_list_events_sends_and_revisions(sent: Fleet) -> None:
+    sent.ted("hq", "send")
+    assert {"built", "received"} <= {row["kind"] for row in sent.ted("hq", "report", "events")}
+    assert sent.ted("hq", "report", "sends")[0]["without"] == 0
+    assert sent.ted("e01", "report", "revisions")[0]["files"] == 40
+    assert sent.ted("hq", "report", "failures") == []
+
+
+def test_purge_shows_first_and_removes_only_what_nobody_needs(sent: Fleet) -> None:
+    leftover = sent.working("hq") / "hq" / "app" / "20200101T000000000000Z_TEMP"
+    leftover.mkdir()
+    shown = sent.ted("hq", "purge")
+    assert [row["why"] for row in shown["removed"]] == ["left over from a build that was killed"]
+    assert leftover.exists()
+    assert sent.ted("hq", "purge", "--apply")["changed"]
+    assert not leftover.exists()
+    assert not sent.ted("hq", "purge")["changed"]
+
+
+def test_purge_of_a_distribution_the_inventory_forgot_takes_it_from_the_catalog(sent: Fleet) -> None:
+    distributions = sent.hostvars["hq"]["ted_distributions"]
+    distributions["extra"] = distributions["app"] | {"channels": []}
+    sent.place_inventory()
+    sent.ted("hq", "build", "extra")
+    del distributions["extra"]
+    sent.place_inventory()
+    removed = sent.ted("hq", "purge", "--apply")["removed"]
+    assert [row["why"] for row in removed] == ["the inventory no longer names this distribution"]
+    assert not (sent.working("hq") / "hq" / "extra").exists()
+    assert not (sent.working("hq") / "hq" / ".catalog" / "extra").exists()
+
+
+def test_a_failed_build_keeps_the_former_revision_and_is_on_record(sent: Fleet) -> None:
+    former = sent.ted("hq", "report", "revisions")[-1]["revision"]
+    (sent.root / "source").rename(sent.root / "away")
+    try:
+        with pytest.raises(CommandError) as caught:
+            sent.ted("hq", "build")
+    finally:
+        (sent.root / "away").rename(sent.root / "source")
+    assert caught.value.error["type"] == "EmptySourceError"
+    assert caught.value.returncode == 51
+    assert sent.ted("hq", "report", "revisions")[-1]["revision"] == former
+    assert sent.ted("hq", "report", "events")[0]["kind"] == "build_failed"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "ted", name, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: ted")
+
+
+def test_an_error_is_one_document_and_one_line() -> None:
+    command = [sys.executable, "-m", "ted", "--config", "/nonexistent", "status", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 10
+    assert json.loads(done.stdout)["error"]["type"] == "ConfigError"
+    assert done.stderr.startswith("ted: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_global_options_may_stand_anywhere() -> None:
+    assert hoist(["status", "--json", "-i", "inv", "--", "--json"]) == ["--json", "-i", "inv", "status", "--", "--json"]

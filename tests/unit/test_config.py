@@ -1,0 +1,50 @@
+"""A node's configuration: every mistake is named with its key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ted.config import NodeConfig
+from ted.errors import ConfigError
+
+
+def load(tmp_path: Path, text: str) -> NodeConfig:
+    (tmp_path / "node.yml").write_text(text)
+    return NodeConfig.load(tmp_path)
+
+
+def test_units_are_those_of_the_inventory(tmp_path: Path) -> None:
+    config = load(tmp_path, "node: e01\nretry_interval: 2m\nmin_free: 2MiB\noutput_rates: {high: 1MB}\n")
+    assert (config.retry_interval, config.min_free, config.output_rates.high) == (120.0, 2 << 20, 1_000_000)
+
+
+def test_defaults_are_those_of_the_contract(tmp_path: Path) -> None:
+    config = load(tmp_path, "node: e01\n")
+    assert (config.port, str(config.working_directory), config.timeout) == (7465, "/var/lib/ted", 300)
+    assert (config.retry_interval, config.retry_for, config.transport) == (120, 1800, "https")
+
+
+def test_a_host_without_configuration_is_told_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        NodeConfig.load(tmp_path)
+    assert "install.yml" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("node: e01\nretry_intervall: 3\n", "retry_intervall"),
+        ("node: ../etc\n", "node"),
+        ("node: e01\ntimeout: 0\n", "timeout"),
+        ("node: e01\nmin_free: lots\n", "min_free"),
+        ("node: e01\nport: 70000\n", "port"),
+        ("- a list\n", "mapping"),
+        ("node: [\n", "node.yml"),
+        ("port: 1\n", "node"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        load(tmp_path, text)
