@@ -89,10 +89,10 @@ def story(facts: dict) -> str:
             "WHAT HAPPENED",
             "  Seven agents run on this machine: hq (the Distributor), s01 and s02 (parents), e01 to e04 (end nodes).",
             f"  hq built a signed revision of Python's standard library: {built['files']} files,"
-            f" {amount(built['content_bytes'])}, packed into {amount(built['bytes'])}"
-            + (": little, because this was not the first run." if again else "."),
-            "  It went to s01 and s02, and from them to e01 to e04. Each line carried it once, each node checked every block",
-            "  and passed it on while it still received, and each installed it in one transaction.",
+            f" {amount(built['content_bytes'])}, packed into {amount(built['bytes'])}" + ("." if not again else ""),
+            *(["  (so little because this is not the first run: most of it was kept)."] if again else []),
+            "  It went to s01 and s02, and from them to e01 to e04. Each line carried it once, each node checked every",
+            "  block and passed it on while it still received, and each installed it in one transaction.",
             "  Then one line of one file was changed, one file added, one removed:"
             f" the second revision is {amount(update['bytes'])}.",
             "  Every node installed that too, byte for byte what hq has (another program compared), and took it back.",
@@ -105,8 +105,8 @@ def story(facts: dict) -> str:
             f"  {ted} tree        the tiers",
             f"  {run}/e01/root/           what e01 installed",
             f"  {run}/e01/ted/hq/stdlib/  the revisions e01 keeps",
-            "  ansible-playbook -i inventories/demo playbooks/site.yml    the main job by itself: nothing changes now",
-            "  ansible-playbook -i inventories/demo playbooks/uninstall.yml -e ted_purge=true    the end",
+            "  playbooks/site.yml        the main job: ansible-playbook -i inventories/demo playbooks/site.yml",
+            "  playbooks/uninstall.yml   the end; with -e ted_purge=true also of keys, revisions and records",
         ]
     )
 

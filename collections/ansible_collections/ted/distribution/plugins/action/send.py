@@ -160,20 +160,26 @@ class ActionModule(ActionBase):
 
     @staticmethod
     def _show(sends, elapsed_s, shown):
-        """Print a line when something happened; on a terminal, redraw it each time."""
-        now = landmark(sends)
-        words = "  " + line(sends, elapsed_s)
-        if os.isatty(1):
-            if now != shown:
-                display.display("\r\x1b[K" + words, newline=True)
-            else:
-                display.display("\r\x1b[K" + words, newline=False)
-        elif now != shown:
+        """Print a line when something happened; on a terminal, redraw one line at each look. Return what was shown."""
+        now, words = landmark(sends), "  " + line(sends, elapsed_s)
+        if on_terminal():
+            display.display("\r\x1b[K" + words, newline=False)
+        elif shown is None or now != shown[0]:
             display.display(words)
-        return now
+        return now, words
 
     @staticmethod
     def _show_end(shown):
-        """Leave a clean line behind."""
-        if shown is not None and os.isatty(1):
-            display.display("\r\x1b[K", newline=False)
+        """Let the last line of a terminal stay."""
+        if shown is not None and on_terminal():
+            display.display("")
+
+
+def on_terminal():
+    """Say whether a person watches. A worker's own output is no terminal; that of the process it serves may be."""
+    if os.isatty(1):
+        return True
+    try:
+        return os.readlink("/proc/%d/fd/1" % os.getppid()).startswith(("/dev/pts/", "/dev/tty"))
+    except OSError:
+        return False
