@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fleet import CountingProxy, Fleet
+
+LEFT_OUT = pytest.StashKey[int]()
 
 
 @pytest.fixture
@@ -33,3 +36,20 @@ def meter() -> Iterator[Callable[[Fleet, str], CountingProxy]]:
     yield put
     for proxy in proxies:
         proxy.close()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the lab out where this is not root, and say so."""
+    if os.geteuid() == 0:
+        return
+    lab = [item for item in items if item.get_closest_marker("lab")]
+    if lab:
+        items[:] = [item for item in items if item not in lab]
+        config.hook.pytest_deselected(items=lab)
+        config.stash[LEFT_OUT] = len(lab)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say loudly what was left out."""
+    if count := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"LEFT OUT: {count} lab tests need root: sudo make lab-test", red=True)

@@ -50,6 +50,7 @@ class Fleet:
         self.everyone: dict[str, Any] = {"ted_channels": {}}
         self.settings: dict[str, Any] = {"timeout": 20, "retry_interval": 1, "retry_for": 30}
         self.listens: dict[str, int] = {}
+        self.inside: dict[str, list[str]] = {}  # what a node's agent is started through, such as ip netns exec
         self._agents: dict[str, subprocess.Popen[bytes]] = {}
 
     # -- describing ------------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ class Fleet:
                 "retry_interval", "retry_for", "timeout", "transport")  # fmt: skip
         data = {**self.settings, **{key: own[f"ted_{key}"] for key in keys if f"ted_{key}" in own}}
         data["port"] = self.listens.get(name, own["ted_port"])
-        data |= {"node": name, "listen": "127.0.0.1", "distributor": name in self.groups["distributors"]}
+        data |= {"node": name, "listen": own["ted_address"], "distributor": name in self.groups["distributors"]}
         if "ted_parent" in own:
             above = self.hostvars[own["ted_parent"]]
             data |= {"parent_address": above["ted_address"], "parent_port": above["ted_port"]}
@@ -116,8 +117,9 @@ class Fleet:
         self._run(["--config", str(self.root / "authority"), "--json", "realm", "create", "test"])
 
     def _certify(self, name: str) -> None:
+        address, out = self.hostvars[name]["ted_address"], str(self.config(name) / "realm")
         self._run(["--config", str(self.root / "authority"), "--json", "realm", "issue", name,
-                   "--address", "127.0.0.1", "--out", str(self.config(name) / "realm")])  # fmt: skip
+                   "--address", address, "--out", out])  # fmt: skip
 
     # -- agents ------------------------------------------------------------------------------------------
 
@@ -126,7 +128,8 @@ class Fleet:
         for name in names or tuple(self.hostvars):
             log = (self.root / name / "agent.log").open("ab")
             self._agents[name] = subprocess.Popen(
-                [sys.executable, "-m", "ted", "--config", str(self.config(name)), "agent"],
+                [*self.inside.get(name, ()), sys.executable, "-m", "ted", "--config", str(self.config(name)),
+                 "agent"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
             log.close()
