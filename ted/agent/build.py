@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,10 +99,24 @@ class Builder:
             OptionsError: Its options are not valid.
             PluginError: Its type is not installed here.
         """
-        with self._working.lock(f"build-{distribution.name}"[:128]) as mine:
-            if not mine:
-                raise BuildError(f"another build of {distribution.name} is running", hint="wait until it is done")
+        with self._alone(distribution.name):
             return self._build(distribution, force=force, check=check)
+
+    def tidy(self, distribution: Distribution) -> None:
+        """Remove what is surplus, and from the catalog first.
+
+        Raises:
+            BuildError: It is being built at this moment, and may refer to what would go.
+        """
+        with self._alone(distribution.name):
+            self._publish(distribution)
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        with self._working.lock(f"build-{name}"[:128]) as mine:
+            if not mine:
+                raise BuildError(f"another build of {name} is running", hint="wait until it is done")
+            yield
 
     def _build(self, distribution: Distribution, *, force: bool, check: bool) -> Built:
         started_s = time.monotonic()
@@ -115,7 +131,7 @@ class Builder:
             self._note("build_failed", distribution.name, None, str(error))
             raise BuildError(f"{distribution.name}: {error}", hint="the former revision stays current") from error
         if not check:
-            self.publish(distribution)
+            self._publish(distribution)
             if result.changed:
                 self._note("built", distribution.name, result.record.revision, f"{result.bytes_new} bytes")
         former = self._working.revisions(self._config.node, distribution.name)
@@ -154,7 +170,7 @@ class Builder:
         most, in_use = distribution.max_revisions, self._in_use(name)
         return retention.plan(self._working, node, name, max_revisions=most, in_use=in_use)
 
-    def publish(self, distribution: Distribution) -> None:
+    def _publish(self, distribution: Distribution) -> None:
         """Make the catalog list exactly the revisions that are kept, and then remove the others."""
         node, name = self._config.node, distribution.name
         removal = self.surplus(distribution)

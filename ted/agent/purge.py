@@ -72,7 +72,7 @@ def _own(
     distribution = topology.distributor(config.node).distributions[name]
     rows = _rows(config.working, config.node, name, builder.surplus(distribution))
     if apply and rows:
-        builder.publish(distribution)
+        builder.tidy(distribution)
     return rows
 
 
