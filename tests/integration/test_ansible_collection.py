@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +239,27 @@ def test_the_lookup_tells_what_ted_routes_tells(filtered: Any) -> None:
     slip = filtered["slip"]
     assert slip["edges"] == [["hq", "relay"], ["relay", "s01"]]
     assert slip["paths"] == {"s01": ["hq", "relay", "s01"]}
+
+
+def test_the_page_names_every_playbook_module_and_narrowing_variable() -> None:
+    page = (REPOSITORY / "docs" / "ansible.md").read_text()
+    for playbook in (REPOSITORY / "playbooks").glob("*.yml"):
+        assert f"`{playbook.name}`" in page
+    for kind, name in PLUGINS:
+        if kind == "module":
+            assert f"`{name}`" in page
+    used = {
+        name
+        for playbook in (REPOSITORY / "playbooks").glob("*.yml")
+        for name in re.findall(
+            r"\b(ted_(?:distribution|channel|revision|send_timeout|allow_incomplete|purge))\b", playbook.read_text()
+        )
+    }
+    assert all(f"`{name}`" in page for name in used)
+
+
+def test_yaml_in_the_how_to_pages_parses() -> None:
+    pages = [REPOSITORY / "docs" / "ansible.md", *(REPOSITORY / "docs" / "how-to").glob("*.md")]
+    for page in pages:
+        for block in re.findall(r"^( *)```yaml\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE):
+            assert yaml.safe_load(textwrap.dedent(block[1])) is not None, page
