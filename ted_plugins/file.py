@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import glob
 import os
 from typing import Annotated, Any, Literal
 
@@ -129,10 +130,17 @@ def ted_extract(install: InstallContext) -> None:
         if (kind := filesystem_of(root)) in NETWORK_FILESYSTEMS:
             install.log.warning("%s is a network share (%s): all subscribers would write to one place", root, kind)
         install.place(
-            str(number), root, overwrite=options.overwrite, synchronize=target.synchronize, exclude=target.exclude,
+            str(number), root, overwrite=options.overwrite, synchronize=target.synchronize, exclude=_spared(target),
             remove=[install.expand(path) for path in target.remove], owner=target.owner, group=target.group,
             mode=_mode(target.mode),
         )  # fmt: skip
+
+
+def _spared(target: Target) -> list[str]:
+    """Return the patterns of ``exclude``, those anchored at a source also as they are seen from the target."""
+    below = [glob.escape(os.path.basename(source)) for source in target.sources if not source.endswith("/")]
+    anchored = [pattern for pattern in target.exclude if pattern.startswith("/")]
+    return [*target.exclude, *(f"/{name}{pattern}" for name in below for pattern in anchored)]
 
 
 def filesystem_of(path: str) -> str:

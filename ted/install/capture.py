@@ -26,7 +26,7 @@ from ted.install import attributes
 from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, WRITE, Act, Bases
 from ted.install.locked import locked_files
 from ted.install.log import LogWriter
-from ted.install.paths import Base, join, names, remove_tree
+from ted.install.paths import Base, join, names, refuse_mounted, remove_tree
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP)
 _COPY_BYTES = 1 << 20
@@ -128,8 +128,7 @@ class Capture:
         if stat.S_ISDIR(status.st_mode):
             self._directory(act, base, path, status)
             fd = base.directory(path)
-            if os.fstat(fd).st_dev != base.look(path.rpartition(b"/")[0]).st_dev:  # type: ignore[union-attr]
-                raise OSError(errno.EBUSY, "another file system is mounted there")
+            refuse_mounted(fd, base.directory(path.rpartition(b"/")[0]))
             for name in names(fd):
                 child = base.look(join(path, name))
                 if child is not None:
@@ -176,6 +175,7 @@ class Capture:
             return self._copies[identity]
         source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
         try:
+            refuse_mounted(source, at)
             here = os.open(self.directory / "saved", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 remove_tree(here, saved.encode())

@@ -184,6 +184,25 @@ def names(fd: int) -> list[bytes]:
         os.close(listing)
 
 
+def mount_of(fd: int) -> int:
+    """Return what tells the mount of an open directory or file from others, bind mounts of one file system too."""
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
+            return next(int(line.split()[1]) for line in info if line.startswith("mnt_id:"))
+    except (OSError, StopIteration):  # no /proc: the best there is
+        return os.fstat(fd).st_dev
+
+
+def refuse_mounted(fd: int, at: int) -> None:
+    """Refuse what is mounted over the directory ``at``.
+
+    Raises:
+        OSError: ``fd``, opened in ``at``, lies on another mount (``EBUSY``).
+    """
+    if mount_of(fd) != mount_of(at):
+        raise OSError(errno.EBUSY, "another file system is mounted there")
+
+
 def walk_below(base: Base, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
     """Yield everything below the directory ``path``, a directory before what it holds, sorted by components."""
     for name in names(base.directory(path)):
@@ -211,8 +230,7 @@ def remove_tree(at: int, name: bytes) -> None:
         return
     fd = os.open(name, _OPEN_DIRECTORY, dir_fd=at)
     try:
-        if os.fstat(fd).st_dev != os.fstat(at).st_dev:
-            raise OSError(errno.EBUSY, "another file system is mounted there", show(name))
+        refuse_mounted(fd, at)
         for child in names(fd):
             remove_tree(fd, child)
     finally:
