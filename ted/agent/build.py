@@ -125,6 +125,8 @@ class Builder:
         try:
             result, warnings = self._gather(distribution, force=force, check=check)
         except TedError as error:
+            if distribution.name not in error.message:
+                error.message = f"{distribution.name}: {error.message}"
             self._note("build_failed", distribution.name, None, str(error))
             raise
         except OSError as error:

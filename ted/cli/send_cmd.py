@@ -21,6 +21,7 @@ from ted.records.journal import Journal
 from ted.records.sends import send_result
 
 POLL_S = 0.2
+SHOWN_CAUSES = 5
 
 
 @click.command("send")
@@ -107,15 +108,26 @@ def _result(journal: Journal, send: str) -> dict[str, Any]:
 
 
 def _incomplete(results: list[dict[str, Any]]) -> IncompleteError | None:
-    """Return the error for targets without their revision: it names the first few, and what each said."""
-    missing = [(result, host) for result in results for host in result["incomplete"]]
-    if not missing:
+    """Return the error for targets without their revision: who lacks what, by cause."""
+    causes: dict[str, list[str]] = {}
+    hosts = set()
+    for result in results:
+        for host in result["incomplete"]:
+            hosts.add(host)
+            text = result["errors"].get(host) or f"still {result['states'][host]}"
+            who = causes.setdefault(text.removeprefix(f"{host}: "), [])
+            who.append(f"{host} ({result['distribution']})")
+    if not hosts:
         return None
-    some = "; ".join(f"{host}: {result['errors'].get(host) or result['states'][host]}"
-                     for result, host in missing[:3])  # fmt: skip
-    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-    return IncompleteError(f"{len(missing)} receivers are without their revision: {some}{more}",
-                           hint="send again when they are up: what came is kept; see `ted tree`")  # fmt: skip
+    shown = [f"\n  {_some(who)}: {text}" for text, who in list(causes.items())[:SHOWN_CAUSES]]
+    if len(causes) > SHOWN_CAUSES:
+        shown.append(f"\n  and {len(causes) - SHOWN_CAUSES} more causes: `ted report failures`")
+    return IncompleteError(f"{len(hosts)} of the receivers are without their revision:{''.join(shown)}",
+                           hint="send again when that is mended: what came is kept; see `ted tree`")  # fmt: skip
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _data(results: list[dict[str, Any]]) -> dict[str, Any]:

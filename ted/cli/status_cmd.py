@@ -41,11 +41,13 @@ def table(rows: list[NodeState]) -> str:
     """Return the rows as a table that fits."""
     if not rows:
         return "nothing was received or sent yet"
-    return tabulate(
+    shown = tabulate(
         [[row.node, row.distribution, row.distributor, row.revision or "-", str(row.state), row.at[:19],
           _short(row.error)] for row in rows],
         headers=["node", "distribution", "distributor", "revision", "state", "at (UTC)", "error"],
     )  # fmt: skip
+    cut = [f"{row.node}, {row.distribution}: {row.error}" for row in rows if row.error and len(row.error) > SHORT]
+    return "\n\n".join([shown, *cut])
 
 
 def _short(text: str | None) -> str:

@@ -22,7 +22,7 @@ def is_name(text: object) -> bool:
     return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
-def suggestion(word: str, known: Iterable[str]) -> str | None:
+def suggestion(word: str, known: Iterable[str], *, near: float = 0.7) -> str | None:
     """Return ``did you mean NAME?`` where one of ``known`` is near ``word``."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
-    return f"did you mean {near[0]}?" if near else None
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=near)
+    return f"did you mean {found[0]}?" if found else None

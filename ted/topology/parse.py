@@ -211,7 +211,8 @@ class _Parser:
     def _channel(self, host: str, name: str, value: object) -> Channel:
         place = f"ted_channels.{name}"
         if not self._inventory.names_group(name):
-            self._findings.problem(host, place, f"no group is named {name}", suggestion(name, self._inventory.groups))
+            hint = suggestion(name, self._inventory.groups) or "a channel is a group: add it, or drop the channel"
+            self._findings.problem(host, place, f"no group is named {name}", hint)
         elif not is_name(name):
             self._findings.problem(host, place, f"{shorten(name)} is not a name", NAME_RULE)
         members = tuple(sorted(self._inventory.members(name)))
@@ -355,7 +356,7 @@ class _Parser:
     def _unknown_channels(self, host: str, variable: str, names: Iterable[str], known: Mapping[str, Channel]) -> None:
         for name in names:
             if name not in known:
-                hint = suggestion(name, known) or "add it to ted_channels"
+                hint = suggestion(name, known, near=0.6) or "add it to ted_channels"
                 self._findings.problem(host, variable, f"channel {name} is not in ted_channels", hint)
 
     def _check_names(self) -> None:

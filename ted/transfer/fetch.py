@@ -27,7 +27,7 @@ from ted.transfer.packs import runs_bytes
 MAX_METADATA_BYTES = 8 * 1024 * 1024
 FLUSH_EVERY_S = 1.0
 FLUSH_EVERY_BYTES = 64 * 1024 * 1024
-SPARE_BYTES = 4 * 1024 * 1024  # what a node needs beside the packs: lists, journal
+SPARE_BYTES = 1024 * 1024  # what a node needs beside the packs: lists, journal
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def check_space(directory: Path, missing_bytes: int, min_free_bytes: int | None)
     """
     disk = os.statvfs(directory)
     free = disk.f_bavail * disk.f_frsize
-    floor = min_free_bytes or 0
-    if missing_bytes and missing_bytes + SPARE_BYTES + floor > free:
+    floor = max(min_free_bytes or 0, SPARE_BYTES)
+    if missing_bytes and missing_bytes + floor > free:
         raise NoSpaceError(
             f"{directory}: {missing_bytes} bytes to receive, {free} are free and {floor} must stay free",
             hint="free space there, run `ted purge`, or lower ted_min_free",

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ted.errors import ReplayError, TrustError, UnknownNameError
+from ted.errors import ReplayError, TrustError, UnknownNameError, UntrustedDistributorError
 from ted.trust import names
 from ted.trust.chain import distributor_of, parse, parse_root
 from ted.trust.files import make_directory, read_bounded, replace_file
-from ted.trust.tuf_api import Root, TufError
+from ted.trust.tuf_api import Metadata, Root, TufError
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,13 @@ class TrustStore:
         Args:
             data: A ``root.json``.
             distributor: The name it must be of; by default the one it says.
-            force: Let an older root replace a newer one.
+            force: Let an older root replace a newer one, or a stranger's the one that is held.
             check: Change nothing; say what would be.
 
         Raises:
             TrustError: Not a root, not signed by itself, or of another Distributor.
             ReplayError: Older than the root that is held.
+            UntrustedDistributorError: Not signed by the root that is held: another identity of the same name.
         """
         anchor = describe(distributor, data)
         held = self.read(anchor.distributor)
@@ -100,6 +101,12 @@ class TrustStore:
             raise ReplayError(
                 f"{anchor.distributor}: root {anchor.version} is older than root {former.version} held here",
                 hint="get the newest (ted trust export on the Distributor), or insist with --force",
+            )
+        if held and former and not force and not _succeeds(parse(Root, held).signed, data):
+            raise UntrustedDistributorError(
+                f"{anchor.distributor}: this root is not signed by the one held here: another identity of that name "
+                f"(held: {_short(former)}, offered: {_short(anchor)})",
+                hint=f"compare with `ted keys list` on {anchor.distributor}; if it has a new identity: --force",
             )
         if not check:
             path = self.path(anchor.distributor)
@@ -115,6 +122,20 @@ class TrustStore:
         if not check:
             shutil.rmtree(directory)
         return True
+
+
+def _succeeds(held: Root, data: bytes) -> bool:
+    """Say whether the keys of the root that is held signed another one."""
+    offered = Metadata[Root].from_bytes(data)
+    try:
+        held.verify_delegate(Root.type, offered.signed_bytes, offered.signatures)
+    except TufError:
+        return False
+    return True
+
+
+def _short(anchor: Anchor) -> str:
+    return ", ".join(keyid[:12] for keyid in anchor.keyids)
 
 
 def describe(distributor: str | None, data: bytes) -> Anchor:

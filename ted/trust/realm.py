@@ -444,7 +444,10 @@ def explain(error: ssl.SSLError, peer: str) -> TrustError:
     return TrustError(f"{peer}: no secure connection: {reason}", hint=f"is a ted agent (https) at {peer}?")
 
 
-_REISSUE = "on {peer}: ted realm request {peer}, then have it issued; or playbooks/install.yml --limit {peer}"
+_REISSUE = (
+    "on {peer}: ted realm request {peer}, then have it issued; or playbooks/install.yml --limit {peer}"
+    " (or is it another agent that answers at that address and port?)"
+)
 _OWN = "issue this node's certificate anew: ted realm request NODE, then ted realm issue; or install.yml"
 _REASONS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     # what we say of the peer's certificate

@@ -1,0 +1,35 @@
+"""A root that is held gives way only to one that its own keys signed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ted.errors import UntrustedDistributorError
+from ted.trust.anchors import TrustStore
+from ted.trust.catalog import Catalog
+
+
+def catalog(directory: Path, name: str = "hq") -> Catalog:
+    made = Catalog(directory / "var" / name / ".catalog", directory / "keys")
+    made.create(name)
+    return made
+
+
+def test_a_stranger_of_the_same_name_does_not_replace_the_root_that_is_held(tmp_path: Path) -> None:
+    ours, strangers = catalog(tmp_path / "ours"), catalog(tmp_path / "strangers")
+    store = TrustStore(tmp_path / "trust")
+    assert store.import_root(ours.root_bytes()).changed
+    with pytest.raises(UntrustedDistributorError, match="another identity"):
+        store.import_root(strangers.root_bytes())
+    assert not store.import_root(ours.root_bytes()).changed
+    assert store.import_root(strangers.root_bytes(), force=True).changed
+
+
+def test_a_rotated_root_takes_the_place_of_its_former_one(tmp_path: Path) -> None:
+    ours = catalog(tmp_path / "ours")
+    store = TrustStore(tmp_path / "trust")
+    store.import_root(ours.root_bytes())
+    ours.rotate("root")
+    assert store.import_root(ours.root_bytes()).changed
