@@ -23,7 +23,7 @@ demo: setup
 
 test: setup
 	scripts/test-packages
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n auto $(PYTEST_ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -40,4 +40,4 @@ lab-test: setup
 
 clean:
 	-@test -x $(BIN)/ansible-playbook && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-playbook -i inventories/demo playbooks/uninstall.yml >/dev/null 2>&1
-	rm -rf inventories/demo/run $(VENV) build dist .mypy_cache .ruff_cache .hypothesis
+	rm -rf run $(VENV) build dist .mypy_cache .ruff_cache .hypothesis
