@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from ted.errors import TargetError
 from ted.install.log import LogReader, LogWriter
 from ted.install.paths import Base, remove_tree
 
@@ -59,6 +60,9 @@ class _Place:
 
     path: str
     mtime_ns: int
+    device: int
+    inode: int
+    real: str
     base: Base | None = None
     staging_fd: int = -1
     touched: bool = False
@@ -89,7 +93,10 @@ class Bases:
     def load(self) -> None:
         """Read the bases that are written down."""
         with contextlib.suppress(FileNotFoundError), LogReader(self.directory / "bases") as log:
-            self.places[:] = [_Place(os.fsdecode(path), mtime_ns) for path, mtime_ns in log]
+            self.places[:] = [
+                _Place(os.fsdecode(path), mtime_ns, device, inode, os.fsdecode(real))
+                for path, mtime_ns, device, inode, real in log
+            ]
 
     def add(self, path: str, *, durable: bool = True) -> int:
         """Write ``path`` down as a base and return its number."""
@@ -97,15 +104,17 @@ class Bases:
             if place.path == path:
                 return number
         status = os.stat(path)
+        place = _Place(path, status.st_mtime_ns, status.st_dev, status.st_ino, os.path.realpath(path))
         if durable:
-            self._write_down(path, status.st_mtime_ns)
-        self.places.append(_Place(path, status.st_mtime_ns))
+            self._write_down(place)
+        self.places.append(place)
         return len(self.places) - 1
 
-    def _write_down(self, path: str, mtime_ns: int) -> None:
+    def _write_down(self, place: _Place) -> None:
         log = LogWriter(self.directory / "bases")
         try:
-            log.append([os.fsencode(path), mtime_ns])
+            real = os.fsencode(place.real)
+            log.append([os.fsencode(place.path), place.mtime_ns, place.device, place.inode, real])
             log.sync()
         finally:
             log.close()
@@ -118,8 +127,30 @@ class Bases:
     def __getitem__(self, number: int) -> Base:
         place = self.places[number]
         if place.base is None:
-            place.base = Base(place.path)
+            place.base = self._opened(place)
         return place.base
+
+    @staticmethod
+    def _opened(place: _Place) -> Base:
+        """Open a base, if it still is the directory it was.
+
+        Raises:
+            TargetError: Another one stands there: a link on the way was turned, or a volume is not mounted.
+            OSError: It cannot be opened.
+        """
+        base = Base(place.path)
+        status = os.stat(base.fd)
+        # The number of a device may change when the machine starts anew.
+        renamed = status.st_dev != place.device and os.path.realpath(place.path) != place.real
+        if status.st_ino == place.inode and not renamed:
+            return base
+        base.close()
+        raise TargetError(
+            f"{place.path}: is another directory than the one ted worked in ({place.real})",
+            hint="turn the link back, mount the volume or move the directory back, and try again; or extract the "
+            "wanted revision with --revision --force",
+            path=place.path, errno=errno.ESTALE,
+        )  # fmt: skip
 
     def staging_fd(self, number: int) -> int:
         """Return a descriptor of the staging directory of a base; made when it is not there."""

@@ -8,7 +8,7 @@ Rules:
  * A directory that goes is written down child by child; a file system mounted below it refuses the act.
 
 Records, all ``[kind, act number, base, path, ...]``: ``absent`` nothing was there; ``file`` a file, saved as
-named, with its identity and, for a copy, its attributes; ``link`` a symbolic link and its target; ``made`` a
+named, with its stamp and, for a copy, its attributes; ``link`` a symbolic link and its target; ``made`` a
 directory was there; ``dir`` its attributes, to be set when its content is back; ``attrs`` attributes of a file
 that stays; ``was`` which file a delete means; ``run`` a command's undo.
 """
@@ -26,7 +26,7 @@ from ted.install import attributes
 from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, WRITE, Act, Bases
 from ted.install.locked import locked_files
 from ted.install.log import LogWriter
-from ted.install.paths import Base, join, names, refuse_mounted, remove_tree
+from ted.install.paths import Base, join, names, refuse_mounted, remove_tree, stamp_of
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP)
 _COPY_BYTES = 1 << 20
@@ -144,14 +144,13 @@ class Capture:
             self._file(act, path, at, name, status)
 
     def _file(self, act: Act, path: bytes, at: int, name: bytes, status: os.stat_result) -> None:
-        identity = (status.st_dev, status.st_ino)
         saved = f"{act.number}-{self._count}"
         self._count += 1
         packed: list[Any] | None = None
         if not self._link(at, name, saved):
             packed = attributes.pack(attributes.read(name, at, status))
             saved = self._copy_once(at, name, saved, status)
-        self.undo.append(["file", act.number, act.base, path, saved, *identity, packed])
+        self.undo.append(["file", act.number, act.base, path, saved, stamp_of(status), packed])
 
     def _link(self, at: int, name: bytes, saved: str) -> bool:
         where = self.directory / "saved" / saved

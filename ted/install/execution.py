@@ -4,7 +4,8 @@ The files of a transaction's directory: ``plan`` (acts, closed by a ``commit`` r
 (attributes that directories get at the end), ``bases``, ``undo`` (records of ``capture``, with marks) and ``saved/``.
 
 Marks in ``undo``: ``batch`` and ``captured`` around the records of a batch, so that one that was cut short is
-written anew; ``started`` and ``finished`` around a command; ``failed`` for an act left out; and ``done``,
+written anew; ``placed`` for what an act put there; ``started`` and ``finished`` around a command; ``failed`` for an
+act left out; and ``done``,
 ``left``, ``undoing``, ``undone``.
 """
 
@@ -28,7 +29,7 @@ from ted.install.acts import ATTRIBUTES, RUN, Act, Bases, Failure
 from ted.install.capture import Capture, Identity
 from ted.install.locked import LOCKED_ERRNOS, end_holders
 from ted.install.log import LogReader, LogWriter
-from ted.install.paths import sync_filesystem
+from ted.install.paths import stamp_of, sync_filesystem
 from ted.install.perform import Performer
 from ted.install.undo import Undoer
 from ted.install.words import target_error
@@ -233,9 +234,17 @@ class Execution:
                 self.warnings.update(self._patiently(act, partial(performer.do, act, held.get(act.number))))
             except (OSError, TedError) as error:
                 self._act_failed(act, error)
+            else:
+                self._placed(act)
             if act.kind == RUN:
                 self._log("finished", act.number)
             self.step("act", act.number)
+
+    def _placed(self, act: Act) -> None:
+        """Write down what the act put there, for the undo that comes later; it is durable when the next batch is."""
+        if act.kind not in (RUN, ATTRIBUTES):
+            stamp = stamp_of(self.bases[act.base].glance(act.path))
+            self._undo_writer().append(["placed", act.number, act.base, act.path, stamp])
 
     def _capture(self, acts: list[Act], capture: Capture) -> dict[int, Identity | None]:
         """Write down what is at the path of each act, durably."""

@@ -203,6 +203,19 @@ def refuse_mounted(fd: int, at: int) -> None:
         raise OSError(errno.EBUSY, "another file system is mounted there")
 
 
+def stamp_of(status: os.stat_result | None) -> list[int]:
+    """Return what tells whether a file is the very one, unchanged: type, device, inode, size, modified, changed (ns).
+
+    An inode's number alone does not: it is given to the next file. Nothing there: an empty list.
+    """
+    if status is None:
+        return []
+    return [
+        stat.S_IFMT(status.st_mode), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns,
+        status.st_ctime_ns,
+    ]  # fmt: skip
+
+
 def walk_below(base: Base, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
     """Yield everything below the directory ``path``, a directory before what it holds, sorted by components."""
     for name in names(base.directory(path)):

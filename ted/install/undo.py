@@ -3,7 +3,8 @@
 Rules:
  * Records are applied newest first, so a directory is made before its content is put back and its time is set after.
  * Applying one again changes nothing: a crash in the middle is answered by starting over.
- * What other people put there since is left: a directory of ours that now holds files of theirs stays. Whatever
+ * What other people put there since is left: a file that is not the one ted put there stays, and so does a directory
+   of ours that now holds files of theirs. What an act that failed would have replaced is not touched. Whatever
    cannot be put back is named in the result, and everything else is put back nevertheless.
 """
 
@@ -23,7 +24,7 @@ from ted.hookspecs import Attributes
 from ted.install import attributes
 from ted.install.acts import Bases, Failure
 from ted.install.capture import copy_data
-from ted.install.paths import Base, remove_tree
+from ted.install.paths import Base, remove_tree, stamp_of
 from ted.install.perform import run_command
 
 
@@ -36,6 +37,10 @@ class Undoer:
     failures: list[Failure] = field(default_factory=list)
     restored: int = 0
     _started: set[int] = field(default_factory=set)
+    _failed: set[int] = field(default_factory=set)
+    _partly: set[int] = field(default_factory=set)
+    _placed: dict[int, tuple[int, bytes, list[int]]] = field(default_factory=dict)
+    """What the acts of the batch put where: act -> base, path, stamp. After a crash some are not known."""
     _linked: dict[str, tuple[int, bytes]] = field(default_factory=dict)
 
     def apply(self, records: Iterable[list[Any]], step: Callable[[], None]) -> None:
@@ -48,6 +53,12 @@ class Undoer:
             kind = record[0]
             if kind == "started":
                 self._started.add(record[1])
+            elif kind == "failed":
+                self._failed.add(record[1])
+            elif kind == "placed":
+                self._placed.setdefault(record[1], (record[2], record[3], record[4]))
+            elif kind == "batch":
+                self._placed.clear()
             elif kind == "run":
                 self._run(record)
                 step()
@@ -56,14 +67,21 @@ class Undoer:
                 step()
 
     def _one(self, restore: Callable[[Base, bytes, list[Any]], None], record: list[Any]) -> None:
-        _, _, number, path, *rest = record
+        kind, act, number, path, *rest = record
         try:
             base = self.bases[number]
-        except OSError as error:
-            if record[0] != "absent":
+        except FileNotFoundError as error:
+            if kind != "absent":
                 self._fail(self.bases.places[number].path, error)
             return
+        except (OSError, TedError) as error:
+            self._fail(self.bases.places[number].path, error)
+            return
         try:
+            if kind != "dir" and act in self._failed and not self._was_taken(kind, act, base, path):
+                return
+            if kind in ("absent", "file", "link"):
+                self._refuse_changed(act, number, base, path, rest)
             if path:
                 self._clean_beside(base, path)
             restore(base, path, rest)
@@ -72,8 +90,32 @@ class Undoer:
         else:
             self.restored += 1
 
+    def _was_taken(self, kind: str, act: int, base: Base, path: bytes) -> bool:
+        """Return whether a failed act took this away: it may have removed a part of a directory, and nothing else."""
+        if kind == "made":
+            self._partly.add(act)
+        return act in self._partly and base.glance(path) is None
+
+    def _refuse_changed(self, act: int, number: int, base: Base, path: bytes, rest: list[Any]) -> None:
+        """Leave what is no longer what the act put there, and not what was there before either.
+
+        Raises:
+            OSError: It was changed since (``EEXIST``).
+        """
+        placed = self._placed.get(act)
+        there = stamp_of(base.glance(path))
+        if placed is None or not there:
+            return
+        # Below a directory that the act took away it put nothing.
+        ours = placed[2] if placed[:2] == (number, path) else []
+        before = rest[1] if len(rest) == 3 else []
+        both_directories = bool(ours) and ours[0] == there[0] == stat.S_IFDIR
+        link = len(rest) == 2 and there[0] == stat.S_IFLNK
+        if not (both_directories or link or _same(ours, there) or there[3:5] == before[3:5]):
+            raise OSError(errno.EEXIST, "it was changed since")
+
     def _fail(self, path: str, error: OSError | TedError) -> None:
-        code = error.errno or 0 if isinstance(error, OSError) else 0
+        code = getattr(error, "errno", None) or 0
         text = (error.strerror or str(error)) if isinstance(error, OSError) else error.message
         self.failures.append(Failure(path, code, f"not put back: {text}"))
 
@@ -107,7 +149,7 @@ class Undoer:
             self._absent(base, path, [])
 
     def _file(self, base: Base, path: bytes, rest: list[Any]) -> None:
-        saved, device, inode, packed = rest
+        saved, before, packed = rest
         where = self.directory / "saved" / saved
         status = base.look(path)
         if packed is None:
@@ -122,7 +164,7 @@ class Undoer:
                     raise
                 self._copy(where, at, name, _held(where))  # the working directory moved meanwhile
             where.unlink(missing_ok=True)  # it stays when it was another name of the very same file
-        elif status is None or (status.st_dev, status.st_ino) != (device, inode):
+        elif stamp_of(status) != before:
             self._make_room(base, path)
             self._restore_copy(base, path, saved, where, attributes.unpack(packed))
 
@@ -198,6 +240,11 @@ class Undoer:
             self.failures.append(Failure(" ".join(command), 0, error.message))
         else:
             self.restored += 1
+
+
+def _same(one: list[int], other: list[int]) -> bool:
+    """Return whether two stamps are of one file, or of a file and what was put back of it from a copy."""
+    return bool(one) and one[0] == other[0] and (one[1:3] == other[1:3] or one[3:5] == other[3:5])
 
 
 def _held(where: Path) -> Attributes:

@@ -92,3 +92,88 @@ def test_what_is_bound_into_a_directory_is_never_deleted_with_it(
             assert "mounted" in transaction.commit().failures[0].message
         assert (outside / "customers").read_text() == "precious"
         assert (target / "extra" / "aaa").exists()
+
+
+@contextmanager
+def on_another_file_system(path: Path) -> Iterator[None]:
+    path.mkdir(parents=True, exist_ok=True)
+    with mounted(path, "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
+        yield
+
+
+@needs_root
+def test_an_inode_number_that_was_given_to_another_file_does_not_hide_the_change(
+    begin: Callable[..., Transaction], tmp_path: Path, target: Path
+) -> None:
+    """The saved copy is on another file system, and what stands there now has the number of what stood there before."""
+    make(target, f="ORIGINAL")
+    with on_another_file_system(tmp_path / "var"):
+        with begin(policy=Policy(retries=0, on_error="continue")) as transaction:
+            write(transaction, target, "f", "rev2")
+            os.link(target / "f", tmp_path / "same-number")  # holds the number
+            transaction.commit()
+        os.rename(tmp_path / "same-number", target / "f")
+        (target / "f").write_text("by an editor, under the old number")
+        with Transaction.open(transaction.directory) as again:
+            assert [failure.message for failure in again.undo().failures] == ["not put back: it was changed since"]
+        assert (target / "f").read_text() == "by an editor, under the old number"
+
+
+def test_a_rollback_never_works_in_the_directory_a_turned_link_leads_to(
+    begin: Callable[..., Transaction], tmp_path: Path
+) -> None:
+    make(tmp_path / "v1")
+    make(tmp_path / "v2")
+    (tmp_path / "current").symlink_to("v1")
+    with begin() as transaction:
+        write(transaction, tmp_path / "current", "app.conf", "ted")
+        transaction.commit()
+    make(tmp_path / "v2", **{"app.conf": "admin"})
+    (tmp_path / "current").unlink()
+    (tmp_path / "current").symlink_to("v2")
+    with Transaction.open(transaction.directory) as again, pytest.raises(TargetError, match="another directory"):
+        again.undo()
+    assert (tmp_path / "v2" / "app.conf").read_text() == "admin"
+    (tmp_path / "current").unlink()
+    (tmp_path / "current").symlink_to("v1")
+    with Transaction.open(transaction.directory) as again:
+        again.undo()
+    assert os.listdir(tmp_path / "v1") == []
+
+
+@needs_root
+def test_what_a_failed_act_did_not_write_is_not_undone(begin: Callable[..., Transaction], target: Path) -> None:
+    make(target, b="old")
+    subprocess.run(["chattr", "+i", str(target / "b")], check=True)
+    try:
+        with begin(policy=Policy(retries=0, on_error="continue")) as transaction:
+            write(transaction, target, "a", "x")
+            write(transaction, target, "b", "x")
+            assert len(transaction.commit().failures) == 1
+    finally:
+        subprocess.run(["chattr", "-i", str(target / "b")], check=True)
+    (target / "b").unlink()
+    make(target, b="the user's own")
+    with Transaction.open(transaction.directory) as again:
+        assert again.undo().failures == ()
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"b": "the user's own"}
+
+
+def test_undoing_leaves_a_file_that_somebody_put_there_since_and_says_so(
+    begin: Callable[..., Transaction], target: Path
+) -> None:
+    make(target, old="old")
+    with begin() as transaction:
+        write(transaction, target, "new", "ted")
+        write(transaction, target, "old", "ted")
+        write(transaction, target, "still-ours", "ted")
+        transaction.commit()
+    for name in ("new", "old"):
+        make(target, moved="by another program")
+        (target / "moved").rename(target / name)
+    with Transaction.open(transaction.directory) as again:
+        failures = again.undo().failures
+    assert {failure.message for failure in failures} == {"not put back: it was changed since"}
+    assert {path.name: path.read_text() for path in target.iterdir()} == dict.fromkeys(
+        ("new", "old"), "by another program"
+    )
