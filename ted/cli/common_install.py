@@ -13,6 +13,7 @@ from typing import Any
 import click
 from tabulate import tabulate
 
+import ted
 from ted.agent.records import open_journal
 from ted.cli.common import topology_if_any
 from ted.cli.main import Settings, emit
@@ -51,7 +52,9 @@ def host_of(config: NodeConfig) -> Host:
         ),
         config.variables,
     )  # fmt: skip
-    guarded = (str(config.working_directory), str(config.config_directory))
+    # Without an environment of its own ted shares its prefix with the whole machine.
+    program = sys.prefix if sys.prefix != sys.base_prefix else str(Path(ted.__file__).parent)
+    guarded = (str(config.working_directory), str(config.config_directory), program)
     return Host(working, verify_record, variables, guarded)
 
 

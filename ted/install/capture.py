@@ -10,7 +10,7 @@ Rules:
 Records, all ``[kind, act number, base, path, ...]``: ``absent`` nothing was there; ``file`` a file, saved as
 named, with its stamp and, for a copy, its attributes; ``link`` a symbolic link and its target; ``made`` a
 directory was there; ``dir`` its attributes, to be set when its content is back; ``attrs`` attributes of a file
-that stays; ``was`` which file a delete means; ``run`` a command's undo.
+that stays; ``was`` what a delete means, or the directory that is replaced; ``run`` a command's undo.
 """
 
 from __future__ import annotations
@@ -50,10 +50,13 @@ class Capture:
     _locked: frozenset[Identity] | None = None
     _copies: dict[Identity, str] = field(default_factory=dict)
     _count: int = 0
+    covered: set[int] = field(default_factory=set)
+    """Hashes of (base, path) of what this batch's directories hold: what may go with them."""
 
     def begin_batch(self) -> None:
         """Say that acts may have been done since, so that what was missing may be there now."""
         self._missing.clear()
+        self.covered.clear()
         self._locked = None
 
     def before(self, act: Act) -> Identity | None:
@@ -84,7 +87,7 @@ class Capture:
             self.undo.append(["attrs", act.number, act.base, act.path, attributes.pack(held)])
         else:
             self._whole(act, base, act.path, status)
-        if act.kind == DELETE:
+        if act.kind == DELETE or (act.kind in _REPLACING and stat.S_ISDIR(status.st_mode)):
             self.undo.append(["was", act.number, status.st_dev, status.st_ino])
         return status.st_dev, status.st_ino
 
@@ -132,6 +135,7 @@ class Capture:
             for name in names(fd):
                 child = base.look(join(path, name))
                 if child is not None:
+                    self.covered.add(hash((act.base, join(path, name))))
                     self._whole(act, base, join(path, name), child)
             self.undo.append(["made", act.number, act.base, path])
             return

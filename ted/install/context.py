@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -59,7 +59,8 @@ class Installing:
     """The ``InstallContext``.
 
     ``places`` collects where each place of the content went; ``before_places`` is the same of the revision
-    installed now. ``guarded`` are directories that no ``synchronize`` may reach into: ted's own.
+    installed now. ``guarded`` are directories that nothing is deleted in: ted's own. ``others`` are the places of other
+    distributions here: directory -> whose, and whether it is synchronized.
     """
 
     reader: RevisionReader
@@ -72,6 +73,7 @@ class Installing:
     before: RevisionReader | None = None
     before_places: dict[str, str] = field(default_factory=dict)
     guarded: Sequence[str] = ()
+    others: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     _synchronized: dict[str, bool] = field(default_factory=dict)
 
@@ -132,7 +134,7 @@ class Installing:
         mode: int | None = None,
     ) -> None:
         """Make the directory ``root`` hold what the content tree holds at ``at``."""
-        root = self._checked_root(root, synchronize=synchronize)
+        root = self._checked_root(root, synchronize=synchronize, remove=remove)
         self.places[at] = root
         how = Placement(overwrite, synchronize, tuple(exclude), tuple(remove), owner, group, mode)
         before = self.before if self.before_places.get(at) == root else None
@@ -140,7 +142,12 @@ class Installing:
             self.transaction, self.reader, place_in_content(at), root, how, before=before, recheck=self.recheck
         ).run()
 
-    def _checked_root(self, root: str, *, synchronize: bool) -> str:
+    @property
+    def synchronized(self) -> list[str]:
+        """Directories that hold nothing but what the distribution says."""
+        return [root for root, also in self._synchronized.items() if also]
+
+    def _checked_root(self, root: str, *, synchronize: bool, remove: Sequence[str] = ()) -> str:
         if not root.startswith("/") or "\0" in root:
             raise TargetError(
                 f"{root!r}: a target must be an absolute path", hint="write it from / on, or let a variable hold it",
@@ -148,12 +155,8 @@ class Installing:
             )  # fmt: skip
         root = "/" + posixpath.normpath(root).lstrip("/")
         real = os.path.realpath(root)
-        for guarded in self.guarded if synchronize else ():
-            if _inside(os.path.realpath(guarded), real):
-                raise UnsafePathError(
-                    f"{root}: `synchronize` there would delete ted's own {guarded}",
-                    hint="name the directory that the distribution really owns",
-                )
+        self._refuse_deleting_ted(root, [real] * synchronize + [posixpath.join(real, path) for path in remove])
+        self._refuse_others(root, real, synchronize=synchronize)
         for other, also in self._synchronized.items():
             if (synchronize and _inside(other, real)) or (also and _inside(real, other)):
                 raise UnsafePathError(
@@ -166,6 +169,22 @@ class Installing:
             )
         self._synchronized[real] = synchronize
         return root
+
+    def _refuse_deleting_ted(self, root: str, deleted_in: Sequence[str]) -> None:
+        for guarded in map(os.path.realpath, self.guarded):
+            if any(_inside(guarded, path) or _inside(path, guarded) for path in deleted_in):
+                raise UnsafePathError(
+                    f"{root}: `synchronize` or `remove` there would delete ted's own {guarded}",
+                    hint="name the directory that the distribution really owns",
+                )
+
+    def _refuse_others(self, root: str, real: str, *, synchronize: bool) -> None:
+        for other, (whose, also) in self.others.items():
+            if (synchronize and _inside(other, real)) or (also and _inside(real, other)):
+                raise UnsafePathError(
+                    f"{root}: {whose} is installed in {other}, and `synchronize` of one would delete the other",
+                    hint="give each a directory of its own, leave `synchronize` off, or roll the other one back first",
+                )
 
 
 def _inside(path: str, directory: str) -> bool:

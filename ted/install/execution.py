@@ -191,7 +191,7 @@ class Execution:
 
     def _perform(self) -> None:
         capture = Capture(self.directory, self.bases, self._undo_writer())
-        start, held = self._progress()
+        start, held = self._progress(capture)
         with LogReader(self.directory / "plan") as log:
             commit = next(log.backwards())
             for place, touched in zip(self.bases.places, commit[2], strict=True):
@@ -200,7 +200,7 @@ class Execution:
                 self._batch(batch, capture, held)
                 held = None
 
-    def _progress(self) -> tuple[int, dict[int, Identity | None] | None]:
+    def _progress(self, capture: Capture) -> tuple[int, dict[int, Identity | None] | None]:
         """Return the first act that may not be done, and what was there if its batch was written down whole."""
         undo = self._undo_writer()
         first, begun, whole = 0, -1, False
@@ -209,8 +209,11 @@ class Execution:
             for offset, record in log.forwards():
                 if record[0] == "batch":
                     first, begun, whole, held = record[1], offset, False, {}
+                    capture.begin_batch()
                 elif record[0] == "captured":
                     whole = True
+                elif record[0] in ("file", "link", "made"):
+                    capture.covered.add(hash((record[2], record[3])))
                 elif record[0] == "was":
                     held[record[1]] = (record[2], record[3])
                 elif record[0] == "failed":
@@ -224,7 +227,7 @@ class Execution:
     def _batch(self, acts: list[Act], capture: Capture, held: dict[int, Identity | None] | None) -> None:
         if held is None:
             held = self._capture(acts, capture)
-        performer = Performer(self.bases)
+        performer = Performer(self.bases, capture.covered)
         for act in acts:
             if act.number in self._failed:
                 continue

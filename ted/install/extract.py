@@ -188,9 +188,10 @@ class _Extraction:
                 reader, options, self.host.variables, transaction, logger, check=self.check,
                 recheck=self.force or (newest is not None and newest.recheck), before=before,
                 before_places=newest.places if newest is not None else {}, guarded=self.host.guarded,
+                others=self.host.states.places_of_others(self.held.distributor, self.held.distribution),
             )  # fmt: skip
             plugins.extract(record.type, install)
-            step = replace(step, places=install.places)
+            step = replace(step, places=install.places, synchronized=install.synchronized)
             transaction.set_meta({**meta, "step": asdict(step)})
             committed = self._commit(transaction, step)
             return self._finish(reader, transaction, committed, step, warnings)

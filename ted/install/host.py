@@ -43,8 +43,8 @@ DEFAULT_WAIT_S = 60.0
 class Host:
     """What installing needs to know of this node.
 
-    ``guarded`` are ted's own directories, which no ``synchronize`` may reach into. ``wait_s`` is how long to wait for
-    another process that works on the same distribution.
+    ``guarded`` are ted's own directories, in which no ``synchronize`` or ``remove`` may delete. ``wait_s`` is how long
+    to wait for another process that works on the same distribution.
     """
 
     working: WorkingDirectory

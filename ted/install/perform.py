@@ -3,6 +3,7 @@
 Rules:
  * What appears, appears whole: files and links are made in the staging directory and renamed over what was there.
    On a file system mounted below the base they are made beside their destination first.
+ * A directory goes only if it is the one that was written down, and of what it holds only what was.
  * Done again: what was staged is gone, so it is in place; a delete removes only the very file it was planned for.
  * A link that stands where a directory must be is replaced only if the plan says that ted itself put it there.
 """
@@ -14,7 +15,7 @@ import errno
 import os
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from ted.errors import TargetError, UnsafePathError
 from ted.install import attributes
 from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, WRITE, Act, Bases
 from ted.install.capture import Identity, copy_data
-from ted.install.paths import remove_tree
+from ted.install.paths import join, names, refuse_mounted, remove_tree
 
 _OUTPUT_CHARACTERS = 2000
 _NO_HARDLINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -34,6 +35,8 @@ class Performer:
     """Does the acts of one transaction."""
 
     bases: Bases
+    covered: Collection[int]
+    """Hashes of (base, path) of what may go with the directory that holds it; see ``Capture``."""
 
     def do(self, act: Act, was: Identity | None) -> list[str]:
         """Do ``act``; ``was`` is what its capture found there.
@@ -47,9 +50,9 @@ class Performer:
             OSError: The system refused.
         """
         if act.kind in (WRITE, SYMLINK):
-            self._place(act)
+            self._place(act, was)
         elif act.kind == HARDLINK:
-            self._hardlink(act)
+            self._hardlink(act, was)
         elif act.kind == MKDIR:
             self._mkdir(act)
         elif act.kind == DELETE:
@@ -61,11 +64,11 @@ class Performer:
             run_command(act.data[0], act.data[2])
         return []
 
-    def _place(self, act: Act) -> None:
+    def _place(self, act: Act, was: Identity | None) -> None:
         base = self.bases[act.base]
         at, name = base.parent(act.path)
         staging = self.bases.staging_fd(act.base)
-        if not self._rename(staging, str(act.number).encode(), at, name, partial(base.forget, act.path)):
+        if not self._rename(staging, str(act.number).encode(), at, name, partial(self._make_room, act, was)):
             self._in_place_already(act)
 
     def _in_place_already(self, act: Act) -> None:
@@ -83,10 +86,10 @@ class Performer:
             hint="something removed ted's staging directory; extract again",
         )
 
-    def _rename(self, source_at: int, source: bytes, at: int, name: bytes, forget: Callable[[], None]) -> bool:
+    def _rename(self, source_at: int, source: bytes, at: int, name: bytes, make_room: Callable[[], None]) -> bool:
         """Rename a staged file over ``name``; False when it is not staged any more.
 
-        ``forget`` is called before a directory that stands there goes.
+        ``make_room`` is called when a directory stands there.
         """
         for _ in range(3):
             try:
@@ -95,11 +98,10 @@ class Performer:
                 return False
             except OSError as error:
                 if error.errno in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    forget()
-                    remove_tree(at, name)
+                    make_room()
                 elif error.errno == errno.EXDEV and source != self.bases.beside:
                     self._copy_beside(source_at, source, at)
-                    self._rename(at, self.bases.beside, at, name, forget)
+                    self._rename(at, self.bases.beside, at, name, make_room)
                     os.unlink(source, dir_fd=source_at)
                     return True
                 else:
@@ -129,7 +131,7 @@ class Performer:
         finally:
             os.close(opened)
 
-    def _hardlink(self, act: Act) -> None:
+    def _hardlink(self, act: Act, was: Identity | None) -> None:
         base = self.bases[act.base]
         first_at, first = base.parent(act.data)
         staging = self.bases.staging_fd(act.base)
@@ -144,7 +146,7 @@ class Performer:
                 raise
             self._copy_first(first, first_at, status, staging, staged)
         at, name = base.parent(act.path)
-        self._rename(staging, staged, at, name, partial(base.forget, act.path))
+        self._rename(staging, staged, at, name, partial(self._make_room, act, was))
         # Renaming one name of a file over another name of it does nothing, by POSIX: the staged one stays.
         remove_tree(staging, staged)
 
@@ -185,7 +187,32 @@ class Performer:
         if status is None or (status.st_dev, status.st_ino) != was:
             return
         base.forget(act.path)
-        remove_tree(*base.parent(act.path))
+        self._remove(act.base, act.path, *base.parent(act.path))
+
+    def _make_room(self, act: Act, was: Identity | None) -> None:
+        base = self.bases[act.base]
+        base.forget(act.path)
+        status = base.look(act.path)
+        if status is None:
+            return
+        if (status.st_dev, status.st_ino) != was:
+            raise OSError(errno.EEXIST, "a directory came there meanwhile")
+        self._remove(act.base, act.path, *base.parent(act.path))
+
+    def _remove(self, number: int, path: bytes, at: int, name: bytes) -> None:
+        """Remove what is written down; a directory in which something came meanwhile stays (``ENOTEMPTY``)."""
+        if not stat.S_ISDIR(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=at)
+            return
+        fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+        try:
+            refuse_mounted(fd, at)
+            for child in names(fd):
+                if hash((number, join(path, child))) in self.covered:
+                    self._remove(number, join(path, child), fd, child)
+        finally:
+            os.close(fd)
+        os.rmdir(name, dir_fd=at)
 
 
 def refuse_link(path: str) -> None:

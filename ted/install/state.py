@@ -49,6 +49,8 @@ class Step:
     """Whether its options ask to re-check it at each extract time."""
     places: dict[str, str] = field(default_factory=dict)
     """Place in the content tree -> directory on this machine."""
+    synchronized: list[str] = field(default_factory=list)
+    """Which of these directories, links followed, hold nothing but what the distribution says."""
 
 
 @dataclass
@@ -112,6 +114,16 @@ class InstalledStates:
                 f"{path}: not a list of what is installed: {error}",
                 hint="remove the file and extract again: nothing at the target is lost, but it cannot be rolled back",
             ) from error
+
+    def places_of_others(self, distributor: str, distribution: str) -> dict[str, tuple[str, bool]]:
+        """Return where other distributions are, links followed: directory -> whose, and whether it is synchronized."""
+        found: dict[str, tuple[str, bool]] = {}
+        for pair in self.all():
+            newest = self.load(*pair).newest if pair != (distributor, distribution) else None
+            for root in map(os.path.realpath, newest.places.values() if newest is not None else ()):
+                also = newest is not None and root in newest.synchronized
+                found[root] = (f"{pair[1]} of {pair[0]}", also or found.get(root, ("", False))[1])
+        return found
 
     def save(self, installed: Installed) -> None:
         """Write the chain, durably."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from install_depot import Depot
 
-from ted.errors import TargetError
+from ted.errors import TargetError, UnsafePathError
 from ted.install import Transaction
 from ted.install.transaction import Policy
 
@@ -177,3 +177,78 @@ def test_undoing_leaves_a_file_that_somebody_put_there_since_and_says_so(
     assert {path.name: path.read_text() for path in target.iterdir()} == dict.fromkeys(
         ("new", "old"), "by another program"
     )
+
+
+@pytest.mark.parametrize("first_synchronizes", [True, False])
+def test_synchronize_never_deletes_what_another_distribution_owns(
+    depot: Depot, tmp_path: Path, target: Path, first_synchronizes: bool
+) -> None:
+    for name in ("x", "y"):
+        make(tmp_path / name, **{f"only-{name}": name})
+    depot.build({"from": [f"{tmp_path}/x/"], "synchronize": first_synchronizes}, name="x")
+    depot.build({"from": [f"{tmp_path}/y/"], "synchronize": not first_synchronizes}, name="y")
+    depot.extract("x")
+    with pytest.raises(UnsafePathError, match="x of hq is installed"):
+        depot.extract("y")
+    assert os.listdir(target) == ["only-x"]
+    depot.rollback("x")
+    assert depot.extract("y").changed
+
+
+def test_rolling_one_distribution_back_leaves_a_file_of_another(depot: Depot, tmp_path: Path, target: Path) -> None:
+    for name in ("x", "y"):
+        make(tmp_path / name, common=f"of {name}")
+        depot.build({"from": [f"{tmp_path}/{name}/"]}, name=name)
+        depot.extract(name)
+    result = depot.rollback("x")
+    assert "changed since" in " ".join(result.warnings)
+    assert (target / "common").read_text() == "of y"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"path": "{var}/hq", "synchronize": True},
+        {"path": "{root}", "synchronize": True},
+        {"path": "{root}", "remove": ["var/.ted"]},
+        {"path": "{root}", "remove": ["var"]},
+    ],
+)
+def test_nothing_is_deleted_in_or_around_the_directories_of_ted(
+    depot: Depot, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    make(tmp_path / "source", f="x")
+    path = options["path"].format(var=depot.working.path, root=tmp_path)
+    depot.build({"from": [f"{tmp_path}/source/"], **options, "path": path})
+    with pytest.raises(UnsafePathError, match="own"):
+        depot.extract(check=True)
+
+
+def test_a_directory_that_came_after_it_was_looked_at_is_not_removed(
+    begin: Callable[..., Transaction], target: Path
+) -> None:
+    def meanwhile(phase: str, _number: int) -> None:
+        if phase == "capture":
+            make(target / "new", precious="x")
+
+    with begin(on_act=meanwhile, policy=Policy(retries=0)) as transaction:
+        write(transaction, target, "new", "ted")
+        with pytest.raises(TargetError, match="meanwhile"):
+            transaction.commit()
+    assert (target / "new" / "precious").exists()
+
+
+def test_a_file_that_came_into_a_directory_that_goes_is_not_removed(
+    begin: Callable[..., Transaction], target: Path
+) -> None:
+    make(target / "gone", old="old")
+
+    def meanwhile(phase: str, _number: int) -> None:
+        if phase == "capture":
+            make(target / "gone", precious="x")
+
+    with begin(on_act=meanwhile) as transaction:
+        transaction.delete(str(target), b"gone")
+        with pytest.raises(TargetError):
+            transaction.commit()
+    assert {path.name for path in (target / "gone").iterdir()} == {"old", "precious"}
