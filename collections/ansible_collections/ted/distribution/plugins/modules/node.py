@@ -25,7 +25,9 @@ attributes:
     support: full
   diff_mode:
     support: full
-    details: Of C(node.yml) and C(topology.json). Lines that look like a password are left out.
+    details:
+      - Of C(node.yml) and C(topology.json). Values below C(variables), values whose name looks like that of a secret,
+        and passwords in addresses are not shown; that one of them changes is.
   idempotent:
     support: full
 options:
@@ -146,7 +148,12 @@ from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
 
 # A certificate lives 825 days; a new one is asked for in the last third. The authority decides.
 RENEW_AFTER_S = 550 * 86400
-SECRET = re.compile(r"(?im)^.*(passw|secret|token|credential|://[^/\s]*:[^/\s]*@).*$")
+SECRET = re.compile(r"(?i)passw|pwd|secret|token|key|credential|(^|[^a-z])pin([^a-z]|$)")
+VARIABLES = ("variables", "ted_variables")
+IN_ADDRESS = re.compile(r"(?<=://)\S*@")
+TOP = re.compile(r"([A-Za-z_]+):(?=\s)")
+WRITTEN_BY = "# Written by the role ted.distribution.node.\n"
+HIDDEN = "(not shown)"
 
 
 class Place:
@@ -186,12 +193,13 @@ class Place:
             return False
         self.written.append("/".join(parts))
         if shown:
+            before_shown, after_shown = masked_pair(before or "", text)
             self.diffs.append(
                 {
                     "before_header": self.path(*parts),
                     "after_header": self.path(*parts),
-                    "before": masked(before or ""),
-                    "after": masked(text),
+                    "before": before_shown,
+                    "after": after_shown,
                 }
             )
         if not self.module.check_mode:
@@ -217,9 +225,69 @@ def take_secrets(module):
     return taken
 
 
-def masked(text):
-    """Return a text without its lines that look like a password."""
-    return SECRET.sub("(not shown)", text)
+def masked_pair(before, after):
+    """Return two texts, of JSON or of C(node.yml), without their secrets; one that differs is marked in the second."""
+    try:
+        old, new = json.loads(before or "null"), json.loads(after)
+    except ValueError:
+        return masked_lines(before, before), masked_lines(after, before)
+    return masked_json(old, old), masked_json(new, old)
+
+
+def masked_json(value, former):
+    """Return a parsed tree as lines for people."""
+    return json.dumps(masked(value, former), indent=1, sort_keys=True) + "\n" if value is not None else ""
+
+
+def masked(value, former, hide=False):
+    """Return parsed settings with each secret leaf replaced; C(former) is what stood at the same place before."""
+    if isinstance(value, dict):
+        known = former if isinstance(former, dict) else {}
+        return {
+            key: masked(item, known.get(key), hide or key in VARIABLES or bool(SECRET.search(key)))
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        known = former if isinstance(former, list) else []
+        return [masked(item, known[at] if at < len(known) else None, hide) for at, item in enumerate(value)]
+    if hide:
+        clear = HIDDEN
+    elif isinstance(value, str):
+        clear = IN_ADDRESS.sub(HIDDEN + "@", value)
+    else:
+        clear = value
+    return clear if clear is value or clear == value or value == former else "%s, changed" % clear
+
+
+def masked_lines(text, former):
+    """Return a text of YAML with each setting that is, or holds, a secret replaced: no YAML is needed on the host."""
+    known = dict(settings_in(former))
+    lines = []
+    for name, block in settings_in(text):
+        if name is None or name in VARIABLES or SECRET.search(block):
+            clear = "%s: %s\n" % (name or "(other lines)", HIDDEN)
+        else:
+            clear = IN_ADDRESS.sub(HIDDEN + "@", block)
+        if clear != block and known.get(name) != block:
+            clear = clear.rstrip("\n") + ", changed\n"
+        lines.append(clear)
+    return "".join(lines)
+
+
+def settings_in(text):
+    """Return C((name, lines)) of each setting at the top of a text of YAML; the name of anything else is None."""
+    blocks = []
+    for line in text.splitlines(True):
+        found = TOP.match(line)
+        if found:
+            blocks.append([found.group(1), line])
+        elif line == WRITTEN_BY:
+            blocks.append(["#", line])
+        elif blocks and blocks[-1][0] != "#" and line[0] in " -\n":
+            blocks[-1][1] += line
+        else:
+            blocks.append([None, line])
+    return [(name, block) for name, block in blocks]
 
 
 def digest(text):
@@ -233,7 +301,7 @@ def write_settings(place, ted):
     place.directory(place.config, 0o750)
     place.directory(params["working_directory"], 0o750)
     if "settings" in place.texts:
-        place.text(("node.yml",), "# Written by the role ted.distribution.node.\n" + place.texts["settings"])
+        place.text(("node.yml",), WRITTEN_BY + place.texts["settings"])
     if "topology" in place.texts:
         if place.read("topology.json") != place.texts["topology"] and not ted.missing:
             check_tree(place.module, ted, place.texts["topology"])

@@ -1,0 +1,88 @@
+"""What ``--diff`` of the module node shows: every setting, and no secret."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COLLECTION = Path(__file__).parents[2] / "collections" / "ansible_collections" / "ted" / "distribution"
+SECRETS = """# Written by the role ted.distribution.node.
+node: s01
+retry_for: 17
+database_url: postgresql://u:hun/ter2@db/ted
+parent: s02
+variables:
+    db_password: |-
+        line one of hunter2
+
+        hunter2
+    API_KEY: hunter2
+    harmless: hunter2
+    passwords:
+    - hunter2
+unlock_pin: hunter2
+log_max_age: 3d
+list:
+- token: hunter2
+"""
+
+
+@pytest.fixture(scope="module")
+def node() -> Any:
+    """Yield the module's code, with the collection found where Ansible would find it."""
+    root = str(COLLECTION.parents[2])
+    sys.path.insert(0, root)
+    try:
+        spec = importlib.util.spec_from_file_location("ted_node_module", COLLECTION / "plugins" / "modules" / "node.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.remove(root)
+
+
+def test_settings_are_shown_without_their_secrets(node: Any) -> None:
+    before, after = node.masked_pair("", SECRETS)
+    assert before == ""
+    assert "hunter2" not in after
+    assert "ter2" not in after
+    for line in ("node: s01", "retry_for: 17", "parent: s02", "log_max_age: 3d"):
+        assert f"{line}\n" in after
+    assert "@db/ted" in after
+    assert "variables: (not shown), changed\n" in after
+
+
+def test_a_secret_that_changes_is_marked_and_one_that_stays_is_not(node: Any) -> None:
+    before, after = node.masked_pair(SECRETS, SECRETS.replace("API_KEY: hunter2", "API_KEY: hunter3"))
+    assert "variables: (not shown)\n" in before
+    assert "variables: (not shown), changed\n" in after
+    assert "unlock_pin: (not shown)\n" in after
+    assert "hunter" not in before + after
+
+
+def test_lines_that_are_no_setting_are_hidden(node: Any) -> None:
+    _, after = node.masked_pair("", "{variables: {a: hunter2}}\n'quoted_password': hunter2\n# hunter2\n")
+    assert "hunter2" not in after
+
+
+def test_the_tree_is_shown_without_its_secrets(node: Any) -> None:
+    own = {"ted_variables": {"A": "hunter2"}, "ted_port": 7465, "ted_database_url": "postgresql://u:hunter2@db/ted"}
+    options = {"targets": [{"path": "/srv", "from": ["/a"]}], "auth": {"Password": ["hunter2", {"x": "hunter2"}]}}
+    tree = {"_meta": {"hostvars": {"hq": own | {"ted_distributions": {"d": {"options": options}}}}}}
+    before, after = node.masked_pair("", json.dumps(tree))
+    assert before == ""
+    assert "hunter2" not in after
+    assert '"ted_port": 7465' in after
+    assert '"/srv"' in after
+    changed = json.loads(json.dumps(tree))
+    changed["_meta"]["hostvars"]["hq"]["ted_variables"]["A"] = "hunter3"
+    before, after = node.masked_pair(json.dumps(tree), json.dumps(changed))
+    assert before != after
+    assert "hunter" not in before + after
