@@ -32,12 +32,15 @@ from ted.install.log import LogReader, LogWriter
 from ted.install.paths import stamp_of, sync_filesystem
 from ted.install.perform import Performer
 from ted.install.undo import Undoer
-from ted.install.words import target_error
+from ted.install.words import shown, target_error
 
 Answer = TypeVar("Answer")
 
 BATCH = 500
 MAX_FAILURES = 1000
+_RESERVED_BYTES = 16 << 10
+_PLACED_BYTES = 128
+"""Room for the marks of an undo, and for what a batch writes down while it is done: see ``LogWriter.reserve``."""
 _OTHERS_DOING = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR)
 """Why something is not put back because other people changed it since: told, and let be."""
 
@@ -94,6 +97,7 @@ class Execution:
         self.warnings: Counter[str] = Counter()
         self.failures: list[Failure] = []
         self._failed: set[int] = set()
+        self._finished: set[int] = set()
         self._undo_log: LogWriter | None = None
         self._on_act = on_act or (lambda _phase, _number: None)
         self._steps = 0
@@ -184,10 +188,12 @@ class Execution:
         """Undo because of ``cause``; if that fails too, tell both."""
         try:
             self.undo()
-        except TargetError as second:
-            second.message = f"{cause.message}; and what was done could not be undone: {second.message}"
-            second.args = (second.message,)
-            raise second from cause
+        except (OSError, TedError) as error:
+            second = target_error(str(self.directory), error)
+            raise TargetError(
+                f"{cause.message}; and what was done could not be undone: {second.message}",
+                hint=second.hint or "mend that; the next extraction goes on", path=second.path, errno=second.errno,
+            ) from cause  # fmt: skip
 
     def _perform(self) -> None:
         capture = Capture(self.directory, self.bases, self._undo_writer())
@@ -216,6 +222,8 @@ class Execution:
                     capture.covered.add(hash((record[2], record[3])))
                 elif record[0] == "was":
                     held[record[1]] = (record[2], record[3])
+                elif record[0] == "finished":
+                    self._finished.add(record[1])
                 elif record[0] == "failed":
                     self._failed.add(record[1])
                     self.failures.append(Failure(*record[2:]))
@@ -229,7 +237,7 @@ class Execution:
             held = self._capture(acts, capture)
         performer = Performer(self.bases, capture.covered)
         for act in acts:
-            if act.number in self._failed:
+            if act.number in self._failed or act.number in self._finished:
                 continue
             if act.kind == RUN:
                 self._log("started", act.number)
@@ -261,6 +269,7 @@ class Execution:
             except (OSError, TedError) as error:
                 self._act_failed(act, error)
         undo.append(["captured", acts[-1].number])
+        undo.reserve(_RESERVED_BYTES + sum(_PLACED_BYTES + len(act.path) for act in acts))
         if capture.copied:
             sync_filesystem(str(self.directory))
             capture.copied = False
@@ -291,7 +300,7 @@ class Execution:
         Raises:
             _ActFailedError: ``on_error`` is ``fail``.
         """
-        where = " ".join(act.data[0]) if act.kind == RUN else self.bases.places[act.base].path
+        where = shown(act.data[0]) if act.kind == RUN else self.bases.places[act.base].path
         if act.kind != RUN:
             with contextlib.suppress(OSError):
                 where = self.bases[act.base].full(act.path)

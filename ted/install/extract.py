@@ -26,7 +26,7 @@ from ted.install.host import Host, now_text
 from ted.install.platforms import mismatch
 from ted.install.state import ACCEPTING, EXTRACTED, FAILED, Installed, Step
 from ted.install.transaction import Change, CommitResult, Transaction
-from ted.install.words import target_error
+from ted.install.words import translated
 from ted.plugins import collected_warnings
 
 SKIPPED = "skipped"
@@ -90,23 +90,16 @@ def extract(
         AcceptanceError: Its own tests failed; as above.
     """
     started_s = time.monotonic()
-    with host.states.lock(distributor, distribution, host.wait_s):
+    with translated(distribution), host.states.lock(distributor, distribution, host.wait_s):
         held = host.states.load(distributor, distribution)
         if not check:
             host.recover(held)
         stamp = host.chosen(distributor, distribution, revision)
         extraction = _Extraction(host, held, stamp, check=check, diff=diff, force=force, known=known,
                                  named=revision is not None)  # fmt: skip
-        result = _translated(extraction)
+        result = extraction.run()
     result.duration_s = time.monotonic() - started_s
     return result
-
-
-def _translated(extraction: _Extraction) -> ExtractResult:
-    try:
-        return extraction.run()
-    except OSError as error:
-        raise target_error(error.filename or extraction.held.distribution, error) from error
 
 
 class _Extraction:
@@ -199,7 +192,7 @@ class _Extraction:
     def _commit(self, transaction: Transaction, step: Step) -> CommitResult:
         try:
             return transaction.commit()
-        except TedError:
+        except (TedError, OSError):
             self._after_failure(transaction, step)
             raise
 

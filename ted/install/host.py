@@ -211,8 +211,8 @@ class Host:
             try:
                 with self.states.lock(distributor, distribution, 0):
                     self.recover(self.states.load(distributor, distribution))
-            except TedError as error:
-                log.warning("%s of %s: %s", distribution, distributor, error.message)
+            except (TedError, OSError) as error:
+                log.warning("%s of %s: %s", distribution, distributor, error)
 
     def forget(self, name: str) -> None:
         """Remove a transaction's directory."""

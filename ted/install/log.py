@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
@@ -23,6 +24,7 @@ from typing import Any
 import msgpack
 
 from ted.errors import FormatError
+from ted.install.paths import reserve_room
 
 MAGIC = b"TEDLOG\x00\x01"
 MAX_PAYLOAD_BYTES = 16 << 20
@@ -59,7 +61,8 @@ class LogWriter:
             return len(MAGIC)
         with LogReader(self._path) as reader:
             end = reader.end
-        os.ftruncate(self._fd, end)
+        if os.fstat(self._fd).st_size != end:  # cutting would give reserved room back
+            os.ftruncate(self._fd, end)
         return end
 
     @property
@@ -85,12 +88,28 @@ class LogWriter:
     def flush(self) -> None:
         """Hand everything to the kernel: it survives the end of this process."""
         data = memoryview(b"".join(self._pending))
-        at = self._position - len(data)
-        while data:
-            written = os.pwrite(self._fd, data, at)
-            data, at = data[written:], at + written
+        at = start = self._position - len(data)
         self._pending.clear()
         self._pending_bytes = 0
+        try:
+            while data:
+                written = os.pwrite(self._fd, data, at)
+                data, at = data[written:], at + written
+        except OSError:
+            # No room: what was not synced is dropped as a whole, so that what comes next stands behind what is whole.
+            self._position = start
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, start)
+            raise
+
+    def reserve(self, size_bytes: int) -> None:
+        """Take room for what is appended next, where the file system can: a full disk does not stop it then.
+
+        Raises:
+            OSError: There is no room (``ENOSPC``).
+        """
+        self.flush()
+        reserve_room(self._fd, self._position, size_bytes)
 
     def sync(self) -> None:
         """Make everything durable: it survives a power cut."""
@@ -143,7 +162,7 @@ class LogReader:
         length, checksum = _HEAD.unpack_from(data, offset)
         start = offset + _HEAD.size
         stop = start + length
-        if length > MAX_PAYLOAD_BYTES or stop + _TAIL.size > len(data):
+        if not length or length > MAX_PAYLOAD_BYTES or stop + _TAIL.size > len(data):
             return None
         if _TAIL.unpack_from(data, stop)[0] != length or zlib.crc32(memoryview(data)[start:stop]) != checksum:
             return None

@@ -254,6 +254,21 @@ def remove_tree(at: int, name: bytes) -> None:
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+_KEEP_SIZE = 1
+
+
+def reserve_room(fd: int, offset: int, length: int) -> None:
+    """Take disk room for ``length`` bytes from ``offset`` on without changing the file's size, where that can be done.
+
+    Raises:
+        OSError: There is no room (``ENOSPC``, ``EDQUOT``).
+    """
+    if _libc.fallocate(fd, _KEEP_SIZE, ctypes.c_long(offset), ctypes.c_long(length)) != 0:
+        code = ctypes.get_errno()
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(code, os.strerror(code))
+
+
 def sync_filesystem(path: str) -> None:
     """Write everything of the file system that holds ``path`` to its disk.
 

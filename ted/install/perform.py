@@ -13,20 +13,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import stat
 import subprocess
+import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from ted.errors import TargetError, UnsafePathError
 from ted.install import attributes
 from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, WRITE, Act, Bases
 from ted.install.capture import Identity, copy_data
 from ted.install.paths import join, names, refuse_mounted, remove_tree
+from ted.install.words import shown
 
-_OUTPUT_CHARACTERS = 2000
+_OUTPUT_BYTES = 2000
 _NO_HARDLINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
@@ -229,21 +231,29 @@ def refuse_link(path: str) -> None:
 
 
 def run_command(command: list[str], timeout_s: float) -> None:
-    """Run ``command`` without a shell and wait for it.
+    """Run ``command`` without a shell and wait for it; what it leaves running on purpose goes on.
 
     Raises:
         TargetError: It cannot be started, fails, or takes longer than ``timeout_s``.
     """
-    shown = " ".join(command)
-    try:
-        done: Any = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            timeout=timeout_s, check=False,
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
-        raise TargetError(f"{shown}: cannot be started: {error}") from error
-    except subprocess.TimeoutExpired:
-        raise TargetError(f"{shown}: took longer than {timeout_s:g} s") from None
-    if done.returncode != 0:
-        output = done.stdout.decode("utf-8", "replace")[-_OUTPUT_CHARACTERS:].strip()
-        raise TargetError(f"{shown}: exit code {done.returncode}" + (f": {output}" if output else ""))
+    name = shown(command)
+    with tempfile.TemporaryFile() as output:  # a pipe would be held open by whatever the command leaves behind
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except (OSError, ValueError) as error:
+            raise TargetError(f"{name}: cannot be started: {error}") from error
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise TargetError(f"{name}: took longer than {timeout_s:g} s") from None
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if code == 0:
+            return
+        output.seek(max(output.seek(0, os.SEEK_END) - _OUTPUT_BYTES, 0))
+        said = output.read(_OUTPUT_BYTES).decode("utf-8", "replace").strip()
+    raise TargetError(f"{name}: exit code {code}" + (f": {said}" if said else ""))

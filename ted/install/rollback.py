@@ -18,6 +18,7 @@ from ted.install.extract import ROLLED_BACK, ExtractResult, extract, take_back
 from ted.install.host import Host
 from ted.install.state import EXTRACTED, Installed, Step
 from ted.install.transaction import foretell_undo
+from ted.install.words import translated
 from ted.plugins import collected_warnings
 
 
@@ -46,7 +47,7 @@ def rollback(
         InstallError: It could not be put back; it can be tried again.
     """
     started_s = time.monotonic()
-    with host.states.lock(distributor, distribution, host.wait_s):
+    with translated(distribution), host.states.lock(distributor, distribution, host.wait_s):
         held = host.states.load(distributor, distribution)
         taken_back = [] if check else host.recover(held)
         if taken_back and revision in (None, held.newest.revision if held.newest is not None else None):

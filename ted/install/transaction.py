@@ -588,7 +588,12 @@ class Transaction:
 
     def _lock(self, directory: Path) -> None:
         self._lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+            raise
 
     def _look(self, base: int, where: bytes) -> os.stat_result | None:
         try:
@@ -730,16 +735,16 @@ def recover(
             transaction = Transaction.open(path, on_act=on_act)
         except (BlockingIOError, NotADirectoryError, FileNotFoundError):
             continue
-        except FormatError as failed:
-            found.append(Recovered(path, {}, State.PLANNING, failed.message))
+        except (FormatError, OSError) as failed:
+            found.append(Recovered(path, {}, State.PLANNING, target_error(str(path), failed).message))
             continue
         error: str | None = None
         try:
             if transaction.meta and not only(transaction.meta):
                 continue
             state = transaction.resume()
-        except TedError as failed:
-            error, state = failed.message, transaction.state
+        except (TedError, OSError) as failed:
+            error, state = target_error(str(path), failed).message, transaction.state
         finally:
             transaction.close()
         if state is not State.PLANNING:
@@ -749,7 +754,7 @@ def recover(
 
 def _clear(path: Path) -> None:
     """Remove what is left of a transaction that was being removed, or that never got its name."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):  # the next time, then
         if path.suffix == _GONE or time.time() - path.stat().st_mtime > _NEW_FOR_S:
             shutil.rmtree(path)
 

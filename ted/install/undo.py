@@ -26,6 +26,7 @@ from ted.install.acts import Bases, Failure
 from ted.install.capture import copy_data
 from ted.install.paths import Base, remove_tree, stamp_of
 from ted.install.perform import run_command
+from ted.install.words import shown
 
 
 @dataclass(slots=True)
@@ -237,7 +238,7 @@ class Undoer:
         try:
             run_command(command, timeout_s)
         except TedError as error:
-            self.failures.append(Failure(" ".join(command), 0, error.message))
+            self.failures.append(Failure(shown(command), 0, error.message))
         else:
             self.restored += 1
 

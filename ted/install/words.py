@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from ted.errors import TargetError, TedError
@@ -31,6 +33,20 @@ def target_error(path: str, error: OSError | TedError) -> TargetError:
     number = error.errno or 0
     name = errno.errorcode.get(number, "error")
     return TargetError(f"{path}: {error.strerror or error} ({name})", hint=_HINTS.get(number), path=path, errno=number)
+
+
+def shown(command: list[str]) -> str:
+    """Return a command for messages and records: its program alone, for its words may hold secrets."""
+    return command[0] if command else "a command"
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Tell what the system refuses as a ``TargetError``; ``what`` names the place if the system does not."""
+    try:
+        yield
+    except OSError as error:
+        raise target_error(str(error.filename or what), error) from error
 
 
 def describe(base: Base, where: bytes, status: os.stat_result, mtime_ns: int) -> str:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from install_depot import Depot
 
-from ted.errors import TargetError, UnsafePathError
-from ted.install import Transaction
-from ted.install.transaction import Policy
+from ted.errors import RepositoryError, TargetError, UnsafePathError
+from ted.install import Transaction, recover
+from ted.install.log import LogReader, LogWriter
+from ted.install.perform import run_command
+from ted.install.transaction import Policy, State
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: mounting needs root")
 
@@ -58,6 +63,12 @@ def make(root: Path, **files: str) -> Path:
     for name, text in files.items():
         (root / name).write_text(text)
     return root
+
+
+def fill_up(directory: Path) -> None:
+    with suppress(OSError), open(directory / "filler", "wb", 0) as file:
+        while True:
+            file.write(bytes(4096))
 
 
 def test_synchronize_spares_what_an_anchored_exclude_left_out_of_a_named_directory(
@@ -252,3 +263,92 @@ def test_a_file_that_came_into_a_directory_that_goes_is_not_removed(
         with pytest.raises(TargetError):
             transaction.commit()
     assert {path.name for path in (target / "gone").iterdir()} == {"old", "precious"}
+
+
+@needs_root
+def test_a_working_directory_that_fills_up_in_the_middle_still_lets_everything_be_undone(
+    begin: Callable[..., Transaction], tmp_path: Path, target: Path
+) -> None:
+    make(target, **{f"f{number:03}": "old" for number in range(600)})
+
+    def fill(phase: str, number: int) -> None:
+        if phase == "act" and number == 3:
+            fill_up(tmp_path / "var")
+
+    with on_another_file_system(tmp_path / "var"):
+        with begin(on_act=fill) as transaction:
+            for number in range(600):
+                write(transaction, target, f"f{number:03}", "new")
+            with pytest.raises(TargetError) as caught:
+                transaction.commit()
+            assert caught.value.errno == errno.ENOSPC
+            assert transaction.state is State.UNDONE
+        assert {path.read_text() for path in target.iterdir()} == {"old"}
+
+
+@needs_root
+def test_a_log_without_room_drops_what_is_not_whole_and_goes_on(tmp_path: Path) -> None:
+    with on_another_file_system(tmp_path / "small"):
+        log = LogWriter(tmp_path / "small" / "log")
+        log.append(["first"])
+        log.reserve(4096)
+        fill_up(tmp_path / "small")
+        with pytest.raises(OSError, match="No space"):
+            log.append([os.urandom(1 << 20)])
+        log.append(["last"])
+        log.close()
+        with LogReader(tmp_path / "small" / "log") as reader:
+            records = list(reader)
+        assert (records[0], records[-1]) == (["first"], ["last"])
+
+
+def test_a_command_that_ended_is_not_run_again_after_a_crash(
+    begin: Callable[..., Transaction], tmp_path: Path, target: Path
+) -> None:
+    def crash(phase: str, _number: int) -> None:
+        if phase == "finish":
+            raise KeyboardInterrupt
+
+    with begin(on_act=crash) as transaction:
+        write(transaction, target, "f", "x")
+        transaction.run(["sh", "-c", f"echo ran >> {tmp_path}/log"])
+        with pytest.raises(KeyboardInterrupt):
+            transaction.commit()
+    assert [found.state for found in recover(transaction.directory.parent)] == [State.DONE]
+    assert (tmp_path / "log").read_text() == "ran\n"
+
+
+def test_a_command_may_leave_a_service_running_and_its_time_limit_ends_its_children(tmp_path: Path) -> None:
+    began_s = time.monotonic()
+    run_command(["sh", "-c", "sleep 5 & exit 0"], 3)
+    assert time.monotonic() - began_s < 3
+    with pytest.raises(TargetError, match="longer"):
+        run_command(["sh", "-c", f"(sleep 1; echo late > {tmp_path}/late) & sleep 9"], 0.3)
+    time.sleep(1.2)
+    assert not (tmp_path / "late").exists()
+
+
+def test_an_error_never_shows_the_words_of_a_command() -> None:
+    with pytest.raises(TargetError) as caught:
+        run_command(["sh", "-c", "exit 3", "hunter2"], 5)
+    assert "hunter2" not in str(caught.value)
+    assert "exit code 3" in str(caught.value)
+
+
+def test_a_transaction_that_is_stuck_is_an_error_of_its_distribution(
+    depot: Depot, tmp_path: Path, target: Path
+) -> None:
+    make(tmp_path / "source", f="x")
+    depot.build({"from": [f"{tmp_path}/source/"]})
+
+    def crash(_phase: str, _number: int) -> None:
+        os._exit(9)
+
+    if (child := os.fork()) == 0:
+        depot.host.on_act = crash
+        depot.extract()
+    os.waitpid(child, 0)
+    shutil.move(target, tmp_path / "away")
+    target.symlink_to("target")  # a loop: the system refuses to open it
+    with pytest.raises((TargetError, RepositoryError)):
+        depot.extract()
