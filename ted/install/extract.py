@@ -90,7 +90,7 @@ def extract(
         AcceptanceError: Its own tests failed; as above.
     """
     started_s = time.monotonic()
-    with translated(distribution), host.states.lock(distributor, distribution, host.wait_s):
+    with translated(distribution), host.states.lock(distributor, distribution, host.wait_s, check=check):
         held = host.states.load(distributor, distribution)
         if not check:
             host.recover(held)
@@ -98,6 +98,9 @@ def extract(
         extraction = _Extraction(host, held, stamp, check=check, diff=diff, force=force, known=known,
                                  named=revision is not None)  # fmt: skip
         result = extraction.run()
+        if check and host.interrupted(held):
+            result.changed = True
+            result.reason = "an interrupted extraction or rollback would be brought to an end first"
     result.duration_s = time.monotonic() - started_s
     return result
 
@@ -231,6 +234,8 @@ class _Extraction:
             return result
         transaction.close()
         name = transaction.directory.name if committed.changed else None
+        if name is None:
+            transaction.forget()
         result.changed = self._remember(replace(step, transaction=name)) or committed.changed
         if step.state != FAILED:
             self._accept(reader, undo=result.changed)

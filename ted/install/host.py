@@ -194,12 +194,26 @@ class Host:
                 held.chain = [step for step in held.chain if step.transaction != name]
                 self.states.save(held)
                 self.forget(name)
-            elif name not in known and "step" in meta and _is_newer(meta["step"], held):
+            elif name not in known and "step" in meta:
+                # Whatever the clock says: what is done and not in the chain was done last, and can be taken back.
                 held.chain.append(_adopted(meta["step"], name, found.state))
                 self.states.save(held)
             elif name not in known:
                 self.forget(name)
         return taken_back
+
+    def interrupted(self, held: Installed) -> bool:
+        """Return whether ``recover`` has something to bring to an end that changes what is here; nothing is written."""
+        known = {step.transaction for step in held.chain}
+        for head in self.states.transactions.glob("*Z-????????/meta.json"):
+            name = head.parent.name
+            with contextlib.suppress(OSError, ValueError):
+                whose = _owner(json.loads(head.read_bytes())["meta"])
+                state = Transaction(head.parent).state
+                over = state is State.PLANNING or (name in known and state in (State.DONE, State.LEFT))
+                if whose == (held.distributor, held.distribution) and not over:
+                    return True
+        return False
 
     def recover_others(self, but: Collection[tuple[str, str]]) -> None:
         """Bring to an end what a crash left of distributions that nobody extracts any more; what is busy is left."""
@@ -243,10 +257,6 @@ def _owner(meta: Mapping[str, Any]) -> tuple[str, str]:
 def _adopted(step: Mapping[str, Any], name: str, state: State) -> Step:
     adopted = Step(**{**step, "transaction": name})
     return replace(adopted, state=FAILED if state is State.LEFT else ACCEPTING)
-
-
-def _is_newer(step: Mapping[str, Any], held: Installed) -> bool:
-    return held.newest is None or step["at"] > held.newest.at
 
 
 def _unfinished(directory: Path, error: str) -> TedError:

@@ -2,6 +2,7 @@
 
 Rules:
  * Without a revision named: back to the one before the installed one; before the first, what was there before ted.
+   Where older steps were dropped (``max_revisions``): to what was there before the oldest step that is kept.
  * Each step's undo log puts back bytes, modes, owners, times, links and attributes, and removes what the step made.
  * Where an undo log is gone, the wanted revision is extracted again, if its content is kept.
  * Other people's files stay. A directory of ours that holds some of theirs stays too, and is told.
@@ -47,7 +48,7 @@ def rollback(
         InstallError: It could not be put back; it can be tried again.
     """
     started_s = time.monotonic()
-    with translated(distribution), host.states.lock(distributor, distribution, host.wait_s):
+    with translated(distribution), host.states.lock(distributor, distribution, host.wait_s, check=check):
         held = host.states.load(distributor, distribution)
         taken_back = [] if check else host.recover(held)
         if taken_back and revision in (None, held.newest.revision if held.newest is not None else None):
@@ -55,6 +56,8 @@ def rollback(
         steps = _steps_back(held, revision)
         if steps is not None and all(_undoable(host, step) for step in steps):
             result = _undo(host, held, steps, check=check, diff=diff)
+            if check and host.interrupted(held):
+                result.reason = "an interrupted extraction or rollback would be brought to an end first"
             result.duration_s = time.monotonic() - started_s
             return result
     target = revision or _revision_before(held)
@@ -98,7 +101,7 @@ def _steps_back(held: Installed, revision: str | None) -> list[Step] | None:
         if step.revision == revision or (revision is None and step.revision != newest.revision):
             return steps
         steps.append(step)
-    return steps if revision is None and not held.cut else None
+    return steps if revision is None else None
 
 
 def _revision_before(held: Installed) -> str | None:
@@ -113,6 +116,7 @@ def _undoable(host: Host, step: Step) -> bool:
 
 def _undo(host: Host, held: Installed, steps: list[Step], *, check: bool, diff: bool) -> ExtractResult:
     result = ExtractResult(held.distributor, held.distribution, None, ROLLED_BACK, changed=True, check=check)
+    unnamed = held.cut and len(steps) == len(held.chain)
     for step in steps:
         if step.transaction is not None:
             counts, changes = foretell_undo(host.states.transactions / step.transaction, diff=diff)
@@ -122,6 +126,8 @@ def _undo(host: Host, held: Installed, steps: list[Step], *, check: bool, diff: 
         if not check:
             result.warnings += take_back(host, held)
             result.warnings += _let_type_follow(host, held, step)
+    if unnamed:
+        result.warnings.append("what was here before is back; which revision that was is not kept (`max_revisions`)")
     remaining = held.chain[: len(held.chain) - len(steps)] if check else held.chain
     result.revision = remaining[-1].revision if remaining else None
     return result

@@ -128,8 +128,16 @@ class InstalledStates:
     def save(self, installed: Installed) -> None:
         """Write the chain, durably."""
         path = self._path(installed.distributor, installed.distribution)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_directory(path.parent)
         replace_file(path, installed.to_bytes())
+        path.chmod(0o644)
+
+    def _make_directory(self, path: Path) -> None:
+        """Make the directory of a chain, which an agent that is not root must read when root extracts."""
+        for each in (self._working.state, self._directory, path):
+            if not each.is_dir():
+                each.mkdir(parents=True, exist_ok=True)
+                each.chmod(0o755)
 
     def revisions_in_use(self, distributor: str, distribution: str) -> set[str]:
         """Return the revisions whose content is worth keeping: the one installed, and the one before it."""
@@ -137,16 +145,20 @@ class InstalledStates:
         return set(revisions[-2:])
 
     @contextmanager
-    def lock(self, distributor: str, distribution: str, wait_s: float) -> Iterator[None]:
-        """Be the only one who works on this distribution.
+    def lock(self, distributor: str, distribution: str, wait_s: float, *, check: bool = False) -> Iterator[None]:
+        """Be the only one who works on this distribution; with ``check`` nothing is written for it.
 
         Raises:
             InstallError: Another process still is after ``wait_s``.
         """
         path = self._path(distributor, distribution).with_suffix(".lock")
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if check and not path.exists():  # nobody ever worked on it
+            yield
+            return
+        if not check:
+            self._make_directory(path.parent)
         until = time.monotonic() + wait_s
-        with open(path, "a+", encoding="ascii") as file:
+        with open(path, "r" if check else "a+", encoding="ascii") as file:
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,8 +172,9 @@ class InstalledStates:
                             hint="wait until it is done",
                         ) from None
                 time.sleep(_POLL_S)
-            file.seek(0)
-            file.truncate()
-            file.write(str(os.getpid()))
-            file.flush()
+            if not check:
+                file.seek(0)
+                file.truncate()
+                file.write(str(os.getpid()))
+                file.flush()
             yield

@@ -47,7 +47,7 @@ def verify_installed(host: Host, distributor: str, distribution: str) -> list[Pr
         TrustError: What is stored is not signed by the Distributor, so nothing can be compared with it.
         RepositoryError: It is damaged, or not kept.
     """
-    with host.states.lock(distributor, distribution, host.wait_s):
+    with host.states.lock(distributor, distribution, host.wait_s, check=True):
         step = host.states.load(distributor, distribution).newest
         if step is None:
             return []

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -352,3 +353,71 @@ def test_a_transaction_that_is_stuck_is_an_error_of_its_distribution(
     target.symlink_to("target")  # a loop: the system refuses to open it
     with pytest.raises((TargetError, RepositoryError)):
         depot.extract()
+
+
+def crashed(depot: Depot, at: str) -> None:
+    """Extract in a process that ends in phase ``at``."""
+    if (child := os.fork()) == 0:
+        depot.host.on_act = lambda phase, _number: os._exit(9) if phase == at else None
+        depot.extract()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def test_a_clock_that_went_back_costs_no_undo_log(depot: Depot, tmp_path: Path, target: Path) -> None:
+    make(tmp_path / "source", f="first")
+    depot.build({"from": [f"{tmp_path}/source/"]})
+    depot.extract()
+    held = depot.host.states.load("hq", "pos")
+    held.chain[0] = replace(held.chain[0], at="2999-01-01T00:00:00+00:00")
+    depot.host.states.save(held)
+    make(tmp_path / "source", f="second")
+    depot.build({"from": [f"{tmp_path}/source/"]})
+    crashed(depot, "done")
+    depot.extract()
+    depot.rollback()
+    assert (target / "f").read_text() == "first"
+
+
+def test_with_one_kept_revision_the_newest_can_still_be_taken_back(depot: Depot, tmp_path: Path, target: Path) -> None:
+    for text in ("first", "second"):
+        make(tmp_path / "source", f=text)
+        depot.build({"from": [f"{tmp_path}/source/"]}, settings={"max_revisions": 1})
+        depot.extract()
+    foretold = depot.rollback(check=True)
+    result = depot.rollback()
+    assert (result.state, result.warnings) == (foretold.state, foretold.warnings)
+    assert "not kept" in result.warnings[-1]
+    assert (target / "f").read_text() == "first"
+
+
+def test_check_mode_writes_nothing_at_all(depot: Depot, tmp_path: Path) -> None:
+    make(tmp_path / "source", f="x")
+    depot.build({"from": [f"{tmp_path}/source/"]})
+    before = sorted(tmp_path.rglob("*"))
+    assert depot.extract(check=True).changed
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_check_mode_foretells_that_what_a_crash_left_is_brought_to_an_end(depot: Depot, tmp_path: Path) -> None:
+    make(tmp_path / "source", f="x")
+    depot.build({"from": [f"{tmp_path}/source/"]})
+    crashed(depot, "done")
+    foretold = depot.extract(check=True)
+    assert foretold.changed
+    assert "interrupted" in str(foretold.reason)
+    assert depot.extract().changed
+    assert depot.extract(check=True).reason is None
+
+
+def test_what_root_installed_can_be_read_by_the_agents_user(depot: Depot, tmp_path: Path) -> None:
+    make(tmp_path / "source", f="x")
+    depot.build({"from": [f"{tmp_path}/source/"]})
+    umask = os.umask(0o077)
+    try:
+        depot.extract()
+    finally:
+        os.umask(umask)
+    chain = depot.working.state / "installed" / "hq" / "pos.json"
+    assert chain.stat().st_mode & 0o044 == 0o044
+    assert all(path.stat().st_mode & 0o055 == 0o055 for path in (chain.parent, chain.parent.parent))
