@@ -137,7 +137,7 @@ class Fleet:
             self.await_agent(name)
 
     def await_agent(self, name: str) -> None:
-        from ted.agent.control import call_agent
+        from ted.agent.ask import call_agent
         from ted.errors import TedError
 
         deadline_s = time.monotonic() + START_WITHIN_S

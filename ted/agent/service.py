@@ -10,12 +10,10 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import logging
 import os
 import signal
-import struct
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -26,6 +24,7 @@ from aiohttp import web
 
 from ted.agent.control import ControlServer
 from ted.agent.distributor import Distributor
+from ted.agent.locks import hold_lock
 from ted.agent.node import Node
 from ted.agent.receipts import Receipts
 from ted.agent.receiver import Receiver
@@ -40,7 +39,6 @@ from ted.transfer.slip import RoutingSlip
 log = logging.getLogger("ted.agent")
 
 HOUSEKEEPING_S = 3600.0
-_FLOCK = "hhqqi"  # struct flock of Linux with 64-bit offsets
 BACKLOG = 512
 
 
@@ -248,40 +246,6 @@ class Agent:
             with suppress(ValueError, KeyError):
                 log.error("extract %s: %s", distribution, json.loads(output)["error"]["message"])
         self._receipts.poke()
-
-
-def hold_lock(state_directory: Path, name: str) -> int:
-    """Take the lock ``name``; this process holds it until it ends.
-
-    Raises:
-        AgentError: Another process has it.
-    """
-    state_directory.mkdir(parents=True, exist_ok=True)
-    fd = os.open(state_directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise AgentError(f"another agent (process {lock_owner(state_directory, name)}) works in "
-                         f"{state_directory.parent}", hint="`ted agent stop` ends it") from None  # fmt: skip
-    return fd
-
-
-def lock_owner(state_directory: Path, name: str) -> int | None:
-    """Return the process that holds the lock ``name``, or ``None`` when it is free.
-
-    The kernel says who: nothing is read from a file that a dead process may have left.
-    """
-    try:
-        fd = os.open(state_directory / name, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
-    finally:
-        os.close(fd)
-    return None if kind == fcntl.F_UNLCK else int(pid)
 
 
 def run_agent(config: NodeConfig) -> None:

@@ -20,8 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ted.agent.control import call_agent
-from ted.agent.service import hold_lock, lock_owner
+from ted.agent.ask import call_agent
+from ted.agent.locks import hold_lock, lock_owner
 from ted.config import NodeConfig
 from ted.errors import AgentError, TedError
 

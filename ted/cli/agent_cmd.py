@@ -9,7 +9,6 @@ import sys
 import click
 
 from ted.agent import supervisor
-from ted.agent.service import run_agent
 from ted.cli.main import Settings, emit
 from ted.config import NodeConfig
 
@@ -31,7 +30,12 @@ def command(settings: Settings, action: str, check: bool) -> None:
             format=f"%(asctime)s {config.node} %(levelname)s %(name)s: %(message)s",
         )  # fmt: skip
         logging.getLogger("aiohttp").setLevel(logging.WARNING)
-        (run_agent if action == "run" else supervisor.supervise)(config)
+        if action == "run":
+            from ted.agent.service import run_agent
+
+            run_agent(config)
+        else:
+            supervisor.supervise(config)
         logging.shutdown()
         os._exit(0)  # threads may still wait for a peer; what they would do is done again by the next agent
     now = supervisor.status(config)

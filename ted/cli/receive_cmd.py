@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ted.agent.control import call_agent
+from ted.agent.ask import call_agent
 from ted.agent.records import open_journal
 from ted.cli.main import Settings, emit
 from ted.config import NodeConfig

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from tabulate import tabulate
 
-from ted.agent.control import call_agent
+from ted.agent.ask import call_agent
 from ted.agent.plan import plan_bytes, plan_result, plan_sends
 from ted.agent.records import open_journal
 from ted.cli.common import topology_of
