@@ -294,3 +294,21 @@ def test_an_error_of_ted_names_what_and_what_now(bench: Bench) -> None:
     assert "nosuch" in said.output
     assert "rc: 13" in said.output
     assert "error: UnknownNameError" in said.output
+
+
+def test_a_ted_that_hangs_is_ended_and_named(bench: Bench) -> None:
+    hangs = bench.tree.root / "hangs"
+    hangs.write_text("#!/bin/sh\nexec sleep 300\n")
+    hangs.chmod(0o755)
+    said = bench.run("hq", f"    - ted.distribution.build: {{executable: {hangs}, timeout: 1}}\n", fails=True)
+    assert "took longer than 1 s and was ended" in said.output
+
+
+def test_check_with_diff_shows_what_would_be_built(bench: Bench) -> None:
+    bench.edit("fourth")
+    newest = max(bench.held("hq"))
+    said = bench.run("hq", "    - ted.distribution.build: {name: stdlib}\n", "--check", "--diff")
+    assert f"-revision: {newest}" in said.output
+    assert "+revision: a new one" in said.output
+    assert "+files: " in said.output
+    assert max(bench.held("hq")) == newest

@@ -19,6 +19,12 @@ options:
       - The C(ted) program on the target.
       - When unset, C(/opt/ted/venv/bin/ted) is used if it is there, else C(ted) from the target's E(PATH).
     type: path
+  timeout:
+    description:
+      - The seconds C(ted) may take. Then it is ended, and the task fails. V(0) sets no limit.
+    type: int
+    default: 3600
+    version_added: 0.1.0
 requirements:
   - ted on the target (the role P(ted.distribution.node#role) installs it)
 notes:

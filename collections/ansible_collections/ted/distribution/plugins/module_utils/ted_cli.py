@@ -5,6 +5,7 @@
 Rules:
  * One question, one process: arguments are a list, no shell.
  * Standard output is one JSON document. Anything else fails the task with what was printed.
+ * A process that takes longer than the option C(timeout) is ended, and the task fails.
  * C({"error": {...}}) fails the task: message and hint are C(msg), the exit code is C(rc).
  * Only the standard library and C(ansible.module_utils.basic): nothing of the engine, Python 3.8 syntax.
 """
@@ -16,16 +17,20 @@ import json
 import os
 import re
 import tempfile
+import threading
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
 
 DEFAULT_CONFIG = "/etc/ted"
 DEFAULT_EXECUTABLE = "/opt/ted/venv/bin/ted"
 TALK_LINES = 20
+LIMIT_S = 3600
+GRACE_S = 15
 
 COMMON = {
     "config": {"type": "path", "default": DEFAULT_CONFIG, "fallback": (env_fallback, ["TED_CONFIG"])},
     "executable": {"type": "path"},
+    "timeout": {"type": "int", "default": LIMIT_S},
 }
 
 
@@ -42,6 +47,7 @@ class Ted:
         self.module = module
         self.config = module.params["config"]
         self.executable = find_executable(module)
+        self.limit_s = module.params["timeout"]
 
     @property
     def missing(self):
@@ -77,10 +83,24 @@ class Ted:
         """
         stdin, tolerate = kwargs.pop("stdin", None), kwargs.pop("tolerate", ())
         command = self.command(*words)
+        limit = Limit(self.limit_s)
         rc, out, err = self.module.run_command(
-            command, data=stdin, environ_update={"LC_ALL": "C.UTF-8", "NO_COLOR": "1", "COLUMNS": "200"}
+            command,
+            data=stdin,
+            environ_update={"LC_ALL": "C.UTF-8", "NO_COLOR": "1", "COLUMNS": "200"},
+            before_communicate_callback=limit.watch,
         )
+        limit.done.set()
         document = parse(out)
+        if limit.over:
+            self.module.fail_json(
+                msg="%s took longer than %s s and was ended; run it again, with a greater timeout if it needs that"
+                % (" ".join(command), self.limit_s),
+                rc=rc,
+                cmd=command,
+                stdout=tail(out),
+                stderr=tail(err),
+            )
         if rc == 0 and document is not None:
             return document
         if rc in tolerate and document is not None:
@@ -104,6 +124,28 @@ class Ted:
         said = tail(err).strip() or tail(out).strip() or "nothing"
         what = "ended with code %s" % rc if rc else "did not print one JSON document"
         self.module.fail_json(msg="%s %s, saying: %s" % (" ".join(command[:1]), what, said), **dict(body, **result))
+
+
+class Limit:
+    """Ends a process that takes too long: asked first, then not asked."""
+
+    def __init__(self, limit_s):
+        self.limit_s = limit_s
+        self.done = threading.Event()
+        self.over = False
+
+    def watch(self, process):
+        """Begin to count the time of a process."""
+        if self.limit_s > 0:
+            threading.Thread(target=self._end, args=(process,), daemon=True).start()
+
+    def _end(self, process):
+        if self.done.wait(self.limit_s) or process.poll() is not None:
+            return
+        self.over = True
+        process.terminate()
+        if not self.done.wait(GRACE_S):
+            process.kill()
 
 
 def find_executable(module):

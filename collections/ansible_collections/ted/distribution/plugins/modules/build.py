@@ -21,7 +21,8 @@ attributes:
   check_mode:
     support: full
   diff_mode:
-    support: none
+    support: full
+    details: Revision and counts of each distribution that is built, or would be.
   idempotent:
     support: full
     details: An unchanged source gives no new revision.
@@ -131,8 +132,25 @@ from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
     lifted,
     names,
     ted_module,
-    with_diff,
 )
+
+COUNTS = ("files", "content_bytes", "frames", "bytes")
+
+
+def diff_of(row):
+    """Return what --diff shows of one distribution that is built, or would be."""
+    name, former = row["distribution"], row.get("revision") or "none"
+    if row.get("check"):
+        before, after = former, "a new one"
+    else:
+        before, after = "the one before", former
+    lines = ["revision: %s" % after] + ["%s: %s" % (key, row[key]) for key in COUNTS if row.get(key) is not None]
+    return {
+        "before_header": name,
+        "after_header": name,
+        "before": "revision: %s\n" % before,
+        "after": "\n".join(lines) + "\n",
+    }
 
 
 def main():
@@ -147,7 +165,9 @@ def main():
         *(flag("--check", module.check_mode) + flag("--force", module.params["force"]) + ["--"]) + names(module.params),
     )
     result = lifted(said, "distributions", ("revision", "bytes", "frames", "files", "content_bytes", "duration_s"))
-    module.exit_json(**with_diff(module, result))
+    if module._diff:  # noqa: SLF001
+        result["diff"] = [diff_of(row) for row in said.get("distributions") or [] if row.get("changed")]
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -182,6 +182,9 @@ config:
 
 from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import Ted, flag, names, option, ted_module
 
+# Here C(timeout) is for the whole way down the tree; the process that starts or foretells it has this long at least.
+START_LIMIT_S = 600
+
 
 def words(params, check_mode):
     """Return the words that start (or foretell) the send; waiting is the action plugin's work."""
@@ -211,6 +214,7 @@ def main():
         rules={"mutually_exclusive": [("watch", "name"), ("watch", "channel"), ("watch", "limit")]},
     )
     ted = Ted(module)
+    ted.limit_s = max(module.params["timeout"], START_LIMIT_S)
     ted.foretell_unset(sends=[])
     if module.params["watch"]:
         seen = [ted.ask("send", "--watch", identity) for identity in module.params["watch"]]
