@@ -70,7 +70,11 @@ def _write(reader: RevisionReader, directory: Path) -> None:
         elif entry.kind is Kind.FILE:
             with open(directory / inside, "xb") as file:
                 for chunk in reader.chunks(entry):
-                    file.write(chunk if isinstance(chunk, bytes) else bytes(chunk.length))
+                    if isinstance(chunk, bytes):
+                        file.write(chunk)
+                    else:
+                        file.seek(chunk.length, os.SEEK_CUR)
+                file.truncate()  # to where it is, which may lie behind a hole
 
 
 def _environment(reader: RevisionReader, places: Mapping[str, str]) -> dict[str, str]:

@@ -287,7 +287,7 @@ class Execution:
                     raise
                 if attempt < self.policy.retries:
                     time.sleep(self.policy.retry_delay_s)
-                elif self.policy.on_locked != "kill":
+                elif self.policy.on_locked != "kill" or error.errno == errno.EBUSY:  # a mount, not a holder
                     raise
         status = self.bases[act.base].glance(act.path)
         if status is not None:

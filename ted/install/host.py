@@ -26,7 +26,7 @@ from ted.content.revision import Revision, RevisionReader
 from ted.content.working import RECORD_NAME, WorkingDirectory
 from ted.errors import FormatError, MissingContentError, RepositoryError, TedError, UnknownNameError
 from ted.install.execution import OnAct, Policy, State
-from ted.install.state import ACCEPTING, FAILED, MAX_STEPS, Installed, InstalledStates, Step
+from ted.install.state import ACCEPTING, FAILED, Installed, InstalledStates, Step
 from ted.install.transaction import Transaction, recover
 from ted.install.variables import Variables
 from ted.plugins import Plugins, installed
@@ -233,10 +233,10 @@ class Host:
         Transaction(self.states.transactions / name).forget()
 
     def cut(self, held: Installed, max_revisions: int | None) -> None:
-        """Drop steps of revisions beyond ``max_revisions`` (``None``: all are kept), and beyond the 1000 newest."""
+        """Drop steps of revisions beyond ``max_revisions`` (``None``: none), and what the file has no room for."""
         revisions = list(dict.fromkeys(step.revision for step in reversed(held.chain)))
         kept = set(revisions if max_revisions is None else revisions[: max(max_revisions, 1)])
-        while held.chain and (held.chain[0].revision not in kept or len(held.chain) > MAX_STEPS):
+        while held.chain and (held.chain[0].revision not in kept or held.is_too_long):
             # The undo log goes first: a step without one is known for what it is, a log without a step is not.
             if held.chain[0].transaction is not None:
                 self.forget(held.chain[0].transaction)

@@ -68,6 +68,11 @@ class Installed:
         """What is installed now."""
         return self.chain[-1] if self.chain else None
 
+    @property
+    def is_too_long(self) -> bool:
+        """Whether older steps must go, so that the file can still be read when the next ones are added."""
+        return len(self.chain) > MAX_STEPS or (len(self.chain) > 1 and len(self.to_bytes()) > MAX_STATE_BYTES // 2)
+
     def to_bytes(self) -> bytes:
         """Return the file's content."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1).encode()
@@ -126,10 +131,17 @@ class InstalledStates:
         return found
 
     def save(self, installed: Installed) -> None:
-        """Write the chain, durably."""
+        """Write the chain, durably.
+
+        Raises:
+            FormatError: It could not be read again.
+        """
         path = self._path(installed.distributor, installed.distribution)
+        data = installed.to_bytes()
+        if len(data) > MAX_STATE_BYTES:
+            raise FormatError(f"{path}: {len(data)} bytes are above {MAX_STATE_BYTES}", hint="name fewer targets")
         self._make_directory(path.parent)
-        replace_file(path, installed.to_bytes())
+        replace_file(path, data)
         path.chmod(0o644)
 
     def _make_directory(self, path: Path) -> None:

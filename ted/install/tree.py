@@ -198,8 +198,9 @@ class Placing:
         described = entry.mtime_ns != 0
         wanted = self._wanted(entry)
         if status is None or not stat.S_ISDIR(status.st_mode):
-            if status is not None and self._how.overwrite == "never":
-                raise OSError(errno.ENOTDIR, "something stands where a directory must be, and `overwrite` is `never`")
+            if status is not None and self._kept_back(entry, status):
+                how = f"`overwrite` is `{self._how.overwrite}`"
+                raise OSError(errno.ENOTDIR, f"something stands where a directory must be, and {how}")
             if not described:
                 wanted = replace(wanted, mtime_ns=None)
             ours = was is not None and was.kind is Kind.SYMLINK

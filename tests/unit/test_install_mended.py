@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from install_depot import Depot
 
-from ted.errors import RepositoryError, TargetError, UnsafePathError
+from ted.errors import FormatError, RepositoryError, TargetError, UnsafePathError
 from ted.install import Transaction, recover
 from ted.install.log import LogReader, LogWriter
 from ted.install.perform import run_command
+from ted.install.state import Installed, Step
 from ted.install.transaction import Policy, State
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: mounting needs root")
@@ -421,3 +422,36 @@ def test_what_root_installed_can_be_read_by_the_agents_user(depot: Depot, tmp_pa
     chain = depot.working.state / "installed" / "hq" / "pos.json"
     assert chain.stat().st_mode & 0o044 == 0o044
     assert all(path.stat().st_mode & 0o055 == 0o055 for path in (chain.parent, chain.parent.parent))
+
+
+def test_overwrite_newer_keeps_a_newer_file_where_a_directory_must_be(
+    depot: Depot, tmp_path: Path, target: Path
+) -> None:
+    make(tmp_path / "source" / "d", f="x")
+    os.utime(tmp_path / "source" / "d", (10**9, 10**9))
+    make(target, d="newer")
+    depot.build({"from": [f"{tmp_path}/source/"]}, overwrite="newer")
+    with pytest.raises(TargetError, match="newer"):
+        depot.extract()
+    assert (target / "d").read_text() == "newer"
+
+
+def test_the_list_of_what_is_installed_never_grows_beyond_what_can_be_read(depot: Depot) -> None:
+    places = {str(number): "/" + "x" * 200 for number in range(500)}
+    held = Installed("hq", "pos", [Step(f"r{number}", "", "file", "", places=places) for number in range(30)])
+    depot.host.cut(held, None)
+    assert 1 < len(held.chain) < 30
+    assert depot.host.states.load("hq", "pos").chain == held.chain
+    with pytest.raises(FormatError):
+        depot.host.states.save(Installed("hq", "pos", held.chain * 30))
+
+
+def test_opening_a_transaction_somebody_works_on_leaves_no_descriptor_open(
+    begin: Callable[..., Transaction], target: Path
+) -> None:
+    with begin() as transaction:
+        write(transaction, target, "f", "x")
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(BlockingIOError):
+            Transaction.open(transaction.directory)
+        assert os.listdir("/proc/self/fd") == before
