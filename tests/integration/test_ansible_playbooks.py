@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+REPOSITORY = Path(__file__).parents[2]
 EVERYBODY = {"hq", "s01", "s02", "e01"}
 RECEIVERS = ("s01", "s02", "e01")
 
@@ -44,6 +45,15 @@ def test_check_of_everything_before_the_first_run_changes_nothing(tree: Any) -> 
     said = tree.play("site", "--check")
     assert not tree.run_directory.exists()
     assert all(count for count in said.changed.values()), said.output
+
+
+def test_each_import_in_one_run_has_the_narrowing_it_asks_for(tree: Any) -> None:
+    play = tree.root / "narrow.yml"
+    find = f"- ansible.builtin.import_playbook: {REPOSITORY}/playbooks/nodes.yml\n"
+    extract = f"- ansible.builtin.import_playbook: {REPOSITORY}/playbooks/extract.yml\n"
+    play.write_text(f"{find}{extract}  vars: {{ted_distribution: nosuch}}\n")
+    said = tree.play(play, "--check")
+    assert "no hosts matched" in said.output.split("PLAY [Extract]")[1]
 
 
 def test_site_brings_the_distribution_to_every_node(site: Any) -> None:
@@ -182,5 +192,18 @@ def test_uninstall_ends_the_agents_and_leaves_what_was_installed(site: Any) -> N
         assert not (site.run_directory / host / "etc").exists()
         assert not (site.run_directory / host / "ted").exists()
     assert (site.installed("e01") / "this.py").exists()
+    assert not (site.run_directory / "hq").exists(), "an empty directory was left"
     again = site.play("uninstall", "-e", "ted_purge=true")
     assert again.changed == dict.fromkeys(EVERYBODY, 0)
+
+
+def test_uninstall_removes_no_directory_that_is_not_teds(site: Any) -> None:
+    others = site.root / "others"
+    for name in ("venv", "etc", "work"):
+        (others / name).mkdir(parents=True)
+        (others / name / "precious").touch()
+    (others / "venv" / "pyvenv.cfg").touch()
+    words = {"venv": "venv", "config_directory": "etc", "working_directory": "work"}
+    named = [word for key, name in words.items() for word in ("-e", f"ted_{key}={others}/{name}")]
+    site.play("uninstall", "--limit", "e01", "-e", "ted_purge=true", "-e", "ted_package=ted", *named)
+    assert sorted(path.parent.name for path in others.glob("*/precious")) == ["etc", "venv", "work"]
