@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -352,6 +353,7 @@ class _Transfer:
         self._stopped = asyncio.Event()
         self._for_revision: str | None = None
         self._connection: Connection | None = None
+        self._connection_lock = threading.Lock()
 
     def stalled_for_s(self) -> float:
         """Return how long nothing has come."""
@@ -366,8 +368,7 @@ class _Transfer:
         """Stop for another revision that was offered later."""
         self._for_revision = revision
         self._stopped.set()
-        if self._connection is not None:
-            self._connection.close()
+        self._cut()
 
     async def join(self, slip: RoutingSlip) -> None:
         """Serve the targets of another slip for the same revision as well."""
@@ -412,8 +413,7 @@ class _Transfer:
     def end(self, error: Exception) -> None:
         """Wake those who wait for blocks, end the fetching thread, and close the packs."""
         self._stopped.set()
-        if self._connection is not None:
-            self._connection.close()
+        self._cut()
         for name, incoming in self._incoming.items():
             self._node.packs.withdraw((*self.key[:2], name), incoming)
             incoming.stop(error)
@@ -470,8 +470,15 @@ class _Transfer:
         if incoming.pack.missing() and not self._stopped.is_set():
             raise TransferError(f"{self._source.peer} did not send all of pack {ref.revision}")
 
-    def _opened(self, connection: Connection) -> None:
-        self._connection = connection
+    def _opened(self, connection: Connection | None) -> None:
+        with self._connection_lock:
+            self._connection = connection
+
+    def _cut(self) -> None:
+        """End the fetching thread's wait; a connection that went back to the pool is another's and stays."""
+        with self._connection_lock:
+            if self._connection is not None:
+                self._connection.close()
 
     def _tell(self, *, force: bool = False) -> None:
         now_s = time.monotonic()

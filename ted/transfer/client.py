@@ -32,6 +32,8 @@ CONNECT_TIMEOUT_S = 20.0
 IDLE_S = 45.0
 SMALL_WITHIN_S = 120.0
 PACKED_FROM_BYTES = 400
+CLOSED = (OSError, http.client.HTTPException, AttributeError, ValueError)
+"""What http.client raises when a connection breaks, or is closed by another thread in the middle of a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ class Connection:
         try:
             self._http.request(method, path, body=data, headers=headers)
             answer = self._http.getresponse()
-        except (OSError, http.client.HTTPException) as error:
+        except CLOSED as error:
             raise self.broken(error) from error
         if answer.status >= 400:
             raise self._refusal(answer)
@@ -152,7 +154,7 @@ class Connection:
                     raise UnreachableError(f"{self.peer} takes more than {SMALL_WITHIN_S:g} s for a small answer")
             if answer.length == 0:
                 answer.read()  # read1 does not notice the end of a body of known length
-        except (OSError, http.client.HTTPException) as error:
+        except CLOSED as error:
             raise self.broken(error) from error
         return bytes(data)
 
@@ -175,7 +177,7 @@ class Connection:
                 if not count:
                     raise UnreachableError(f"{self.peer} ended the transfer early")
                 done += count
-        except (OSError, http.client.HTTPException) as error:
+        except CLOSED as error:
             raise self.broken(error) from error
 
     def broken(self, error: Exception) -> TedError:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from pathlib import Path
 
 from ted.content.blocks import BLOCKS_NAME, BlockList, PartialPack
@@ -22,7 +23,7 @@ from ted.content.durable import read_bounded
 from ted.content.record import PackRef
 from ted.errors import DigestMismatchError, NoSpaceError, TransferError
 from ted.transfer.client import Connection, Peer, Pool
-from ted.transfer.packs import runs_bytes
+from ted.transfer.packs import Run, blocks_of, runs_bytes
 
 MAX_METADATA_BYTES = 8 * 1024 * 1024
 FLUSH_EVERY_S = 1.0
@@ -90,7 +91,7 @@ def check_space(directory: Path, missing_bytes: int, min_free_bytes: int | None)
 
 def fetch_blocks(
     source: Source, distribution: str, ref: PackRef, pack: PartialPack, *,
-    on_open: Callable[[Connection], None], on_block: Callable[[int], None], cancelled: Callable[[], bool],
+    on_open: Callable[[Connection | None], None], on_block: Callable[[int], None], cancelled: Callable[[], bool],
 ) -> None:  # fmt: skip
     """Fetch every live block that lacks, in one request.
 
@@ -99,7 +100,8 @@ def fetch_blocks(
         distribution: Whose pack it is.
         ref: The pack, as signed.
         pack: Where to; what it has already is not asked for.
-        on_open: Called with the connection before the first block; closing it ends the transfer.
+        on_open: Called with the connection before the first block (closing it ends the transfer), and with ``None``
+            before it goes back to the pool, where it is another's.
         on_block: Called with the size in bytes of each block that was verified and written.
         cancelled: Asked between blocks; true ends the transfer without an error.
 
@@ -110,32 +112,45 @@ def fetch_blocks(
     runs = pack.missing()
     if not runs:
         return
-    buffer = memoryview(bytearray(ref.block_bytes))
-    body = {"bytes": ref.bytes, "block_bytes": ref.block_bytes, "runs": runs}
     path = f"/v1/pack/{source.distributor}/{distribution}/{ref.revision}"
-    unsaved_bytes, saved_at_s = 0, time.monotonic()
     try:
         with source.pool.lend(source.peer) as connection:
             on_open(connection)
-            answer = connection.request("POST", path, body)
-            if answer.length != runs_bytes(ref, runs):
-                raise TransferError(f"{source.peer} announces {answer.length} bytes for {len(runs)} runs of blocks")
-            for first, count in runs:
-                for block in range(first, first + count):
-                    if cancelled():
-                        raise _CancelledError
-                    size = min(ref.block_bytes, ref.bytes - block * ref.block_bytes)
-                    connection.read_into(answer, buffer[:size])
-                    pack.write(block, buffer[:size])
-                    on_block(size)
-                    unsaved_bytes += size
-                    if unsaved_bytes >= FLUSH_EVERY_BYTES or time.monotonic() - saved_at_s >= FLUSH_EVERY_S:
-                        pack.flush()
-                        unsaved_bytes, saved_at_s = 0, time.monotonic()
+            try:
+                answer = connection.request("POST", path, _wanted(ref, runs))
+                _write_blocks(connection, answer, ref, runs, pack, on_block=on_block, cancelled=cancelled)
+            finally:
+                on_open(None)
     except _CancelledError:
         return
     finally:
         pack.flush()
+
+
+def _wanted(ref: PackRef, runs: list[Run]) -> dict[str, object]:
+    return {"bytes": ref.bytes, "block_bytes": ref.block_bytes, "runs": runs}
+
+
+def _write_blocks(
+    connection: Connection, answer: HTTPResponse, ref: PackRef, runs: list[Run], pack: PartialPack, *,
+    on_block: Callable[[int], None], cancelled: Callable[[], bool],
+) -> None:  # fmt: skip
+    """Write each block of an answer as it comes; what is written becomes durable about every second."""
+    if answer.length != runs_bytes(ref, runs):
+        raise TransferError(f"{connection.peer} announces {answer.length} bytes for {len(runs)} runs of blocks")
+    buffer = memoryview(bytearray(ref.block_bytes))
+    unsaved_bytes, saved_at_s = 0, time.monotonic()
+    for block in blocks_of(runs):
+        if cancelled():
+            raise _CancelledError
+        size = pack.block_size(block)
+        connection.read_into(answer, buffer[:size])
+        pack.write(block, buffer[:size])
+        on_block(size)
+        unsaved_bytes += size
+        if unsaved_bytes >= FLUSH_EVERY_BYTES or time.monotonic() - saved_at_s >= FLUSH_EVERY_S:
+            pack.flush()
+            unsaved_bytes, saved_at_s = 0, time.monotonic()
 
 
 class _CancelledError(Exception):

@@ -245,3 +245,18 @@ def test_a_damaged_block_on_a_relay_is_not_passed_on(fleet: Fleet) -> None:
         fleet.ted("hq", "send")
     assert fleet.states("hq", "app")["e01"] == "failed"
     assert not list(fleet.working("e01").glob("hq/app/*/DISTSTATUS.TED"))
+
+
+def test_many_distributions_at_once_disturb_each_other_nowhere(fleet: Fleet) -> None:
+    two_tiers(fleet)
+    distributions = fleet.hostvars["hq"]["ted_distributions"]
+    for number in range(20):
+        distributions[f"d{number:02}"] = distributions["app"] | {"options": {"targets": [
+            {"path": f"%DEST%/d{number}", "from": [f"{fleet.root}/source/d{number % 5}/"]}]}}  # fmt: skip
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    sent = fleet.ted("hq", "send")
+    assert len(sent["sends"]) == 21
+    assert [result["incomplete"] for result in sent["sends"]] == [[]] * 21
+    assert "a fault of ted" not in fleet.log("s01") + fleet.log("e01") + fleet.log("e02")
