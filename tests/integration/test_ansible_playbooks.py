@@ -47,6 +47,12 @@ def test_check_of_everything_before_the_first_run_changes_nothing(tree: Any) -> 
     assert all(count for count in said.changed.values()), said.output
 
 
+def test_a_first_check_on_systemd_asks_it_for_no_unit_that_is_not_there(tree: Any) -> None:
+    said = tree.play("install", "--check", "--diff", "-e", "ted_service=systemd")
+    assert "CAP_SYS_PTRACE" in said.output
+    assert all(count for count in said.changed.values()), said.output
+
+
 def test_each_import_in_one_run_has_the_narrowing_it_asks_for(tree: Any) -> None:
     play = tree.root / "narrow.yml"
     find = f"- ansible.builtin.import_playbook: {REPOSITORY}/playbooks/nodes.yml\n"
