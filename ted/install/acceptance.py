@@ -53,7 +53,7 @@ def run(
         directory = Path(name)
         settings = directory / "pytest.ini"
         _write(reader, directory)
-        settings.write_text("[pytest]\n")
+        settings.write_text("[pytest]\npython_files = *.py\n")  # whatever they are called
         command = [
             sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "testinfra.plugin",
             "--hosts=local://", "--import-mode=importlib", f"--rootdir={directory}", "-c", str(settings),

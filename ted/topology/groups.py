@@ -9,7 +9,9 @@ Rules:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +99,20 @@ def _hostvars(data: Mapping[str, Any]) -> dict[str, Vars]:
         return {}
     if not isinstance(hostvars, Mapping) or not all(isinstance(item, Mapping) for item in hostvars.values()):
         raise ConfigError("_meta.hostvars is not a mapping of hosts to their variables")
-    return {str(name): variables for name, variables in hostvars.items()}
+    return {str(name): _from_json_text(variables) for name, variables in hostvars.items()}
+
+
+def _from_json_text(variables: Vars) -> Vars:
+    """Read ted's mappings and lists that came as JSON text: INI inventories can say them in no other way."""
+    written = {
+        name: value for name, value in variables.items()
+        if name.startswith("ted_") and isinstance(value, str) and value[:1] in {"{", "["}
+    }  # fmt: skip
+    read = {}
+    for name, value in written.items():
+        with suppress(ValueError, RecursionError):
+            read[name] = json.loads(value)
+    return {**variables, **read} if read else variables
 
 
 def _members(name: str, groups: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:

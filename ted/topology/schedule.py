@@ -45,11 +45,11 @@ _BESIDE: dict[str, tuple[str, ...]] = {
     "weekly": ("day", "days", "random", "repeat", "timezone"),
     "monthly": ("day", "random", "repeat", "timezone"),
     "yearly": ("day", "month", "date", "random", "repeat", "timezone"),
-    "every": ("random",),
-    "at": ("timezone",),
-    "immediately": ("repeat",),
+    "every": ("random", "repeat", "timezone"),
+    "at": ("random", "repeat", "timezone"),
+    "immediately": ("random", "repeat", "timezone"),
     "event": (),
-    "cron": ("timezone",),
+    "cron": ("random", "repeat", "timezone"),
 }
 _DAYS_OF_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _TIME = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)", re.ASCII)

@@ -420,3 +420,13 @@ def test_compact_keeps_what_ted_needs_and_nothing_else() -> None:
         "distributors": {"hosts": ["hq"]},
         "subscribers": {"hosts": ["s01", "s02"]},
     }
+
+
+def test_mappings_may_come_as_json_text_as_ini_inventories_write_them() -> None:
+    data = {
+        "_meta": {"hostvars": {
+            "hq": {"ted_channels": '{"tills": {"active": true}}'}, "t1": {"ted_channels": '{"tills": {"active": true}}'},
+        }},
+        "all": {"children": ["distributors", "tills"]}, "distributors": {"hosts": ["hq"]}, "tills": {"hosts": ["t1"]},
+    }  # fmt: skip
+    assert parse_inventory(data).channels["tills"].members == ("t1",)

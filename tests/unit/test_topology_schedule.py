@@ -93,7 +93,7 @@ def test_every_form_of_the_contract_is_read(written: object, meant: Schedule | N
         ({"cron": "5-1 * * * *"}, "backwards"),
         ({"cron": "*/0 * * * *"}, "never comes"),
         ({"cron": "x * * * *"}, "not a minute"),
-        ({"every": "1h", "timezone": "UTC"}, "does not go with"),
+        ({"never": True, "repeat": "1h"}, "does not go with"),
         ({"daily": "02:00", "timezone": "Mars/Olympus"}, "not a known time zone"),
         ({"daily": "02:00", "timezone": "../../etc/passwd"}, "not a time zone"),
         ({"never": False}, "says nothing"),
@@ -143,3 +143,8 @@ def test_a_refresh_more_often_than_every_180_s_is_an_error(written: object) -> N
 )  # fmt: skip
 def test_a_refresh_every_180_s_or_less_often_is_taken(written: object) -> None:
     parse_refresh_schedule(written)
+
+
+def test_random_repeat_and_timezone_may_stand_beside_an_interval() -> None:
+    found = parse_schedule({"every": "2h", "repeat": "10m", "random": True, "timezone": "UTC"})
+    assert (found.every_s, found.repeat_s) == (7200, 600)
