@@ -82,6 +82,7 @@ class NodeConfig(BaseModel):
         Raises:
             ConfigError: It is missing, not YAML, or a key is unknown or wrong; every problem is named.
         """
+        config_directory = config_directory.absolute()  # the agent in the background runs in /
         path = config_directory / FILE_NAME
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8"))

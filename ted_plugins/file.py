@@ -11,9 +11,17 @@ from __future__ import annotations
 
 import glob
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from ted import hookimpl
 from ted.errors import BuildError
@@ -42,15 +50,30 @@ def _relative(paths: list[str]) -> list[str]:
     return paths
 
 
+def _target_path(path: str) -> str:
+    if not path.startswith(("/", "%", "{{")) or path.startswith("%%"):
+        raise ValueError(f"{path!r} is not absolute: targets begin with / or with a %NAME% that does")
+    if ".." in path.split("/"):
+        raise ValueError(f"{path!r} must not contain '..'")
+    return path
+
+
+def _source_paths(paths: list[str]) -> list[str]:
+    for path in paths:
+        if not path.startswith(("/", "{{")):
+            raise ValueError(f"{path!r} is not absolute: sources are paths on the Distributor")
+    return paths
+
+
 class Target(BaseModel):
     """One directory on the Subscriber, and what goes there."""
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str = Field(
+    path: Annotated[str, AfterValidator(_target_path)] = Field(
         "%DEST_VOLUME%", min_length=1, description="Directory on the subscriber; %NAME% allowed, %% is a percent sign."
     )
-    sources: list[str] = Field(
+    sources: Annotated[list[str], AfterValidator(_source_paths)] = Field(
         default_factory=list, alias="from", description="Paths on the Distributor; rsync's trailing-slash rule."
     )
     exclude: list[str] = Field(default_factory=list, description="Patterns of what is left out.")
@@ -63,6 +86,14 @@ class Target(BaseModel):
     remove: Annotated[list[str], AfterValidator(_relative)] = Field(
         default_factory=list, description="Paths below the target that must not be there."
     )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.sources and not self.remove:
+            raise ValueError("needs `from` (what to put there) or `remove`")
+        if self.synchronize and os.path.normpath(self.path) == "/":
+            raise ValueError("`synchronize` at / would delete everything else on the machine: name a directory")
+        return self
 
     @model_serializer(mode="wrap")
     def _as_written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

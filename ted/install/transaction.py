@@ -254,7 +254,13 @@ class Transaction:
             raise FormatError(f"{directory / 'meta.json'}: not a transaction's head: {error}") from error
         transaction = cls(directory, meta=meta, policy=policy, on_act=on_act)
         transaction._lock(directory)
-        transaction._bases.load()
+        try:
+            transaction._bases.load()
+        except (ValueError, TypeError) as error:
+            raise FormatError(
+                f"{directory / 'bases'}: not written by this version of ted: {error}",
+                hint="roll back with the ted that wrote it, or remove that directory",
+            ) from error
         return transaction
 
     @staticmethod

@@ -206,6 +206,8 @@ class Journal:
             for row in rows:
                 former = db.execute(select(_states).where(_key(_states, row))).first()
                 if former is not None and not supersedes(row, _state(former)):
+                    if forward and row.had and (row.state, row.revision) != (former.state, former.revision):
+                        _forward_only(db, row)
                     continue
                 # the same again, in answer to an offer: those above hear it in the answer to theirs
                 told = former is not None and row.had and (former.state, former.revision) == (row.state, row.revision)
@@ -460,6 +462,13 @@ def _put(db: Connection, table: Table, values: dict[str, Any], key: Any) -> None
             db.execute(insert(table).values(values))
     except IntegrityError:  # another process was first
         db.execute(update(table).values(values).where(key))
+
+
+def _forward_only(db: Connection, row: NodeState) -> None:
+    """Send on what a node said in answer to an offer although its state is another: it holds that revision."""
+    waiting = db.execute(select(_outbox.c.seq).where(_key(_outbox, row))).scalar()
+    if waiting is None or waiting <= row.seq:
+        _put(db, _outbox, row.to_dict(), _key(_outbox, row))
 
 
 def _state(row: Any) -> NodeState:

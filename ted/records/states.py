@@ -120,7 +120,8 @@ def _number(value: Any, most: int = 2**63 - 1) -> int:
 def supersedes(new: NodeState, former: NodeState) -> bool:
     """Return whether ``new`` replaces ``former``, both of one node and distribution."""
     if new.seq and new.seq == former.seq:  # told again, now in answer to an offer
-        return new.had and not former.had and (new.revision, new.state) == (former.revision, former.state)
+        same = (new.revision, new.state) == (former.revision, former.state)
+        return new.had and ((same and not former.had) or former.state is State.PENDING)
     if new.seq:
         return new.seq > former.seq
     return new.revision != former.revision or former.state not in HOLDS

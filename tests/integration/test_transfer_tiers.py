@@ -260,3 +260,21 @@ def test_many_distributions_at_once_disturb_each_other_nowhere(fleet: Fleet) -> 
     assert len(sent["sends"]) == 21
     assert [result["incomplete"] for result in sent["sends"]] == [[]] * 21
     assert "a fault of ted" not in fleet.log("s01") + fleet.log("e01") + fleet.log("e02")
+
+
+def test_a_send_to_nodes_that_rolled_back_finds_what_they_hold(fleet: Fleet) -> None:
+    two_tiers(fleet)
+    fleet.install()
+    fleet.start()
+    for text in ("one", "two"):
+        (fleet.root / "source" / "x").write_text(text)
+        fleet.ted("hq", "build")
+        fleet.ted("hq", "send")
+        for name in ("e01", "e02"):
+            fleet.ted(name, "extract")
+    fleet.ted("e01", "rollback", "app")
+    fleet.until(lambda: fleet.states("hq", "app")["e01"] == "rolled_back")
+    sent = fleet.ted("hq", "send")
+    assert (sent["changed"], sent["sends"][0]["incomplete"]) == (False, [])
+    assert fleet.states("hq", "app") == {"s01": "received", "e01": "received", "e02": "extracted"}
+    assert fleet.ted("e01", "status")[0]["state"] == "rolled_back"

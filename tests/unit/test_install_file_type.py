@@ -176,11 +176,28 @@ def test_synchronize_deletes_what_the_distribution_does_not_hold_and_spares_what
 
 
 def test_synchronize_never_empties_the_machine_or_ted_itself(depot: Depot, source: Path, tmp_path: Path) -> None:
-    for path in ("/", str(tmp_path), "//"):
-        depot.build(to(source, path=path, synchronize=True))
-        with pytest.raises(UnsafePathError):
-            depot.extract()
+    for path in ("/", "//"):
+        with pytest.raises(OptionsError, match="would delete everything"):
+            depot.build(to(source, path=path, synchronize=True))
+    depot.build(to(source, path=str(tmp_path), synchronize=True))
+    with pytest.raises(UnsafePathError):
+        depot.extract()
     assert source.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"path": "srv/app"}, "not absolute"),
+        ({"path": "/srv/../etc"}, "must not contain"),
+        ({"from": ["build/app"]}, "not absolute"),
+        ({"from": []}, "needs `from`"),
+    ],
+)
+def test_what_can_never_work_is_said_when_the_inventory_is_checked(options: dict[str, Any], said: str) -> None:
+    target = {"path": "/srv/app", "from": ["/build/"]} | options
+    with pytest.raises(OptionsError, match=said):
+        plugins.validate_options("file", {"targets": [target]})
 
 
 def test_a_target_inside_a_synchronized_one_is_refused(depot: Depot, source: Path) -> None:

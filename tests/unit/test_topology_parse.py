@@ -424,9 +424,7 @@ def test_compact_keeps_what_ted_needs_and_nothing_else() -> None:
 
 def test_mappings_may_come_as_json_text_as_ini_inventories_write_them() -> None:
     data = {
-        "_meta": {"hostvars": {
-            "hq": {"ted_channels": '{"tills": {"active": true}}'}, "t1": {"ted_channels": '{"tills": {"active": true}}'},
-        }},
+        "_meta": {"hostvars": {name: {"ted_channels": '{"tills": {"active": true}}'} for name in ("hq", "t1")}},
         "all": {"children": ["distributors", "tills"]}, "distributors": {"hosts": ["hq"]}, "tills": {"hosts": ["t1"]},
     }  # fmt: skip
     assert parse_inventory(data).channels["tills"].members == ("t1",)
