@@ -245,7 +245,8 @@ def test_a_target_that_is_not_absolute_is_refused(depot: Depot, source: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("overwrite", "kept"), [("always", set()), ("newer", {"new"}), ("never", {"new", "old"})], ids=str
+    ("overwrite", "kept"), [("always", set()), ("newer", {"new"}), ("never", {"new", "old"})],
+    ids=["always", "newer", "never"],
 )
 def test_overwrite_says_which_existing_files_are_replaced(
     depot: Depot, tmp_path: Path, target: Path, overwrite: str, kept: set[str]
