@@ -91,7 +91,7 @@ class Target(BaseModel):
     def _says_something(self) -> Self:
         if not self.sources and not self.remove:
             raise ValueError("needs `from` (what to put there) or `remove`")
-        if self.synchronize and os.path.normpath(self.path) == "/":
+        if self.synchronize and not self.path.strip("/."):
             raise ValueError("`synchronize` at / would delete everything else on the machine: name a directory")
         return self
 

@@ -291,7 +291,7 @@ def test_a_newly_imported_root_wins_over_what_was_received(depot: Depot, receive
     receiver.sender = reborn
     with pytest.raises(TrustError):
         receiver.view().refresh()
-    receiver.trust.import_root(reborn.catalog.root_bytes())
+    receiver.trust.import_root(reborn.catalog.root_bytes(), force=True)
     assert receiver.view().timestamp_version == 0
     assert receiver.view().refresh() is True
     assert receiver.view().revisions("dat") == [SECOND]
