@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-LEFT_OUT = ("__pycache__", "site-packages", "dist-packages", "config-*", "test")
+LEFT_OUT = ("__pycache__", "site-packages", "dist-packages")
 CHANGED, REMOVED, ADDED = "json/__init__.py", "this.py", "json/greeting.py"
 
 

@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -108,6 +109,7 @@ _events = Table(
     Column("message", Text, nullable=False),
 )  # fmt: skip
 
+BUSY_S = 20
 EVENTS_KEPT = 10_000
 SENDS_KEPT = 1_000
 OFFERS_KEPT_S = 14 * 86_400  # twice the life of a slip
@@ -136,9 +138,13 @@ class Journal:
         self.node = node
         try:
             self._engine = _engine(url)
-            _metadata.create_all(self._engine)
+            # with the write lock from the start: another process may be making the tables at this moment
+            with self._engine.connect() as connection, (
+                db := connection.execution_options(ted_writes=True)
+            ).begin():
+                _metadata.create_all(db)
         except OperationalError as error:
-            if "already exists" not in str(error):  # two processes made the tables at once
+            if "already exists" not in str(error):  # as above, in a database without that lock
                 raise AgentError(f"records database {_without_password(url)}: {error.orig}",
                                  hint="see that its directory exists and is this user's") from error  # fmt: skip
         except (SQLAlchemyError, ImportError) as error:
@@ -426,8 +432,8 @@ def _engine(url: str) -> Engine:
             # WAL: readers never wait for the writer. NORMAL: kill -9 loses nothing; after a power cut the last
             # moments may be gone, and the states on disk (DISTSTATUS.TED) are what counts then.
             connection.isolation_level = None
-            connection.execute("PRAGMA busy_timeout=20000")
-            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(f"PRAGMA busy_timeout={BUSY_S * 1000}")
+            _switch_to_wal(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
 
         @event.listens_for(engine, "begin")
@@ -437,6 +443,19 @@ def _engine(url: str) -> Engine:
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _switch_to_wal(connection: Any) -> None:
+    """Turn the write-ahead log on: alone of all statements it does not wait for another process's lock."""
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _without_password(url: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sqlite3
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -123,9 +124,28 @@ def test_several_processes_write_at_once_and_nothing_is_lost(tmp_path: Path) -> 
         writer.start()
     for writer in writers:
         writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
     journal = Journal.at(tmp_path, "reader")
     assert [found.node for found in journal.states()] == ["n0", "n1", "n2"]
     journal.close()
+
+
+def _open_with_others(path: str, name: str, together: Barrier) -> None:
+    together.wait(30)
+    Journal.at(Path(path), name).close()
+
+
+def test_processes_that_make_the_records_at_the_same_moment_all_succeed(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for attempt in range(10):
+        together = context.Barrier(6)
+        place = str(tmp_path / str(attempt))
+        openers = [context.Process(target=_open_with_others, args=(place, f"n{n}", together)) for n in range(6)]
+        for opener in openers:
+            opener.start()
+        for opener in openers:
+            opener.join(60)
+        assert [opener.exitcode for opener in openers] == [0] * 6
 
 
 def test_events_beyond_the_limit_are_trimmed(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
