@@ -28,6 +28,7 @@ from ted.errors import AgentError, TedError
 LONGEST_PAUSE_S = 30.0
 LIVED_S = 60.0
 START_WITHIN_S = 30.0
+LIVES = 3
 STOP_WITHIN_S = 15.0
 MAX_LOG_BYTES = 10 * 1024 * 1024
 
@@ -48,10 +49,11 @@ def start(config: NodeConfig) -> bool:
         _end(orphan, state, "agent.lock")
     log_path = state / "agent.log"
     _rotate(log_path)
+    begun = log_path.stat().st_size if log_path.exists() else 0
     command = [sys.executable, "-m", "ted", "--config", str(config.config_directory), "agent", "supervise"]
     with log_path.open("ab") as log:
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/")
-    _wait_until_it_answers(config)
+    _wait_until_it_answers(config, begun)
     return True
 
 
@@ -110,14 +112,20 @@ def supervise(config: NodeConfig) -> None:
             failures = 0
         pause_s = min(2.0 ** (failures - 1), LONGEST_PAUSE_S) if failures else 0.0
         failures += 1
-        print(f"ted: agent of {config.node} ended ({child.returncode}), again in {pause_s:g} s", file=sys.stderr)  # noqa: T201
+        print(f"{_ended(config.node)} ({child.returncode}), again in {pause_s:g} s", file=sys.stderr)  # noqa: T201
         _rotate(config.working.state / "agent.log")
         until_s = time.monotonic() + pause_s
         while not stopping and time.monotonic() < until_s:
             time.sleep(0.1)
 
 
-def _wait_until_it_answers(config: NodeConfig) -> None:
+def _wait_until_it_answers(config: NodeConfig, begun: int | None = None) -> None:
+    """Return when the agent answers.
+
+    Args:
+        config: Its node.
+        begun: Bytes of its log before this start: an agent that ended ``LIVES`` times since will not come up.
+    """
     state = config.working.state
     deadline_s = time.monotonic() + START_WITHIN_S
     while True:
@@ -125,11 +133,26 @@ def _wait_until_it_answers(config: NodeConfig) -> None:
             call_agent(state, "status", timeout_s=5)
             return
         except TedError as error:
-            if time.monotonic() > deadline_s:
-                log_end = _tail(state / "agent.log")
-                raise AgentError(f"the agent of {config.node} did not come up within {START_WITHIN_S:g} s: {log_end}",
-                                 hint=f"its log is {state / 'agent.log'}") from error  # fmt: skip
+            log_path = state / "agent.log"
+            died = begun is not None and _ends_since(log_path, begun, config.node) >= LIVES
+            if died or time.monotonic() > deadline_s:
+                why = f"ended {LIVES} times" if died else f"did not come up within {START_WITHIN_S:g} s"
+                raise AgentError(f"the agent of {config.node} {why}: {_tail(log_path)}",
+                                 hint=f"mend what it says, it is tried again by itself; its log is {log_path}"
+                                 ) from error  # fmt: skip
         time.sleep(0.1)
+
+
+def _ends_since(log_path: Path, begun: int, node: str) -> int:
+    """Return how often the supervisor saw the agent end since its log had ``begun`` bytes."""
+    with suppress(OSError), log_path.open("rb") as log:
+        log.seek(begun)
+        return log.read(MAX_LOG_BYTES).count(_ended(node).encode())
+    return 0
+
+
+def _ended(node: str) -> str:
+    return f"ted: agent of {node} ended"
 
 
 def _end(pid: int, state: Path, lock_name: str) -> None:

@@ -37,6 +37,7 @@ def command(settings: Settings) -> None:
     warnings = [*found.warnings]
     for doubtful, problem in _options(found.topology):
         (warnings if doubtful else problems).append(problem)
+    problems += _variables(found.topology)
     if not found.problems:  # routes of a broken inventory would only repeat what is wrong with it
         warnings += routing_warnings(found.topology)
     emit(settings, _data(problems, warnings), _text(found, problems, warnings))
@@ -95,6 +96,35 @@ def _judge(host: str, place: str, distribution: Distribution) -> tuple[bool, Pro
     except ConfigError as error:
         return False, Problem(host, f"{place}.options", error.message, error.hint)
     return None
+
+
+def _variables(topology: Topology) -> Iterator[Problem]:
+    """Yield what would stop an extraction: values that refer to themselves or to what is nowhere."""
+    from ted.errors import VariableError
+    from ted.install.variables import PREDEFINED, Variables
+
+    for host in topology.nodes.values():
+        own = host.subscriber.variables if host.subscriber else {}
+        try:
+            variables = Variables(dict.fromkeys(PREDEFINED, "x"), own, environment=_AnyEnvironment())
+        except VariableError as error:
+            yield Problem(host.name, "ted_variables", error.message, error.hint)
+            continue
+        for name, value in own.items():
+            try:
+                variables.expand(value)
+            except VariableError as error:
+                yield Problem(host.name, f"ted_variables.{name}", error.message, error.hint)
+
+
+class _AnyEnvironment(dict[str, str]):
+    """What stands in for the environment of a Subscriber, which is not known here."""
+
+    def __contains__(self, _name: object) -> bool:
+        return True
+
+    def __missing__(self, _name: str) -> str:
+        return ""
 
 
 # Text.

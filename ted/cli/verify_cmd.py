@@ -63,7 +63,8 @@ def _failure(problems: list[Problem]) -> TedError | None:
     stored = [problem for problem in problems if problem.where == "stored"]
     if stored:
         return DigestMismatchError(
-            f"{stored[0].path} is damaged: {stored[0].what}" + _more(stored), hint="`ted receive` fetches it again"
+            f"{stored[0].path} does not pass: {stored[0].what}" + _more(stored),
+            hint="what is damaged `ted receive` fetches again; what is not trusted needs the Distributor's root",
         )
     if problems:
         return DriftError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 
@@ -76,3 +77,14 @@ def test_a_taken_port_is_named(lone: Fleet) -> None:
     with socket.create_server(("127.0.0.1", lone.hostvars["hq"]["ted_port"])), pytest.raises(CommandError) as caught:
         lone.ted("hq", "agent")
     assert str(lone.hostvars["hq"]["ted_port"]) in caught.value.error["message"]
+
+def test_an_agent_that_cannot_have_its_port_says_so_soon_and_comes_up_once_it_can(lone: Fleet) -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", lone.ted("hq", "agent", "status")["port"]))
+        other.listen()
+        with pytest.raises(CommandError) as caught:
+            lone.ted("hq", "agent", "start")
+        assert "ended 3 times" in caught.value.error["message"]
+        assert "in use" in caught.value.error["message"]
+    lone.until(lambda: lone.ted("hq", "agent", "status")["running"])

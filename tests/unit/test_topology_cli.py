@@ -164,3 +164,14 @@ def test_other_commands_refuse_a_broken_inventory_with_all_its_problems(inventor
         ("e01", "ted_parent"),
         ("e02", "ted_port"),
     }
+
+
+def test_check_names_variables_that_no_extraction_could_replace(inventory: Path) -> None:
+    change(inventory, "e01", ted_variables={"A": "%B%", "B": "%A%"})
+    change(inventory, "e02", ted_variables={"SITE": "/srv/%NOWHERE%", "HOME": "%ENV:HOME%/%SERVER_NAME%"})
+    done = ted("check", "-i", str(inventory), "--json")
+    assert done.returncode == 11
+    found = {(item["host"], item["variable"]): item["message"] for item in json.loads(done.stdout)["problems"]}
+    assert set(found) == {("e01", "ted_variables.A"), ("e01", "ted_variables.B"), ("e02", "ted_variables.SITE")}
+    assert "%B% refers to itself: B -> A -> B" in found["e01", "ted_variables.A"]
+    assert "%NOWHERE% is not defined" in found["e02", "ted_variables.SITE"]
