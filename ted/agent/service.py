@@ -17,6 +17,7 @@ import signal
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ted.agent.distributor import Distributor
 from ted.agent.locks import hold_lock
 from ted.agent.node import Node
 from ted.agent.receipts import Receipts
-from ted.agent.receiver import Receiver
+from ted.agent.receiver import Receiver, key_of
 from ted.agent.sender import Sender
 from ted.config import NodeConfig
 from ted.errors import AgentError, ConfigError, FormatError, TedError
@@ -40,6 +41,15 @@ log = logging.getLogger("ted.agent")
 
 HOUSEKEEPING_S = 3600.0
 BACKLOG = 512
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the parent answered last, so that the next check need not carry it again."""
+
+    peer: Peer | None = None
+    tag: str | None = None
+    offers: list[Any] = field(default_factory=list)
 
 
 class Agent:
@@ -60,6 +70,7 @@ class Agent:
         self._again: set[tuple[str, str]] = set()
         self._failure: BaseException | None = None
         self._port = config.port
+        self._asked = _Asked()
 
     async def run(self) -> None:
         """Work until told to stop."""
@@ -161,21 +172,33 @@ class Agent:
         """Ask the parent for what this node should have, and start on it."""
         names = set(asked.get("names") or ())
         peer = await self.node.run(self._parent)
-        answer = await self.node.call(self.node.pool.call_json, peer, "GET", "/v1/offers")
-        offers = answer.get("offers") if isinstance(answer, dict) else None
-        if not isinstance(offers, list):
-            raise FormatError(f"{peer} answers with what is not a list of offers")
+        offers, changed = await self._ask(peer)
         taken, refused = [], []
         for offer in offers:
             try:
-                header = RoutingSlip.decode(offer["slip"] if isinstance(offer, dict) else None).header
-                if names and header.distribution not in names:
+                key = key_of(RoutingSlip.decode(offer["slip"] if isinstance(offer, dict) else None))
+                if names and key[1] not in names:
                     continue
-                await self.receiver.offered(offer, peer.name)
-                taken.append([header.distributor, header.distribution, header.revision])
+                if changed or not await self.node.run(self.node.working.is_received, *key):
+                    await self.receiver.offered(offer, peer.name)
+                taken.append(list(key))
             except TedError as error:  # one that is too old says nothing about the others
                 refused.append(error.to_dict())
+        if names or refused:
+            self._asked = _Asked()  # not all of it was taken: the next check starts afresh
         return {"offers": taken, "refused": refused}
+
+    async def _ask(self, peer: Peer) -> tuple[list[Any], bool]:
+        """Return what ``peer`` offers, and whether that is news."""
+        known = self._asked if self._asked.peer == peer else _Asked()
+        tag, answer = await self.node.call(self.node.pool.call_if_changed, peer, "/v1/offers", known.tag)
+        if answer is None and known.tag is not None:
+            return known.offers, False
+        offers = answer.get("offers") if isinstance(answer, dict) else None
+        if not isinstance(offers, list):
+            raise FormatError(f"{peer} answers with what is not a list of offers")
+        self._asked = _Asked(peer, tag, offers)
+        return offers, True
 
     def _parent(self) -> Peer:
         config = self.node.config

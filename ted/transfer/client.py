@@ -111,8 +111,12 @@ class Connection:
         with suppress(OSError):
             self._http.close()
 
-    def request(self, method: str, path: str, body: Any = None) -> http.client.HTTPResponse:
+    def request(
+        self, method: str, path: str, body: Any = None, *, unless: str | None = None
+    ) -> http.client.HTTPResponse:
         """Send a request and return the answer's head; a refusal is raised.
+
+        With ``unless``, the tag of an answer that is here already, the answer may be 304 without a body.
 
         Raises:
             UnreachableError: The connection broke.
@@ -120,6 +124,8 @@ class Connection:
         """
         headers = {"Accept-Encoding": "deflate", **self._headers}
         data = None
+        if unless is not None:
+            headers["If-None-Match"] = unless
         if body is not None:
             data, encoding = packed(body)
             headers |= {"Content-Type": "application/json", **encoding}
@@ -231,24 +237,33 @@ class Pool:
     def call(self, peer: Peer, method: str, path: str, body: Any = None, *,
              max_bytes: int = MAX_JSON_BYTES) -> bytes:  # fmt: skip
         """Make one request and return its body; a kept connection that died is replaced once."""
+        return self._call(peer, method, path, body, max_bytes, None)[1]
+
+    def call_if_changed(self, peer: Peer, path: str, unless: str | None) -> tuple[str | None, Any]:
+        """Get what is JSON; return its tag and itself, which is ``None`` when ``unless`` still is its tag."""
+        tag, data = self._call(peer, "GET", path, None, MAX_JSON_BYTES, unless)
+        return tag, _json(data, peer, path) if data else None
+
+    def _call(
+        self, peer: Peer, method: str, path: str, body: Any, max_bytes: int, unless: str | None
+    ) -> tuple[str | None, bytes]:
+        def attempt(*, fresh: bool) -> tuple[str | None, bytes]:
+            with self.lend(peer, fresh=fresh) as connection:
+                answer = connection.request(method, path, body, unless=unless)
+                return answer.headers.get("ETag"), connection.read(answer, max_bytes)
+
         with self._lock:
             had_idle = bool(self._idle.get(peer))
         try:
-            with self.lend(peer) as connection:
-                return connection.read(connection.request(method, path, body), max_bytes)
+            return attempt(fresh=False)
         except UnreachableError:
             if not had_idle:
                 raise
-        with self.lend(peer, fresh=True) as connection:
-            return connection.read(connection.request(method, path, body), max_bytes)
+        return attempt(fresh=True)
 
     def call_json(self, peer: Peer, method: str, path: str, body: Any = None) -> Any:
         """Make one request whose answer is JSON."""
-        data = self.call(peer, method, path, body)
-        try:
-            return json.loads(data)
-        except ValueError as error:
-            raise TransferError(f"{peer} answers {method} {path} with what is not JSON") from error
+        return _json(self.call(peer, method, path, body), peer, path)
 
     def close(self) -> None:
         """Close every connection, those in use as well."""
@@ -286,6 +301,13 @@ class Pool:
                     old.close()
                 if not connections:
                     del self._idle[peer]
+
+
+def _json(data: bytes, peer: Peer, path: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise TransferError(f"{peer} answers {path} with what is not JSON") from error
 
 
 def _reason(error: Exception) -> str:

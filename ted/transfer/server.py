@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -76,6 +77,7 @@ class PeerServer:
     def application(self) -> web.Application:
         """Return the application with every route of the protocol."""
         app = web.Application(middlewares=[errors_have_one_shape], client_max_size=MAX_BODY_BYTES)
+        app.on_response_prepare.append(_without_needless_headers)
         pack = "{distributor}/{distribution}/{revision}"
         app.add_routes([
             web.get("/v1/ping", self._ping),
@@ -98,7 +100,7 @@ class PeerServer:
         return _answer(await self._exchange.offered(await self._json(request, MAX_BODY_BYTES), peer))
 
     async def _offers(self, request: web.Request) -> web.Response:
-        return _answer({"offers": await self._exchange.offers_for(_peer(request))})
+        return _tagged(request, {"offers": await self._exchange.offers_for(_peer(request))})
 
     async def _receipts(self, request: web.Request) -> web.Response:
         peer = _peer(request)
@@ -250,6 +252,21 @@ def _answer(data: Any) -> web.Response:
     return web.Response(body=body, content_type="application/json", headers=encoding)
 
 
+def _tagged(request: web.Request, data: Any) -> web.Response:
+    """Answer with a tag of the content, or with nothing when that tag is what the peer has."""
+    body, encoding = packed(data)
+    tag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+    if request.headers.get("If-None-Match") == tag:
+        return web.Response(status=304, headers={"ETag": tag})
+    return web.Response(body=body, content_type="application/json", headers={**encoding, "ETag": tag})
+
+
+async def _without_needless_headers(_request: web.Request, response: web.StreamResponse) -> None:
+    """Leave out what no peer reads: a check that finds nothing new is mostly headers."""
+    for name in ("Server", "Date"):
+        response.headers.pop(name, None)
+    if response.status == 304:
+        response.headers.pop("Content-Type", None)
 
 
 def error_answer(error: TedError) -> web.Response:

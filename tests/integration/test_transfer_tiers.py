@@ -9,6 +9,8 @@ from collections.abc import Callable
 import pytest
 from fleet import CommandError, CountingProxy, Fleet, make_source, same_trees, two_tiers
 
+from ted.agent.ask import call_agent
+
 Meter = Callable[[Fleet, str], CountingProxy]
 
 
@@ -280,3 +282,26 @@ def test_a_send_to_nodes_that_rolled_back_finds_what_they_hold(fleet: Fleet) -> 
     assert (sent["changed"], sent["sends"][0]["incomplete"]) == (False, [])
     assert fleet.states("hq", "app") == {"s01": "received", "e01": "received", "e02": "extracted"}
     assert fleet.ted("e01", "status")[0]["state"] == "rolled_back"
+
+
+def test_a_thousand_checks_that_find_nothing_new_cost_three_hundred_bytes_each(fleet: Fleet, meter: Meter) -> None:
+    two_tiers(fleet, leaves=1)
+    shutil.rmtree(fleet.root / "source")
+    make_source(fleet.root / "source", files=10_000)
+    line = meter(fleet, "s01")
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    state = fleet.working("e01") / ".ted"
+    key = fleet.ted("e01", "receive")["distributions"][0]
+    line.zero()
+    for _ in range(1_000):
+        assert call_agent(state, "receive")["offers"] == [["hq", key["distribution"], key["revision"]]]
+    print(line.bytes / 1_000)
+    assert line.bytes / 1_000 <= 300
+    # and news is still news
+    (fleet.root / "source" / "new.txt").write_text("new\n")
+    built = fleet.ted("hq", "build")["distributions"][0]["revision"]
+    fleet.ted("hq", "send")
+    assert fleet.ted("e01", "receive")["distributions"][0]["revision"] == built
