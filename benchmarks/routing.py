@@ -1,15 +1,13 @@
-"""How long 10,000 subscribers in 250 LANs take to be read and routed (target: under 2 s).
-
-Run: ``python benchmarks/routing.py [subscribers] [LANs]``
-"""
+"""How long 10,000 subscribers in 250 LANs take to be read and routed (target: under 2 s)."""
 
 from __future__ import annotations
 
 import json
-import sys
-import time
+from functools import partial
 from typing import Any
 
+from benchmarks.measure import Contender, Options, interleaved, run_function
+from benchmarks.report import Report, mb, spread
 from ted.topology import examine_inventory, routing_warnings, slip_tree, slips
 
 
@@ -46,24 +44,33 @@ def inventory(subscribers: int, lans: int) -> dict[str, Any]:
     )
 
 
-def main() -> None:
-    subscribers, lans = (int(word) for word in (sys.argv[1:] + ["10000", "250"][len(sys.argv) - 1 :])[:2])
+def table(options: Options) -> Report:
+    """Each step is measured with those before it: the last row is all of them."""
+    subscribers, lans = (500, 10) if options.quick else (10_000, 250)
     data = inventory(subscribers, lans)
-    start = time.perf_counter()
+    steps = ("read", "route", "tree", "warn")
+    contenders = [Contender(step, partial(run_function, partial(upto, step, data))) for step in steps]
+    found = interleaved(contenders, options.rounds)
+    rows = [
+        (f"up to *{step}*", spread(found.median(step, "wall_s"), found.worst(step, "wall_s")),
+         f"{found.median(step, 'cpu_s'):.2f}", mb(found.median(step, "peak_bytes")))
+        for step in steps
+    ]  # fmt: skip
+    columns = (f"{subscribers:,} subscribers, {lans} LANs", "s, median (worst)", "CPU s", "peak MB")
+    return Report("routing", "Reading and routing a large inventory", columns, rows)
+
+
+def upto(step: str, data: dict[str, Any]) -> None:
+    """Examine the inventory, make the slips, their trees, the warnings; stop after ``step``."""
     found = examine_inventory(data)
     assert not found.problems, found.problems[:3]
-    read = time.perf_counter()
+    if step == "read":
+        return
     routes = slips(found.topology)
-    routed = time.perf_counter()
-    trees = [slip_tree(slip) for slip in routes]
-    drawn = time.perf_counter()
+    if step == "route":
+        return
+    receivers = sum(slip_tree(slip).receivers for slip in routes)
+    assert receivers
+    if step == "tree":
+        return
     routing_warnings(found.topology)
-    print(f"{subscribers} subscribers, {lans} LANs, {sum(len(slip.edges) for slip in routes)} edges")
-    print(f"read   {read - start:6.2f} s")
-    print(f"route  {routed - read:6.2f} s  (read + route {routed - start:.2f} s)")
-    print(f"tree   {drawn - routed:6.2f} s  ({sum(tree.receivers for tree in trees)} receivers)")
-    print(f"warn   {time.perf_counter() - drawn:6.2f} s")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,52 @@
+"""What every benchmark shares: rounds, costs, the document. That the figures are good is for `make bench` to say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from benchmarks.__main__ import tables
+from benchmarks.measure import Contender, Sample, interleaved, run_command, run_function
+from benchmarks.report import Report, write
+
+
+def test_every_round_begins_with_another_contender_and_a_slow_one_may_have_fewer_rounds() -> None:
+    order: list[str] = []
+
+    def run(name: str) -> Sample:
+        order.append(name)
+        return Sample(len(order), 0)
+
+    found = interleaved([Contender("a", lambda: run("a")), Contender("b", lambda: run("b"), rounds=1)], 3)
+    assert order == ["a", "b", "a", "a"]
+    assert found.median("a", "wall_s") == 3
+    assert found.worst("a", "wall_s") == 4
+    assert found.ratio("a", "b", "wall_s") == 1.5
+
+
+def test_a_program_that_fails_ends_the_benchmark_with_what_it_said() -> None:
+    with pytest.raises(RuntimeError, match="no such luck"):
+        run_command("echo no such luck; exit 3")
+
+
+def test_the_memory_of_a_function_is_its_own_and_not_that_of_this_process() -> None:
+    held = bytes(64_000_000)
+    small, large = run_function(int), run_function(lambda: bytearray(96_000_000))
+    assert large.peak_bytes - small.peak_bytes > 60_000_000
+    assert len(held)
+
+
+def test_a_table_takes_the_place_of_its_former_self_in_the_document(tmp_path: Path) -> None:
+    document = tmp_path / "benchmarks.md"
+    report = Report("one", "The one", ("a", "b"), [(1, "x")], ["note"])
+    document.write_text("# Benchmarks\n\n<!-- one:begin -->\nold\n<!-- one:end -->\n\nafter\n")
+    write(report, report.markdown("command", "0.1, 0.2"), document)
+    text = document.read_text()
+    assert "old" not in text
+    assert "| 1 | x |" in text
+    assert text.endswith("<!-- one:end -->\n\nafter\n")
+
+
+def test_the_document_has_a_place_for_every_table() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    assert [name for name in tables() if f"<!-- {name}:begin -->" not in text] == []
