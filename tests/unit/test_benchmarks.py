@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from benchmarks.__main__ import tables
 from benchmarks.measure import Contender, Sample, interleaved, run_command, run_function
 from benchmarks.report import Report, write
@@ -33,7 +34,7 @@ def test_the_memory_of_a_function_is_its_own_and_not_that_of_this_process() -> N
     held = bytes(64_000_000)
     small, large = run_function(int), run_function(lambda: bytearray(96_000_000))
     assert large.peak_bytes - small.peak_bytes > 60_000_000
-    assert len(held)
+    assert held
 
 
 def test_a_table_takes_the_place_of_its_former_self_in_the_document(tmp_path: Path) -> None:
