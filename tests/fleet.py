@@ -224,6 +224,8 @@ class CountingProxy:
         self.port = int(self._listener.getsockname()[1])
         self.bytes = 0
         self.connections = 0
+        self.cut_at_once = 0
+        """So many of the next connections are taken and closed before a byte crossed."""
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
         self._pairs: list[threading.Thread] = []
@@ -236,6 +238,10 @@ class CountingProxy:
                 near, _ = self._listener.accept()
             except OSError:
                 return
+            if self.cut_at_once:
+                self.cut_at_once -= 1
+                near.close()
+                continue
             try:
                 far = socket.create_connection(self._target, timeout=5)
                 far.settimeout(None)

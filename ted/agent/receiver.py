@@ -211,7 +211,7 @@ class Receiver:
     async def _start(self, key: Key, slip: RoutingSlip) -> None:
         running = self._transfers.get(key[:2])
         if running is not None and running.key == key:
-            await running.join(slip)
+            await running.join(slip, self._source(slip))
             return
         if running is not None and running.slip.header.issued_at < slip.header.issued_at:
             running.give_way(slip.header.revision)
@@ -351,6 +351,7 @@ class _Transfer:
         self._progressed = False
         self._told_at_s = 0.0
         self._stopped = asyncio.Event()
+        self._again = asyncio.Event()
         self._for_revision: str | None = None
         self._connection: Connection | None = None
         self._connection_lock = threading.Lock()
@@ -368,21 +369,31 @@ class _Transfer:
         """Stop for another revision that was offered later."""
         self._for_revision = revision
         self._stopped.set()
+        self._again.set()
         self._cut()
 
-    async def join(self, slip: RoutingSlip) -> None:
-        """Serve the targets of another slip for the same revision as well."""
+    async def join(self, slip: RoutingSlip, source: Source) -> None:
+        """Serve the targets of another slip for the same revision as well.
+
+        One issued later through another parent is how the tree is now: what is still missing comes from there.
+        """
         self.slips.append(slip)
+        if source.peer != self._source.peer and slip.header.issued_at > self.slip.header.issued_at:
+            self.slip, self._source = slip, source
+            self._progress_at_s = time.monotonic()
+            self._again.set()
+            self._cut()
         if self._forwarded:
             await self._sender.forward(slip)
 
     async def pause(self, delay_s: float) -> None:
-        """Wait, unless told to stop."""
+        """Wait, unless there is a reason to go on at once: an end, or another source."""
         try:
             async with asyncio.timeout(delay_s):
-                await self._stopped.wait()
+                await self._again.wait()
         except TimeoutError:
             return
+        self._again.clear()
 
     async def attempt(self) -> None:
         """Bring the revision here, from where the last attempt stopped.

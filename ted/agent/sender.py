@@ -97,6 +97,7 @@ class Sender:
         call, run, config = self._node.call, self._node.run, self._node.config
         peer = Peer(slip.hop.name, slip.hop.address, slip.hop.port)
         delay_s = min(FIRST_RETRY_S, config.retry_interval)
+        told = False
         while True:
             try:
                 answer = await call(self._node.pool.call_json, peer, "POST", "/v1/offer", {"slip": slip.encode()})
@@ -108,24 +109,35 @@ class Sender:
                     await self._give_up(slip, error)
                     return
                 log.info("%s; again in %.1f s", error, delay_s)
+                if not told and delay_s > FIRST_RETRY_S:  # not of a child that is only being started anew
+                    told = await self._tell_why(slip, error)
             except TedError as error:
                 await self._give_up(slip, error)
                 return
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, config.retry_interval)
 
+    async def _tell_why(self, slip: RoutingSlip, error: TedError) -> bool:
+        """Say above why the nodes of a slip still wait; return true."""
+        await self._node.run(self._learn, _all_of(slip, State.PENDING, error, "is on the way to it and cannot be had"))
+        return True
+
     async def _give_up(self, slip: RoutingSlip, error: TedError) -> None:
-        header = slip.header
         log.warning("%s: %s", slip.hop.name, error)
-        text = error.message + (f" ({error.hint})" if error.hint else "")
-        behind = f"not reached: {slip.hop.name} is on the way to it and failed: {text}"
-        rows = [
-            NodeState(hop.name, header.distributor, header.distribution, header.revision, State.FAILED, now_text(),
-                      text if hop is slip.hop else behind)
-            for hop in slip.hop.walk()
-        ]  # fmt: skip
-        await self._node.run(self._learn, rows)
-        await self._node.run(self._node.journal.close_offer, header.send, "failed", child=slip.hop.name)
+        await self._node.run(self._learn, _all_of(slip, State.FAILED, error, "is on the way to it and failed"))
+        await self._node.run(self._node.journal.close_offer, slip.header.send, "failed", child=slip.hop.name)
+
+
+def _all_of(slip: RoutingSlip, state: State, error: TedError, what: str) -> list[NodeState]:
+    """Return one row for each node of a slip whose first hop has ``error``."""
+    header = slip.header
+    text = error.message + (f" ({error.hint})" if error.hint else "")
+    behind = f"not reached: {slip.hop.name} {what}: {text}"
+    return [
+        NodeState(hop.name, header.distributor, header.distribution, header.revision, state, now_text(),
+                  text if hop is slip.hop else behind)
+        for hop in slip.hop.walk()
+    ]  # fmt: skip
 
 
 def _takes_the_place_of(new: RoutingSlip, old: RoutingSlip) -> bool:

@@ -34,6 +34,7 @@ from sqlalchemy import (
     create_engine,
     delete,
     event,
+    exists,
     insert,
     select,
     update,
@@ -407,12 +408,22 @@ class Journal:
         return [dict(row._mapping) for row in rows]  # noqa: SLF001
 
     def trim(self, max_age_s: float | None = None) -> None:
-        """Drop events beyond the newest ``EVENTS_KEPT``, or older than ``max_age_s``."""
+        """Drop events beyond the newest ``EVENTS_KEPT``, or older than ``max_age_s``, and old offers.
+
+        The newest offer of a distribution to each child stays however old it is: it says who is behind that child,
+        and, of this node's own, who is above it and whether it is a target.
+        """
         with self._writing() as db:
             newest = db.execute(select(_events.c.id).order_by(_events.c.id.desc()).limit(1)).scalar() or 0
             db.execute(delete(_events).where(_events.c.id <= newest - EVENTS_KEPT))
             too_old_s = time.time() - OFFERS_KEPT_S
-            db.execute(delete(_offers).where(_offers.c.status != "open", _offers.c.put_at_s < too_old_s))
+            newer = _offers.alias()
+            db.execute(delete(_offers).where(
+                _offers.c.status != "open", _offers.c.put_at_s < too_old_s,
+                exists().where(newer.c.child == _offers.c.child, newer.c.distributor == _offers.c.distributor,
+                               newer.c.distribution == _offers.c.distribution,
+                               newer.c.put_at_s > _offers.c.put_at_s),
+            ))  # fmt: skip
             ended = select(_sends.c.send).where(_sends.c.ended_at.is_not(None)).order_by(_sends.c.started_at.desc())
             for send in db.execute(ended.offset(SENDS_KEPT)).scalars().all():
                 db.execute(delete(_deliveries).where(_deliveries.c.send == send))

@@ -36,6 +36,10 @@ CLOSED = (OSError, http.client.HTTPException, AttributeError, ValueError)
 """What http.client raises when a connection breaks, or is closed by another thread in the middle of a call."""
 
 
+ENDED = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+"""A handshake that was cut says nothing about who the peer is: it may be starting anew."""
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Where a node answers."""
@@ -90,6 +94,11 @@ class Connection:
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except ssl.SSLError as error:
             connection.close()
+            if isinstance(error, ENDED):
+                raise UnreachableError(
+                    f"{self.peer} ended the connection before it was secure: {_reason(error)}",
+                    hint=f"ted tries again by itself; is {self.peer.name} being started anew?",
+                ) from error
             raise explain(error, self.peer.name) from error
         except (OSError, ValueError, OverflowError) as error:
             connection.close()

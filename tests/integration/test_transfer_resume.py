@@ -94,3 +94,23 @@ def test_a_newer_revision_takes_the_place_of_one_under_way(fleet: Fleet, meter: 
     older = fleet.ted("hq", "send", "--watch", first)["sends"][0]
     assert older["done"]
     assert "superseded" in " ".join(older["errors"].values())
+
+
+def test_a_send_by_another_way_takes_over_what_a_dead_parent_left(fleet: Fleet, meter: Meter) -> None:
+    chain(fleet, meter).rate_bytes_s = None
+    fleet.hostvars["hq"]["ted_routing_hierarchy"] = ["s01", "s02"]
+    fleet.add("s02")
+    fleet.add("e02", parent="s02", channels=("pos",))
+    slow = meter(fleet, "s01")
+    fleet.close()
+    fleet.install()
+    fleet.start()
+    slow.rate_bytes_s = SLOW_BYTES_S
+    fleet.ted("hq", "send", "--no-wait")
+    fleet.until(lambda: slow.bytes > PAYLOAD_BYTES * 0.4)
+    fleet.kill("s01")
+    fleet.hostvars["e01"]["ted_parent"] = "s02"
+    fleet.place_inventory()
+    again = fleet.ted("hq", "send", "--timeout", "60", "--limit", "e01")["sends"][0]
+    assert again["states"]["e01"] == "received"
+    assert ("s02", "e01") in {(edge["sender"], edge["receiver"]) for edge in again["edges"]}

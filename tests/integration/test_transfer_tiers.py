@@ -185,6 +185,34 @@ def test_a_receiver_that_stays_down_is_reported_and_the_others_have_it(fleet: Fl
     assert fleet.states("hq", "app") == {"e01": "received", "e02": "failed", "s01": "received"}
 
 
+def test_a_connection_that_ends_before_it_is_secure_is_tried_again(fleet: Fleet, meter: Meter) -> None:
+    two_tiers(fleet, leaves=1)
+    line = meter(fleet, "s01")
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    line.cut_at_once = 2
+    assert fleet.ted("hq", "send")["sends"][0]["states"] == {"s01": "received", "e01": "received"}
+    assert line.cut_at_once == 0
+
+
+def test_a_send_that_waits_for_a_node_says_why(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.install()
+    fleet.start("hq", "s01")
+    fleet.ted("hq", "build")
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "send", "--timeout", "8")
+    assert "e01 (127.0.0.1:" in caught.value.error["message"]
+    assert "does not answer" in caught.value.error["message"]
+    waiting = {row["node"]: row for row in fleet.ted("hq", "status")}
+    assert (waiting["e01"]["state"], waiting["s01"]["error"]) == ("pending", None)
+    assert "does not answer" in waiting["e01"]["error"]
+    fleet.start("e01")
+    fleet.until(lambda: fleet.states("hq", "app")["e01"] == "received")
+    assert {row["error"] for row in fleet.ted("hq", "status")} == {None}
+
+
 def test_limit_sends_to_the_named_and_those_on_the_way_only(fleet: Fleet) -> None:
     two_tiers(fleet)
     fleet.install()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import sqlite3
+import time
+from contextlib import closing
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -154,6 +158,27 @@ def test_events_beyond_the_limit_are_trimmed(journal: Journal, monkeypatch: pyte
         journal.note("test", str(number))
     journal.trim()
     assert [event["message"] for event in journal.events()] == ["9", "8", "7"]
+
+
+class _Slip:
+    """As much of a routing slip as the records keep."""
+
+    def __init__(self, send: str) -> None:
+        self.header = SimpleNamespace(send=send, distributor="hq", distribution="dat", revision=R1)
+
+    def encode(self) -> dict[str, Any]:
+        return {"send": self.header.send}
+
+
+def test_the_newest_offer_to_each_child_is_kept_however_old_it_is(journal: Journal, tmp_path: Path) -> None:
+    long_ago_s = time.time() - 30 * 86_400
+    for send, child, age_s in (("a", "s01", 0), ("b", "s01", 60), ("c", "s02", 0), ("d", "", 0)):
+        journal.put_offers([(child, _Slip(send))])
+        journal.close_offer(send, "done", child=child)
+        with closing(sqlite3.connect(tmp_path / ".ted" / "records.sqlite")) as db, db:
+            db.execute("update offers set put_at_s = ? where send = ?", (long_ago_s + age_s, send))
+    journal.trim()
+    assert {(offer["child"], offer["send"]) for offer in journal.offers()} == {("s01", "b"), ("s02", "c"), ("", "d")}
 
 
 def test_a_database_that_cannot_be_opened_is_named_without_its_password(tmp_path: Path) -> None:
