@@ -24,6 +24,7 @@ DELETE: Final = "delete"
 MKDIR: Final = "mkdir"
 ATTRIBUTES: Final = "attributes"
 RUN: Final = "run"
+TREE: Final = "tree"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class Act:
     """One change of one path.
 
     ``data`` is, by kind: the size in bytes (write), the target (symlink), the path of the first name (hardlink),
-    whether a link may be replaced (mkdir), packed attributes (attributes), ``[command, undo, timeout_s]`` (run).
+    whether a link may be replaced (mkdir), packed attributes (attributes), ``[command, undo, timeout_s]`` (run), the
+    inode of the staged directory (tree).
     """
 
     kind: str
@@ -65,6 +67,7 @@ class _Place:
     real: str
     base: Base | None = None
     staging_fd: int = -1
+    staged: Base | None = None
     touched: bool = False
 
 
@@ -166,6 +169,14 @@ class Bases:
                 os.removexattr(place.staging_fd, "system.posix_acl_default")
         return place.staging_fd
 
+    def staged(self, number: int) -> Base:
+        """Return the staging directory of a base, to reach what lies in the directories staged there."""
+        place = self.places[number]
+        if place.staged is None:
+            path = f"{place.path.rstrip('/')}/{os.fsdecode(self.staging)}"
+            place.staged = Base(path, os.dup(self.staging_fd(number)))
+        return place.staged
+
     def is_staging(self, name: bytes) -> bool:
         """Return whether ``name`` is this transaction's own, to be passed over by whoever lists a target."""
         return name in (self.staging, self.beside)
@@ -190,6 +201,9 @@ class Bases:
 
     @staticmethod
     def _close_staging(place: _Place) -> None:
+        if place.staged is not None:
+            place.staged.close()
+            place.staged = None
         if place.staging_fd >= 0:
             os.close(place.staging_fd)
             place.staging_fd = -1

@@ -9,8 +9,9 @@ Rules:
 
 Records, all ``[kind, act number, base, path, ...]``: ``absent`` nothing was there; ``file`` a file, saved as
 named, with its stamp and, for a copy, its attributes; ``link`` a symbolic link and its target; ``made`` a
-directory was there; ``dir`` its attributes, to be set when its content is back; ``attrs`` attributes of a file
-that stays; ``was`` what a delete means, or the directory that is replaced; ``run`` a command's undo.
+directory was there; ``dir`` its attributes, to be set when its content is back; ``tree`` nothing was there, and a
+directory that was staged whole comes; ``attrs`` attributes of a file that stays; ``was`` what a delete
+means, or the directory that is replaced; ``run`` a command's undo.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ted.install import attributes
-from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, WRITE, Act, Bases
+from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, TREE, WRITE, Act, Bases
 from ted.install.locked import locked_files
 from ted.install.log import LogWriter
 from ted.install.paths import Base, join, names, refuse_mounted, remove_tree, stamp_of
@@ -74,6 +75,9 @@ class Capture:
         base = self.bases[act.base]
         # A link on the way may be about to become a directory; if not, the act itself will be refused.
         status = base.glance(act.path) if self._around(act, base) else None
+        if act.kind == TREE:  # what it holds is noted already, and it goes where nothing stands
+            self.undo.append(["tree", act.number, act.base, act.path])
+            return None
         if status is None:
             self.undo.append(["absent", act.number, act.base, act.path])
             return None

@@ -5,8 +5,7 @@ The files of a transaction's directory: ``plan`` (acts, closed by a ``commit`` r
 
 Marks in ``undo``: ``batch`` and ``captured`` around the records of a batch, so that one that was cut short is
 written anew; ``placed`` for what an act put there; ``started`` and ``finished`` around a command; ``failed`` for an
-act left out; and ``done``,
-``left``, ``undoing``, ``undone``.
+act left out, ``refused`` for the one that ended it all; and ``done``, ``left``, ``undoing``, ``undone``.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import Any, Literal, TypeVar
 
 from ted.errors import TargetError, TedError
 from ted.install import attributes as attrs
-from ted.install.acts import ATTRIBUTES, RUN, Act, Bases, Failure
+from ted.install.acts import ATTRIBUTES, RUN, TREE, Act, Bases, Failure
 from ted.install.capture import Capture, Identity
 from ted.install.locked import LOCKED_ERRNOS, end_holders
 from ted.install.log import LogReader, LogWriter
@@ -253,7 +252,7 @@ class Execution:
 
     def _placed(self, act: Act) -> None:
         """Write down what the act put there, for the undo that comes later; it is durable when the next batch is."""
-        if act.kind not in (RUN, ATTRIBUTES):
+        if act.kind not in (RUN, ATTRIBUTES, TREE):
             stamp = stamp_of(self.bases[act.base].glance(act.path))
             self._undo_writer().append(["placed", act.number, act.base, act.path, stamp])
 
@@ -307,6 +306,8 @@ class Execution:
         told = error if isinstance(error, TedError) else target_error(where, error)
         failure = Failure(where, getattr(error, "errno", None) or 0, told.message)
         if self.policy.on_error == "fail":
+            if act.kind == TREE:  # what stands there is not ted's
+                self._undo_writer().append(["refused", act.number])
             raise _ActFailedError(told, failure) from error
         self._failed.add(act.number)
         self._undo_writer().append(["failed", act.number, failure.path, failure.errno, failure.message])

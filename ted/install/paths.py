@@ -11,9 +11,11 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
+import re
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -41,17 +43,16 @@ def parts_of(path: bytes) -> list[bytes]:
     """
     if not path:
         return []
-    parts = path.split(b"/")
-    if (
-        len(path) > MAX_PATH_BYTES
-        or b"\0" in path
-        or any(part in _NO_NAMES or len(part) > MAX_PART_BYTES for part in parts)
-    ):
+    if len(path) > MAX_PATH_BYTES or _PLAIN.fullmatch(path) is None:
         raise UnsafePathError(
             f"{show(path)!r}: not a plain relative path",
             hint="the distribution was not made by ted build, or was tampered with; build it again",
         )
-    return parts
+    return path.split(b"/")
+
+
+_PART = rb"(?!\.\.?(?:/|\Z))[^/\0]{1,%d}" % MAX_PART_BYTES
+_PLAIN = re.compile(_PART + rb"(?:/" + _PART + rb")*")
 
 
 def join(parent: bytes, name: bytes) -> bytes:
@@ -64,14 +65,15 @@ class Base:
 
     Args:
         path: The directory, absolute.
+        fd: A descriptor of it, which becomes this object's; opened when ``None``.
 
     Raises:
         OSError: It cannot be opened, or is no directory.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, fd: int | None = None) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if fd is None else fd
         self._open: OrderedDict[bytes, int] = OrderedDict()
 
     def full(self, path: bytes) -> str:
@@ -228,6 +230,25 @@ def walk_below(base: Base, path: bytes) -> Iterator[tuple[bytes, os.stat_result]
             yield from walk_below(base, child)
 
 
+def rename_new(source_at: int, source: bytes, at: int, name: bytes) -> None:
+    """Rename ``source`` in ``source_at`` to ``name`` in ``at``, where nothing stands.
+
+    Raises:
+        FileExistsError: Something stands there.
+        OSError: The system refused.
+    """
+    if _libc.renameat2(source_at, source, at, name, _NO_REPLACE) == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(code, os.strerror(code))
+    # A file system that cannot promise it: looked at first. A rename replaces no directory but an empty one.
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(name, dir_fd=at, follow_symlinks=False)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    os.rename(source, name, src_dir_fd=source_at, dst_dir_fd=at)
+
+
 def remove_tree(at: int, name: bytes) -> None:
     """Remove ``name`` in the directory ``at`` and all below it, never through a link; gone already is fine."""
     try:
@@ -255,6 +276,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 _KEEP_SIZE = 1
+_NO_REPLACE = 1
 
 
 def reserve_room(fd: int, offset: int, length: int) -> None:

@@ -3,6 +3,7 @@
 Rules:
  * What appears, appears whole: files and links are made in the staging directory and renamed over what was there.
    On a file system mounted below the base they are made beside their destination first.
+ * A new directory that was staged whole is renamed to where nothing stands, or not at all.
  * A directory goes only if it is the one that was written down, and of what it holds only what was.
  * Done again: what was staged is gone, so it is in place; a delete removes only the very file it was planned for.
  * A link that stands where a directory must be is replaced only if the plan says that ted itself put it there.
@@ -23,13 +24,13 @@ from functools import partial
 
 from ted.errors import TargetError, UnsafePathError
 from ted.install import attributes
-from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, WRITE, Act, Bases
+from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, TREE, WRITE, Act, Bases
 from ted.install.capture import Identity, copy_data
-from ted.install.paths import join, names, refuse_mounted, remove_tree
+from ted.install.paths import join, names, refuse_mounted, remove_tree, rename_new
 from ted.install.words import shown
 
 _OUTPUT_BYTES = 2000
-_NO_HARDLINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP)
+NO_HARDLINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @dataclass(slots=True)
@@ -55,6 +56,8 @@ class Performer:
             self._place(act, was)
         elif act.kind == HARDLINK:
             self._hardlink(act, was)
+        elif act.kind == TREE:
+            self._tree(act)
         elif act.kind == MKDIR:
             self._mkdir(act)
         elif act.kind == DELETE:
@@ -73,15 +76,23 @@ class Performer:
         if not self._rename(staging, str(act.number).encode(), at, name, partial(self._make_room, act, was)):
             self._in_place_already(act)
 
+    def _tree(self, act: Act) -> None:
+        base = self.bases[act.base]
+        at, name = base.parent(act.path)
+        try:
+            rename_new(self.bases.staging_fd(act.base), str(act.number).encode(), at, name)
+        except FileNotFoundError:
+            self._in_place_already(act)
+        except FileExistsError:
+            if stat.S_ISLNK(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
+                refuse_link(base.full(act.path))
+            raise OSError(errno.EEXIST, "something came there meanwhile; extract again") from None
+
     def _in_place_already(self, act: Act) -> None:
         """Check that what is no longer staged is where it belongs."""
         base = self.bases[act.base]
         status = base.look(act.path)
-        if status is not None and (
-            stat.S_ISLNK(status.st_mode)
-            if act.kind == SYMLINK
-            else stat.S_ISREG(status.st_mode) and status.st_size == act.data
-        ):
+        if status is not None and _is_placed(act, status):
             return
         raise TargetError(
             f"{base.full(act.path)}: its new content is no longer in {self.bases.staging.decode()}",
@@ -144,16 +155,16 @@ class Performer:
         try:
             os.link(first, staged, src_dir_fd=first_at, dst_dir_fd=staging, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in _NO_HARDLINK:
+            if error.errno not in NO_HARDLINK:
                 raise
-            self._copy_first(first, first_at, status, staging, staged)
+            self.copy_first(first, first_at, status, staging, staged)
         at, name = base.parent(act.path)
         self._rename(staging, staged, at, name, partial(self._make_room, act, was))
         # Renaming one name of a file over another name of it does nothing, by POSIX: the staged one stays.
         remove_tree(staging, staged)
 
     @staticmethod
-    def _copy_first(first: bytes, at: int, status: os.stat_result, staging: int, staged: bytes) -> None:
+    def copy_first(first: bytes, at: int, status: os.stat_result, staging: int, staged: bytes) -> None:
         """Where the file system makes no hard link, a second file with the same content stands in for it."""
         held = attributes.read(first, at, status)
         source = os.open(first, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
@@ -215,6 +226,14 @@ class Performer:
         finally:
             os.close(fd)
         os.rmdir(name, dir_fd=at)
+
+
+def _is_placed(act: Act, status: os.stat_result) -> bool:
+    if act.kind == SYMLINK:
+        return stat.S_ISLNK(status.st_mode)
+    if act.kind == TREE:
+        return stat.S_ISDIR(status.st_mode) and status.st_ino == act.data
+    return stat.S_ISREG(status.st_mode) and status.st_size == act.data
 
 
 def refuse_link(path: str) -> None:

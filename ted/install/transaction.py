@@ -5,13 +5,13 @@ What a caller gets: all of it or, when something fails, what was there before; a
 
 How, in this order:
  1. *Plan.* Each call writes an act to the plan; new content goes at once to a hidden staging directory in the target
-    (on its file system), with its attributes. Nothing a reader of the target looks at has changed. Killed here:
-    discarded.
+    (on its file system), with its attributes. A directory that is not there is staged whole, with all that goes below
+    it: one act, however much it holds. Nothing a reader of the target looks at has changed. Killed here: discarded.
  2. *Commit.* Staged content and plan are made durable, then the mark that the plan is whole. Killed after it:
     finished forward, or undone when it was undoing already or a command was cut off in the middle.
  3. *Perform*, in batches of 500: what is at each path is written to the undo log (old files are kept as hard
-    links), the log is made durable, then the acts are done. A file appears by renaming: a reader sees the old one
-    or the new one.
+    links), the log is made durable, then the acts are done. A file, or a new directory, appears by
+    renaming: a reader sees the old one or the new one, whole.
  4. *Finish.* Staging goes, directories get their times (deepest first), everything is made durable, then marked
     done. Nothing of ted is left in the target; the undo log and the saved files stay in the transaction's directory.
 
@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import posixpath
@@ -40,18 +41,19 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from ted.content.durable import replace_file, sync_directory
 from ted.errors import FormatError, InstallError, TargetError, TedError, UnsafePathError
 from ted.hookspecs import Attributes
 from ted.install import attributes as attrs
-from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, WRITE, Act, Bases, Failure
+from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, TREE, WRITE, Act, Bases, Failure
 from ted.install.attributes import Rights
 from ted.install.execution import Execution, OnAct, Policy, State, UndoResult
 from ted.install.log import LogReader, LogWriter
-from ted.install.paths import Base, join, parts_of, show
-from ted.install.perform import refuse_link
+from ted.install.paths import Base, join, mount_of, parts_of, show
+from ted.install.perform import NO_HARDLINK, Performer, refuse_link
+from ted.install.trees import TreeReader, TreeWriter
 from ted.install.words import describe, describe_wanted, target_error
 
 __all__ = [
@@ -66,6 +68,11 @@ _NEW_FOR_S = 60.0
 _PASSED = ("unchanged", "skipped")
 _MADE_DIRECTORY = Attributes(mode=0o755)
 _DEFAULT_FILE_MODE = 0o644
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_TREES = 10_000
+"""Directories that one transaction stages whole; memory grows with them. What comes then is planned file by file."""
+
+Made = TypeVar("Made")
 
 
 class Hole(Protocol):
@@ -120,6 +127,19 @@ class Recovered:
 
 
 @dataclass(slots=True)
+class _Tree:
+    """The directory that is being staged whole: the act that will place it, its base and path."""
+
+    act: int
+    base: int
+    path: bytes
+
+    def holds(self, base: int, path: bytes) -> bool:
+        """Return whether ``path`` lies below it."""
+        return base == self.base and path.startswith(self.path) and path[len(self.path) : len(self.path) + 1] == b"/"
+
+
+@dataclass(slots=True)
 class _Guard:
     """Refuses a path that is acted on twice, or below one that goes."""
 
@@ -141,15 +161,15 @@ class _Guard:
         here = (act.base, act.path.split(b"/") if act.path else [])
         number, file = self.last_file
         if number == act.base and act.path.startswith(file + b"/"):
-            self._refuse(act.path)
+            self.refuse_below(act.path)
         if self.goes(act.base, act.path):
-            self._refuse(act.path)
+            self.refuse_below(act.path)
         self.sorted_so_far = self.sorted_so_far and here > self.last
         self.last = here
-        (self.directories if act.kind == MKDIR else self.seen).append(hash((act.base, act.path)))
+        (self.directories if act.kind in (MKDIR, TREE) else self.seen).append(hash((act.base, act.path)))
         if act.kind == DELETE:
             self.gone.add((act.base, act.path))
-        if act.kind not in (MKDIR, ATTRIBUTES):
+        if act.kind not in (MKDIR, TREE, ATTRIBUTES):
             self.last_file = (act.base, act.path)
 
     def goes(self, base: int, path: bytes) -> bool:
@@ -176,15 +196,28 @@ class _Guard:
                 place = (record[2], record[3])
                 # A directory may be asked for more than once: two targets may lead through it.
                 if place in seen and not seen[place] == record[0] == MKDIR:
-                    raise InstallError(
-                        f"{show(record[3])}: is acted on twice in one transaction",
-                        hint="two targets of the distribution name one place; or its type breaks the rules, then tell "
-                        "its author",
-                    )
+                    self.refuse_twice(record[3])
                 seen[place] = record[0]
 
     @staticmethod
-    def _refuse(path: bytes) -> None:
+    def refuse_twice(path: bytes) -> NoReturn:
+        """Say that a path is acted on twice.
+
+        Raises:
+            InstallError: Always.
+        """
+        raise InstallError(
+            f"{show(path)}: is acted on twice in one transaction",
+            hint="two targets of the distribution name one place; or its type breaks the rules, then tell its author",
+        )
+
+    @staticmethod
+    def refuse_below(path: bytes) -> NoReturn:
+        """Say that a path lies below one that goes.
+
+        Raises:
+            InstallError: Always.
+        """
         raise InstallError(
             f"{show(path)}: lies below a path that the same transaction deletes or makes a file",
             hint="a distribution type breaks the rules of Transaction; tell its author",
@@ -228,10 +261,15 @@ class Transaction:
         """Directories on the way to a target that are planned; True while nobody gave them attributes."""
         self._links: list[tuple[int, bytes]] = []  # links that become directories
         self._guard = _Guard()
+        self._tree: _Tree | None = None
+        self._trees: dict[tuple[int, bytes], _Tree] = {}
+        """Directories that are staged whole; into all but the newest goes nothing more."""
+        self._same_mount: tuple[int, bytes, bool] = (-1, b"", False)
         self._next = 0
         self._dirs_planned = 0
         self._plan: LogWriter | None = None
         self._dirs: LogWriter | None = None
+        self._grown: TreeWriter | None = None
         self._lock_fd = -1
 
     # --- opening what is there ------------------------------------------------------------------------------------
@@ -293,11 +331,13 @@ class Transaction:
         base, where = self._locate(root, path)
         held = self._reduced(attributes or Attributes())
         self._note("written", base, where, held, f"file of {size} bytes")
-        number = self._act(WRITE, base, where, size)
-        if number is not None:
-            with self._translating(base, where):
-                self._stage_file(number, base, chunks, size, held)
-            self._execution.step("stage", number)
+        if self.check:
+            self._act(WRITE, base, where, size)
+            return
+        with self._translating(base, where):
+            act, at, name = self._staged_place(WRITE, base, where, size)
+            status = self._stage_file(where, at, name, chunks, size, held)
+        self._staged(act, where, name, status)
 
     def symlink(self, root: str, path: bytes, target: bytes, *, attributes: Attributes | None = None) -> None:
         """Make ``path`` a symbolic link to ``target``, which is not looked at.
@@ -309,13 +349,15 @@ class Transaction:
         base, where = self._locate(root, path)
         held = self._reduced(attributes or Attributes())
         self._note("linked", base, where, held, f"link to {show(target)}")
-        number = self._act(SYMLINK, base, where, target)
-        if number is not None:
-            with self._translating(base, where):
-                staging, name = self._bases.staging_fd(base), str(number).encode()
-                os.symlink(target, name, dir_fd=staging)
-                self._warn(attrs.set_named(name, staging, held))
-            self._execution.step("stage", number)
+        if self.check:
+            self._act(SYMLINK, base, where, target)
+            return
+        with self._translating(base, where):
+            act, at, name = self._staged_place(SYMLINK, base, where, target)
+            self._create(where, lambda: os.symlink(target, name, dir_fd=at))
+            self._warn(attrs.set_named(name, at, held))
+            status = os.stat(name, dir_fd=at, follow_symlinks=False)
+        self._staged(act, where, name, status)
 
     def hardlink(self, root: str, path: bytes, first: bytes) -> None:
         """Make ``path`` another name of the file ``first`` below the same root, as that is after the transaction.
@@ -326,7 +368,14 @@ class Transaction:
         base, where = self._locate(root, path)
         _, other = self._locate(root, first)
         self._note("linked", base, where, None, f"another name of {show(first)}")
-        self._act(HARDLINK, base, where, other)
+        tree = self._tree
+        if tree is None or not (tree.holds(base, where) and tree.holds(base, other)):
+            self._act(HARDLINK, base, where, other)
+            return
+        with self._translating(base, where):
+            at, name = self._in_tree(tree, where)
+            status = self._create(where, lambda: self._link_staged(tree, other, at, name))
+        self._staged(None, where, name, status)
 
     def mkdir(
         self, root: str, path: bytes = b"", *, attributes: Attributes | None = None, replace_link: bool = False
@@ -340,15 +389,19 @@ class Transaction:
             UnsafePathError: A link stands there or on the way.
         """
         base, where = self._locate(root, path)
-        if (base, where) not in self._made:
-            status = self._look(base, where)
+        tree = self._tree
+        if tree is not None and tree.holds(base, where):
+            with self._translating(base, where):
+                self._grow(tree, where, attributes)
+        elif (base, where) not in self._made:
+            status = self._look(base, where) or self._in_staged_tree(base, where)
             if status is not None and stat.S_ISLNK(status.st_mode):
                 if not replace_link:
                     refuse_link(self._bases[base].full(where))
                 self._links.append((base, where))
             if status is None or not stat.S_ISDIR(status.st_mode):
                 self._note("directories", base, where, attributes, "directory")
-            self._act(MKDIR, base, where, replace_link)
+            self._plan_directory(base, where, status, replace_link)
         self._settle(base, where, attributes or _MADE_DIRECTORY)
 
     def delete(self, root: str, path: bytes) -> None:
@@ -398,6 +451,7 @@ class Transaction:
         self.counts["commands"] += 1
         self._describe(" ".join(command), "commands", None, "run")
         self._act(RUN, 0, b"", [list(command), None if undo is None else list(undo), timeout_s])
+        self._tree = None
 
     def look(self, root: str, path: bytes) -> os.stat_result | None:
         """Return the status of what is at ``path`` now, links not followed; ``None`` when nothing is.
@@ -546,10 +600,19 @@ class Transaction:
             self._roots[root] = (base, prefix, [])
             for part in missing:
                 if (base, part) not in self._made:
-                    self._note("directories", base, part, _MADE_DIRECTORY, "directory")
-                    self._act(MKDIR, base, part, False)
-                    self._made[base, part] = True
+                    self._make_way(base, part)
         return base, join(prefix, path)
+
+    def _make_way(self, base: int, where: bytes) -> None:
+        """Plan a directory on the way to a target."""
+        tree = self._tree
+        if tree is not None and tree.holds(base, where):
+            with self._translating(base, where):
+                self._grow(tree, where, _MADE_DIRECTORY)
+        else:
+            self._note("directories", base, where, _MADE_DIRECTORY, "directory")
+            self._act(MKDIR, base, where, False)
+        self._made[base, where] = True
 
     def _find_base(self, root: str) -> tuple[int, bytes, list[bytes]]:
         """Return the nearest directory on the way to ``root`` that is there, and what must be made below it."""
@@ -609,19 +672,20 @@ class Transaction:
         except PermissionError as error:
             raise target_error(self._bases[base].full(where), error) from error
 
-    def _act(self, kind: str, base: int, where: bytes, data: Any) -> int | None:
-        """Write an act to the plan and return its number; ``None`` in check mode."""
+    def _act(self, kind: str, base: int, where: bytes, data: Any) -> None:
+        """Write an act to the plan; only look at it in check mode."""
         act = Act(kind, self._next, base, where, data)
-        self._guard.admit(act)
-        if self.check:
-            return None
+        self._admit(act)
+        if not self.check:
+            self._plan_act(act)
+
+    def _plan_act(self, act: Act) -> None:
         self._prepare()
         assert self._plan is not None
         self._plan.append(act.pack())
         self._next += 1
-        if kind != RUN and b"/" not in where:
-            self._bases.places[base].touched = True
-        return act.number
+        if act.kind != RUN and b"/" not in act.path:
+            self._bases.places[act.base].touched = True
 
     def _settle(self, base: int, where: bytes, wanted: Attributes) -> None:
         if (base, where) in self._made:
@@ -633,9 +697,142 @@ class Transaction:
         self._dirs.append([base, where, attrs.pack(self.rights.reduce(wanted))])
         self._dirs_planned += 1
 
-    def _stage_file(self, number: int, base: int, chunks: Iterable[bytes | Hole], size: int, held: Attributes) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(str(number), flags, 0o600, dir_fd=self._bases.staging_fd(base))
+    # --- staging --------------------------------------------------------------------------------------------------
+
+    def _staged_place(self, kind: str, base: int, where: bytes, data: Any) -> tuple[Act | None, int, bytes]:
+        """Return the directory and name under which ``where`` is staged, and the act if it needs one of its own."""
+        tree = self._tree
+        if tree is not None and tree.holds(base, where):
+            return None, *self._in_tree(tree, where)
+        act = Act(kind, self._next, base, where, data)
+        self._admit(act)
+        return act, self._bases.staging_fd(base), b"%d" % act.number
+
+    def _in_tree(self, tree: _Tree, where: bytes) -> tuple[int, bytes]:
+        """Return where a path below a directory that is staged whole lies now."""
+        return self._bases.staged(tree.base).parent(b"%d%s" % (tree.act, where[len(tree.path) :]))
+
+    def _staged(self, act: Act | None, where: bytes, name: bytes, status: os.stat_result) -> None:
+        """Write down what was staged: its act, or that it is in the directory that is staged whole."""
+        if act is not None:
+            self._plan_act(act)
+            self._execution.step("stage", act.number)
+            return
+        tree, notes = self._tree, self._grown
+        assert tree is not None
+        assert notes is not None
+        notes.note(tree.act, where[len(tree.path) + 1 : -len(name) - 1], name, status)
+        self._execution.step("stage", tree.act)
+
+    def _create(self, where: bytes, make: Callable[[], Made]) -> Made:
+        """Call ``make``, which makes something at ``where`` in the staging directory.
+
+        Raises:
+            InstallError: It is there already, or what was staged in its way is no directory.
+        """
+        try:
+            return make()
+        except (FileExistsError, IsADirectoryError):
+            self._guard.refuse_twice(where)
+        except NotADirectoryError:
+            self._guard.refuse_below(where)
+
+    def _begin_tree(self, base: int, where: bytes) -> bool:
+        """Stage the directory ``where``, which is not there, whole from now on; False where that cannot be done.
+
+        It cannot be in another that is staged and closed, nor on a file system mounted below the base.
+        """
+        if self.check or len(self._trees) >= _MAX_TREES or self._tree_above(base, where) is not None:
+            return False
+        self._prepare()
+        if not self._on_the_base_itself(base, where.rpartition(b"/")[0]):
+            return False
+        with self._translating(base, where):
+            staging, name = self._bases.staging_fd(base), str(self._next).encode()
+            os.mkdir(name, 0o700, dir_fd=staging)
+            inode = os.stat(name, dir_fd=staging, follow_symlinks=False).st_ino
+        act = Act(TREE, self._next, base, where, inode)
+        self._guard.admit(act)
+        self._plan_act(act)
+        self._execution.step("stage", act.number)
+        self._tree = self._trees[base, where] = _Tree(act.number, base, where)
+        if self._grown is None:
+            self._grown = TreeWriter(self.directory)
+        return True
+
+    def _plan_directory(self, base: int, where: bytes, status: os.stat_result | None, replace_link: bool) -> None:
+        """Plan what makes ``where`` a directory, where ``status`` is what is there or is staged there."""
+        if status is None and self._begin_tree(base, where):
+            return
+        if self._in_staged_tree(base, where) is None:
+            self._act(MKDIR, base, where, replace_link)
+
+    def _on_the_base_itself(self, base: int, parent: bytes) -> bool:
+        if self._same_mount[:2] != (base, parent):
+            above, fd = parent, -1
+            while fd < 0:  # a parent that is planned will be made where its own parent is
+                try:
+                    fd = self._bases[base].directory(above)
+                except (OSError, UnsafePathError):
+                    above = above.rpartition(b"/")[0]
+            self._same_mount = (base, parent, mount_of(fd) == mount_of(self._bases[base].fd))
+        return self._same_mount[2]
+
+    def _grow(self, tree: _Tree, where: bytes, attributes: Attributes | None) -> None:
+        """Make a directory in the one that is staged whole."""
+        at, name = self._in_tree(tree, where)
+        try:
+            os.mkdir(name, 0o700, dir_fd=at)
+        except FileExistsError:  # two targets may lead through it
+            if not stat.S_ISDIR(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
+                self._guard.refuse_twice(where)
+            return
+        except NotADirectoryError:
+            self._guard.refuse_below(where)
+        self._note("directories", tree.base, where, attributes, "directory")
+        self._staged(None, where, name, os.stat(name, dir_fd=at, follow_symlinks=False))
+
+    def _tree_above(self, base: int, where: bytes) -> _Tree | None:
+        """Return the directory, staged whole, that holds ``where``."""
+        while self._trees and where:
+            where = where.rpartition(b"/")[0]
+            if (base, where) in self._trees:
+                return self._trees[base, where]
+        return None
+
+    def _in_staged_tree(self, base: int, where: bytes) -> os.stat_result | None:
+        """Return the status of what a directory that is staged whole holds at ``where``."""
+        tree = self._tree_above(base, where)
+        if tree is None:
+            return None
+        return self._bases.staged(base).look(b"%d%s" % (tree.act, where[len(tree.path) :]))
+
+    def _admit(self, act: Act) -> None:
+        """Refuse an act on a path that is acted on already, as far as can be told now."""
+        self._guard.admit(act)
+        if act.kind == RUN or not self._trees or self.check:
+            return
+        if self._in_staged_tree(act.base, act.path) is not None:
+            self._guard.refuse_twice(act.path)
+        if self._tree is not None and self._tree.holds(act.base, act.path):
+            self._tree = None  # an act of its own follows in it, so nothing more may grow there before that
+
+    def _link_staged(self, tree: _Tree, first: bytes, at: int, name: bytes) -> os.stat_result:
+        first_at, first_name = self._in_tree(tree, first)
+        try:
+            os.link(first_name, name, src_dir_fd=first_at, dst_dir_fd=at, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in NO_HARDLINK:
+                raise
+            status = os.stat(first_name, dir_fd=first_at, follow_symlinks=False)
+            Performer.copy_first(first_name, first_at, status, at, name)
+        return os.stat(name, dir_fd=at, follow_symlinks=False)
+
+    def _stage_file(
+        self, where: bytes, at: int, name: bytes, chunks: Iterable[bytes | Hole], size: int, held: Attributes
+    ) -> os.stat_result:
+        """Make the file ``name`` in the directory ``at``; a part of one is not left there."""
+        fd = self._create(where, lambda: os.open(name, _NEW_FILE, 0o600, dir_fd=at))
         try:
             written = _pour(fd, chunks)
             if written != size:
@@ -643,6 +840,11 @@ class Transaction:
             if held.mode is None:
                 held = replace(held, mode=_DEFAULT_FILE_MODE)
             self._warn(attrs.set_open(fd, held))
+            return os.fstat(fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=at)
+            raise
         finally:
             os.close(fd)
 
@@ -697,6 +899,8 @@ class Transaction:
             self._settle(base, where, _MADE_DIRECTORY)
         self._dirs.sync()
         self._plan.flush()
+        if self._grown is not None:
+            self._grown.sync()
         self._execution.sync_targets()
         self._plan.append(["commit", self._next, [place.touched for place in self._bases.places]])
         self._plan.sync()
@@ -704,7 +908,7 @@ class Transaction:
         sync_directory(self.directory.parent)
 
     def _close_logs(self) -> None:
-        for log in (self._plan, self._dirs):
+        for log in (self._plan, self._dirs, self._grown):
             if log is not None:
                 log.close()
         self._execution.close()
@@ -771,8 +975,11 @@ def foretell_undo(directory: Path, *, diff: bool = False) -> tuple[dict[str, int
     changes: list[Change] = []
     bases = Bases(directory, directory.name)
     bases.load()
-    with LogReader(directory / "undo") as log:
+    with LogReader(directory / "undo") as log, contextlib.closing(TreeReader(directory)) as trees:
         for record in log.backwards():
+            if record[0] == "tree":
+                _foretell_tree(trees, bases, record, counts, changes, diff=diff)
+                continue
             told = _UNDO_WORDS.get(record[0])
             if told is None or (record[0] == "run" and record[2] is None):
                 continue
@@ -782,6 +989,18 @@ def foretell_undo(directory: Path, *, diff: bool = False) -> tuple[dict[str, int
                 path = " ".join(record[2]) if record[0] == "run" else show(record[3])
                 changes.append(Change(root + path, told, None, None))
     return dict(counts), changes
+
+
+def _foretell_tree(
+    trees: TreeReader, bases: Bases, record: list[Any], counts: Counter[str], changes: list[Change], *, diff: bool
+) -> None:
+    _, act, number, path = record
+    root = bases.places[number].path.rstrip("/")
+    found = itertools.chain((grown.path for rows in trees.rows(act) for grown in rows), [b""])
+    for below in found:
+        counts["deleted"] += 1
+        if diff and len(changes) < MAX_CHANGES:
+            changes.append(Change(f"{root}/{show(join(path, below))}", "deleted", None, None))
 
 
 _UNDO_WORDS = {

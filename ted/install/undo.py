@@ -24,8 +24,9 @@ from ted.hookspecs import Attributes
 from ted.install import attributes
 from ted.install.acts import Bases, Failure
 from ted.install.capture import copy_data
-from ted.install.paths import Base, remove_tree, stamp_of
+from ted.install.paths import Base, join, remove_tree, stamp_of
 from ted.install.perform import run_command
+from ted.install.trees import TreeReader
 from ted.install.words import shown
 
 
@@ -43,9 +44,18 @@ class Undoer:
     _placed: dict[int, tuple[int, bytes, list[int]]] = field(default_factory=dict)
     """What the acts of the batch put where: act -> base, path, stamp. After a crash some are not known."""
     _linked: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    _trees: TreeReader | None = None
+    _step: Callable[[], None] = lambda: None
 
     def apply(self, records: Iterable[list[Any]], step: Callable[[], None]) -> None:
         """Apply ``records``, newest first; ``step`` is called after each."""
+        self._trees, self._step = TreeReader(self.directory), step
+        try:
+            self._apply(records, step)
+        finally:
+            self._trees.close()
+
+    def _apply(self, records: Iterable[list[Any]], step: Callable[[], None]) -> None:
         kinds: dict[str, Callable[[Base, bytes, list[Any]], None]] = {
             "absent": self._absent, "file": self._file, "link": self._link, "made": self._made,
             "dir": self._directory, "attrs": self._attributes,
@@ -54,7 +64,7 @@ class Undoer:
             kind = record[0]
             if kind == "started":
                 self._started.add(record[1])
-            elif kind == "failed":
+            elif kind in ("failed", "refused"):
                 self._failed.add(record[1])
             elif kind == "placed":
                 self._placed.setdefault(record[1], (record[2], record[3], record[4]))
@@ -62,6 +72,9 @@ class Undoer:
                 self._placed.clear()
             elif kind == "run":
                 self._run(record)
+                step()
+            elif kind == "tree":
+                self._tree(*record[1:])
                 step()
             elif kind in kinds:
                 self._one(kinds[kind], record)
@@ -142,6 +155,36 @@ class Undoer:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 error.strerror = "the directory holds files that ted did not put there"
             raise
+
+    def _tree(self, act: int, number: int, path: bytes) -> None:
+        """Take away what a staged directory brought, and the directory where nothing else is in it."""
+        assert self._trees is not None
+        try:
+            base = self.bases[number]
+            status = base.glance(path)
+        except FileNotFoundError:
+            return
+        except (OSError, TedError) as error:
+            self._fail(self.bases.places[number].path, error)
+            return
+        if act in self._failed or status is None or not stat.S_ISDIR(status.st_mode):
+            return  # it was never placed, or is gone already
+        for rows in self._trees.rows(act):
+            for grown in rows:
+                self._take_away(base, join(path, grown.path), grown.is_same)
+            self._step()
+        self._take_away(base, path, lambda _status: True)
+
+    def _take_away(self, base: Base, path: bytes, is_same: Callable[[os.stat_result], bool]) -> None:
+        try:
+            status = base.glance(path)
+            if status is not None and not is_same(status):
+                raise OSError(errno.EEXIST, "it was changed since")
+            self._absent(base, path, [])
+        except (OSError, TedError) as error:
+            self._fail(base.full(path), error)
+        else:
+            self.restored += 1
 
     def _make_room(self, base: Base, path: bytes) -> None:
         """Take a directory away that stands where a file or link was."""

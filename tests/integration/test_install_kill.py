@@ -71,6 +71,15 @@ def source(tmp_path: Path) -> Path:
     (source / "link").symlink_to("changes")
     for number in range(4):
         (source / f"new{number}").write_bytes(os.urandom(100))
+    fresh = source / "fresh"
+    (fresh / "inner").mkdir(parents=True, mode=0o750)
+    (fresh / "a").write_text("fresh")
+    os.setxattr(fresh / "a", "user.ted", b"x")
+    (fresh / "inner" / "empty").touch()
+    (fresh / "inner" / "link").symlink_to("../a")
+    os.link(fresh / "a", fresh / "inner" / "second-name")
+    os.link(source / "changes", fresh / "of-outside")
+    (fresh / "z").write_text("after a name of what is outside")
     return source
 
 
