@@ -84,7 +84,8 @@ class Drift:
     path: str
     """Where, absolute."""
     what: str
-    """``missing``, ``content``, ``attributes``, ``kind``, ``extra`` or a type's own word."""
+    """``missing``, ``content``, ``attributes``, ``kind``, ``extra``, ``failed`` (it cannot be extracted there, with
+    ``on_error: continue``) or a type's own word."""
     before: str | None = None
     """What is there now, in words."""
     after: str | None = None

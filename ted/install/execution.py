@@ -5,7 +5,8 @@ The files of a transaction's directory: ``plan`` (acts, closed by a ``commit`` r
 
 Marks in ``undo``: ``batch`` and ``captured`` around the records of a batch, so that one that was cut short is
 written anew; ``placed`` for what an act put there; ``started`` and ``finished`` around a command; ``failed`` for an
-act left out, ``refused`` for the one that ended it all; and ``done``, ``left``, ``undoing``, ``undone``.
+act left out, or (act -1) for what could not even be planned, ``refused`` for the one that ended it all; and ``done``,
+``left``, ``undoing``, ``undone``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -37,6 +39,7 @@ Answer = TypeVar("Answer")
 
 BATCH = 500
 MAX_FAILURES = 1000
+_NO_ACT = -1
 _RESERVED_BYTES = 16 << 10
 _PLACED_BYTES = 128
 """Room for the marks of an undo, and for what a batch writes down while it is done: see ``LogWriter.reserve``."""
@@ -210,6 +213,8 @@ class Execution:
         undo = self._undo_writer()
         first, begun, whole = 0, -1, False
         held: dict[int, Identity | None] = {}
+        self.failures.clear()  # they are in the log, those found while planning too
+        undo.flush()
         with LogReader(self.directory / "undo") as log:
             for offset, record in log.forwards():
                 if record[0] == "batch":
@@ -225,7 +230,7 @@ class Execution:
                     self._finished.add(record[1])
                 elif record[0] == "failed":
                     self._failed.add(record[1])
-                    self.failures.append(Failure(*record[2:]))
+                    self.record_failure(Failure(*record[2:]))
         if begun >= 0 and not whole:
             undo.truncate(begun)
             return first, None
@@ -318,6 +323,17 @@ class Execution:
         if len(self.failures) < MAX_FAILURES:
             self.failures.append(failure)
 
+    def plan_failure(self, failure: Failure) -> None:
+        """Keep a failure found while planning, also for whoever goes on after a crash."""
+        if len(self.failures) < MAX_FAILURES:
+            self._undo_writer().append(["failed", _NO_ACT, failure.path, failure.errno, failure.message])
+        self.record_failure(failure)
+
+    def sync_failures(self) -> None:
+        """Make the failures found while planning durable: before the mark that the plan is whole."""
+        if self.failures:
+            self._undo_writer().sync()
+
     def _finish(self) -> None:
         """Leave the target as planned, with nothing of ted in it, and mark the transaction done."""
         self.bases.remove_staging()
@@ -339,7 +355,7 @@ class Execution:
                     at = base.directory(where)
                     self.warnings.update(attrs.set_named(b".", at, attrs.unpack(packed)))
                 except (OSError, TedError) as error:
-                    self._act_failed(Act(ATTRIBUTES, -1, number, where, None), error)
+                    self._act_failed(Act(ATTRIBUTES, _NO_ACT, number, where, None), error)
                 self.step("finish")
 
     def _leave(self, error: TedError) -> None:
@@ -374,6 +390,13 @@ class Execution:
     def _was_done_before_undoing(self) -> bool:
         with LogReader(self.directory / "undo") as log:
             return any(record[0] == "undoing" and record[1] for record in log)
+
+
+def written_failures(directory: Path) -> list[Failure]:
+    """Return the failures in the undo log of the transaction in ``directory``, the first 1000."""
+    with contextlib.suppress(FileNotFoundError), LogReader(directory / "undo") as log:
+        return [Failure(*record[2:]) for record in islice((r for r in log if r[0] == "failed"), MAX_FAILURES)]
+    return []
 
 
 def _batches(log: LogReader, start: int) -> Iterator[list[Act]]:

@@ -27,7 +27,7 @@ from ted.content.working import RECORD_NAME, WorkingDirectory
 from ted.errors import FormatError, MissingContentError, RepositoryError, TedError, UnknownNameError
 from ted.install.execution import OnAct, Policy, State
 from ted.install.state import ACCEPTING, FAILED, Installed, InstalledStates, Step
-from ted.install.transaction import Transaction, recover
+from ted.install.transaction import Recovered, Transaction, recover
 from ted.install.variables import Variables
 from ted.plugins import Plugins, installed
 
@@ -196,7 +196,7 @@ class Host:
                 self.forget(name)
             elif name not in known and "step" in meta:
                 # Whatever the clock says: what is done and not in the chain was done last, and can be taken back.
-                held.chain.append(_adopted(meta["step"], name, found.state))
+                held.chain.append(_adopted(meta["step"], found))
                 self.states.save(held)
             elif name not in known:
                 self.forget(name)
@@ -254,9 +254,9 @@ def _owner(meta: Mapping[str, Any]) -> tuple[str, str]:
     return str(meta.get("distributor")), str(meta.get("distribution"))
 
 
-def _adopted(step: Mapping[str, Any], name: str, state: State) -> Step:
-    adopted = Step(**{**step, "transaction": name})
-    return replace(adopted, state=FAILED if state is State.LEFT else ACCEPTING)
+def _adopted(step: Mapping[str, Any], found: Recovered) -> Step:
+    adopted = Step(**{**step, "transaction": found.directory.name})
+    return replace(adopted, state=FAILED if found.state is State.LEFT or found.failures() else ACCEPTING)
 
 
 def _unfinished(directory: Path, error: str) -> TedError:

@@ -49,7 +49,7 @@ from ted.hookspecs import Attributes
 from ted.install import attributes as attrs
 from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, TREE, WRITE, Act, Bases, Failure
 from ted.install.attributes import Rights
-from ted.install.execution import Execution, OnAct, Policy, State, UndoResult
+from ted.install.execution import Execution, OnAct, Policy, State, UndoResult, written_failures
 from ted.install.log import LogReader, LogWriter
 from ted.install.paths import Base, join, mount_of, parts_of, show
 from ted.install.perform import NO_HARDLINK, Performer, refuse_link
@@ -124,6 +124,10 @@ class Recovered:
     meta: Mapping[str, Any]
     state: State
     error: str | None = None
+
+    def failures(self) -> list[Failure]:
+        """Return what could not be done, with ``on_error: continue``: while it was planned, and while it was done."""
+        return written_failures(self.directory)
 
 
 @dataclass(slots=True)
@@ -481,7 +485,12 @@ class Transaction:
         told = target_error(f"{root.rstrip('/')}/{show(path)}", error)
         if self.policy.on_error == "fail":
             raise told from error
-        self._execution.record_failure(Failure(told.path or "", told.errno or 0, told.message))
+        failure = Failure(told.path or "", told.errno or 0, told.message)
+        if self.check:
+            self._execution.record_failure(failure)
+        else:
+            self._prepare()
+            self._execution.plan_failure(failure)
 
     def set_policy(self, policy: Policy) -> None:
         """Say what happens when an act fails; before the first act is planned.
@@ -499,6 +508,11 @@ class Transaction:
         self.meta = dict(meta)
         if self._plan is not None:
             self._write_head()
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """What could not be done until now, with ``on_error: continue``."""
+        return tuple(self._execution.failures)
 
     def warn(self, text: str) -> None:
         """Have a sentence told with the result."""
@@ -901,6 +915,7 @@ class Transaction:
         self._plan.flush()
         if self._grown is not None:
             self._grown.sync()
+        self._execution.sync_failures()
         self._execution.sync_targets()
         self._plan.append(["commit", self._next, [place.touched for place in self._bases.places]])
         self._plan.sync()

@@ -2,7 +2,7 @@
 
 Rules:
  * Installed: the type plans the installed revision again, in check mode, comparing every byte; whatever it would
-   change is drift. Nothing is written.
+   change is drift, and so is what it could not change. Nothing is written.
  * Stored: every frame of every revision that is here as a whole is read and checked.
  * Repair extracts again what drifted, in a transaction like any other; what is stored is mended by receiving it again.
 """
@@ -62,6 +62,7 @@ def verify_installed(host: Host, distributor: str, distribution: str) -> list[Pr
             )
             host.plugins.extract(step.type, install)
             drifts = [_drift(change) for change in transaction.changes]
+            drifts += [Drift(failure.path, "failed", failure.message) for failure in transaction.failures]
             drifts += host.plugins.verify(step.type, install)
     return [
         Problem(distributor, distribution, step.revision, "installed", drift.path, drift.what, drift.before,

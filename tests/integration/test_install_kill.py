@@ -19,6 +19,8 @@ from fleet import same_trees
 from install_depot import DISTRIBUTOR, NAME, Depot
 from install_trees import snapshot
 
+from ted.install.verify import verify_installed
+
 Snapshot = dict[bytes, tuple[Any, ...]]
 
 
@@ -223,3 +225,47 @@ def test_kills_at_random_times_never_lose_anything(tmp_path: Path, target: Path)
         depot.rollback()
         assert snapshot(target) == before
     assert killed > 1
+
+
+@pytest.mark.parametrize("found_while", ["planning", "performing"])
+def test_what_could_not_be_extracted_is_tried_and_told_again_after_a_kill(tmp_path: Path, found_while: str) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    for name in "abc":
+        (source / name).write_text(f"new {name}")
+    depot = Depot(tmp_path)
+    depot.build({"path": str(target), "from": [f"{source}/"]}, on_error="continue")
+    for step in range(1, 1000):
+        target.mkdir()
+        if found_while == "planning":
+            (target / "b").mkdir()
+            (target / "b" / "mine").write_text("foreign")
+        killer = Killer(step)
+
+        def meanwhile(phase: str, number: int, killer: Killer = killer) -> None:
+            if phase == "capture" and found_while == "performing":
+                (target / "b").mkdir()
+                (target / "b" / "mine").write_text("foreign")
+            killer(phase, number)
+
+        depot.host.on_act = meanwhile
+        ended = in_a_child(depot.extract)
+        depot.host.on_act = None
+        if (target / "b" / "mine").exists():
+            for _ in range(2):
+                result = depot.extract()
+                assert (result.state, result.error and result.error["path"]) == ("failed", str(target / "b")), step
+                assert ("b", "failed") in [(Path(each.path).name, each.what)
+                                           for each in verify_installed(depot.host, DISTRIBUTOR, NAME)]  # fmt: skip
+            assert (target / "b" / "mine").read_text() == "foreign"
+            shutil.rmtree(target / "b")
+        assert depot.extract().state == "extracted", step
+        assert same_trees(source, target) == ""
+        assert verify_installed(depot.host, DISTRIBUTOR, NAME) == []
+        while depot.host.states.load(DISTRIBUTOR, NAME).chain:
+            depot.rollback()
+        shutil.rmtree(target)
+        if ended:
+            assert step > 8
+            return
+    pytest.fail("it never came to its end")
