@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from tabulate import tabulate
 
 from ted.agent.build import Builder
 from ted.agent.records import open_journal
 from ted.cli.common import topology_of
-from ted.cli.main import Settings, emit
+from ted.cli.main import Settings, emit, tabulated
 from ted.cli.progress import human_bytes
 from ted.config import NodeConfig
 from ted.errors import TedError
@@ -57,7 +56,7 @@ def command(settings: Settings, names: tuple[str, ...], check: bool, force: bool
     ]  # fmt: skip
     headers = ["distribution", "revision", "would change" if check else "changed", "files", "content", "new bytes", "s"]
     emit(settings, {"changed": any(row["changed"] for row in rows), "distributions": rows},
-         tabulate(table, headers=headers) if rows else "this Distributor has no active distribution")  # fmt: skip
+         tabulated(table, headers=headers) if rows else "this Distributor has no active distribution")  # fmt: skip
 
 
 def _base(settings: Settings) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ted.cli.main import Settings
 from ted.errors import UsageError
-from ted.topology.inventory import load_inventory
-from ted.topology.model import Topology
+
+if TYPE_CHECKING:
+    from ted.topology.model import Topology
 
 TOPOLOGY_FILE = "topology.json"
 
@@ -28,7 +30,11 @@ def topology_if_any(settings: Settings) -> Topology | None:
         ConfigError: It cannot be read.
     """
     source = inventory_of(settings)
-    return load_inventory(source) if source is not None else None
+    if source is None:
+        return None
+    from ted.topology.inventory import load_inventory
+
+    return load_inventory(source)
 
 
 def topology_of(settings: Settings) -> Topology:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tabulate import tabulate
 
 import ted
 from ted.agent.records import open_journal
 from ted.cli.common import topology_if_any
-from ted.cli.main import Settings, emit
+from ted.cli.main import Settings, emit, tabulated
 from ted.config import NodeConfig
 from ted.content.working import WorkingDirectory
 from ted.errors import FormatError, RepositoryError, TedError, UnknownNameError, UsageError
@@ -263,7 +262,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
          "yes" if row["changed"] else "no", _actions(row)] for row in rows
     ]  # fmt: skip
     changed = "would change" if rows[0]["check"] else "changed"
-    return tabulate(table, headers=["distributor", "distribution", "revision", "state", changed, "what"])
+    return tabulated(table, headers=["distributor", "distribution", "revision", "state", changed, "what"])
 
 
 def _actions(row: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from ted.cli.main import Settings, emit
+from ted.cli.main import Settings, emit, tabulated
 from ted.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -168,7 +168,6 @@ def renew(settings: Settings, distributor: str | None, working_directory: Path |
 
 
 def _table(roles: list[dict[str, Any]]) -> str:
-    from tabulate import tabulate
 
     rows = [
         [
@@ -180,4 +179,4 @@ def _table(roles: list[dict[str, Any]]) -> str:
         ]
         for role in roles
     ]
-    return tabulate(rows, headers=["role", "version", "expires", "private key", "key"])
+    return tabulated(rows, headers=["role", "version", "expires", "private key", "key"])

@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import sys
@@ -19,10 +20,28 @@ import click
 
 from ted.errors import TedError
 
-COMMANDS = (
-    "agent", "build", "check", "extract", "keys", "mirror", "plan", "purge", "realm", "receive",
-    "report", "rollback", "routes", "send", "status", "tree", "trust", "types", "verify",
-)  # fmt: skip
+COMMANDS = {
+    "agent": "Run this node's agent, or look after one.",
+    "build": "Build distributions of this Distributor.",
+    "check": "Check an inventory: every problem and every doubt.",
+    "extract": "Install the newest revisions that are here.",
+    "keys": "Make, list, renew and change a Distributor's keys.",
+    "mirror": "Copy revisions to or from a plain repository.",
+    "plan": "Show what each line would carry, and when.",
+    "purge": "Remove what nobody needs.",
+    "realm": "Make the realm's authority; certificates of nodes.",
+    "receive": "Ask the parent for what this node should have.",
+    "report": "Show what happened, was sent, failed or is kept.",
+    "rollback": "Take a distribution back to an earlier revision.",
+    "routes": "Show who sends to whom.",
+    "send": "Send the newest revisions to their subscribers.",
+    "status": "Show what is where.",
+    "tree": "Show the tiers, and what each node has.",
+    "trust": "Import, export, list and remove Distributors' roots.",
+    "types": "Show the distribution types and their options.",
+    "verify": "Compare what is here with what was signed.",
+}
+"""Each command and what the list of commands says of it, so that the list imports none of them."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +60,32 @@ class _Lazy(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return sorted({*COMMANDS, *_of_plugins()})
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, COMMANDS.get(name) or self._told(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def _told(self, ctx: click.Context, name: str) -> str:
+        command = self.get_command(ctx, name)
+        return command.get_short_help_str() if command is not None else ""
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return _of_plugins().get(cmd_name)
-        command: click.Command = importlib.import_module(f"ted.cli.{cmd_name}_cmd").command
+        gc.disable()  # what is imported stays: looking through it for garbage is in vain
+        try:
+            command: click.Command = importlib.import_module(f"ted.cli.{cmd_name}_cmd").command
+        finally:
+            gc.freeze()
+            gc.enable()
         return command
 
 
 def _of_plugins() -> dict[str, click.Command]:
+    from importlib.metadata import entry_points
+
+    if all(found.module.startswith("ted_plugins.") for found in entry_points(group="ted")):
+        return {}  # ted's own types bring none
     from ted.plugins import installed
 
     return installed().commands()
@@ -74,6 +111,13 @@ def cli(ctx: click.Context, inventory: Path | None, config: Path, as_json: bool,
 def emit(settings: Settings, data: Any, text: str) -> None:
     """Print ``data`` as JSON with ``--json``, else ``text``."""
     click.echo(json.dumps(data, indent=1, sort_keys=False) if settings.as_json else text)
+
+
+def tabulated(rows: Any, headers: Any) -> str:
+    """Return rows as a table for people."""
+    from tabulate import tabulate
+
+    return tabulate(rows, headers=headers)
 
 
 _GLOBAL_FLAGS = {"--json", "--verbose", "-v"}

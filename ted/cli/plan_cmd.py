@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from tabulate import tabulate
 
 from ted.agent.plan import PlannedSend, plan_bytes, plan_sends
 from ted.agent.records import open_journal
 from ted.cli.common import topology_of
-from ted.cli.main import Settings, emit
+from ted.cli.main import Settings, emit, tabulated
 from ted.cli.progress import human_bytes
 from ted.config import NodeConfig
 from ted.topology.model import Topology
@@ -39,7 +38,7 @@ def command(settings: Settings, names: tuple[str, ...], channel: str | None) -> 
          "-" if row["time_s"] is None else f"{row['time_s']:.1f}"] for row in rows
     ]  # fmt: skip
     headers = ["distribution", "channel", "from", "to", "bytes", "seconds"]
-    emit(settings, {"lines": rows, "bytes": sum(row["bytes"] for row in rows)}, tabulate(shown, headers=headers))
+    emit(settings, {"lines": rows, "bytes": sum(row["bytes"] for row in rows)}, tabulated(shown, headers=headers))
 
 
 def _rows(plan: PlannedSend, line_bytes: dict[str, int], topology: Topology) -> list[dict[str, Any]]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from tabulate import tabulate
 
 from ted.agent.purge import purge
 from ted.cli.common import topology_if_any
-from ted.cli.main import Settings, emit
+from ted.cli.main import Settings, emit, tabulated
 from ted.cli.progress import human_bytes
 from ted.config import NodeConfig
 
@@ -27,7 +26,7 @@ def command(settings: Settings, apply: bool, only: tuple[str, ...]) -> None:
     config = NodeConfig.load(settings.config)
     topology = topology_if_any(settings) if config.distributor else None
     removed: list[dict[str, Any]] = purge(config, topology, only=only, apply=apply)
-    text = tabulate([[row["path"], row["why"], human_bytes(row["bytes"])] for row in removed],
+    text = tabulated([[row["path"], row["why"], human_bytes(row["bytes"])] for row in removed],
                     headers=["removed" if apply else "would go", "why", "size"])  # fmt: skip
     data = {"changed": bool(removed), "applied": apply, "removed": removed,
             "bytes": sum(row["bytes"] for row in removed)}  # fmt: skip

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from tabulate import tabulate
 
 from ted.agent.records import open_journal
-from ted.cli.main import Settings, emit
+from ted.cli.main import Settings, emit, tabulated
 from ted.config import NodeConfig
 from ted.records.journal import Journal
 from ted.records.sends import send_result
@@ -26,7 +25,7 @@ def command(settings: Settings, name: str, last: int) -> None:
         rows = _revisions(config) if name == "revisions" else _rows(journal, name, last)
     finally:
         journal.close()
-    emit(settings, rows, tabulate(rows, headers="keys") if rows else "nothing is on record")
+    emit(settings, rows, tabulated(rows, headers="keys") if rows else "nothing is on record")
 
 
 def _rows(journal: Journal, name: str, last: int) -> list[dict[str, Any]]:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tabulate import tabulate
 
 from ted.agent.ask import call_agent
 from ted.agent.plan import plan_bytes, plan_result, plan_sends
 from ted.agent.records import open_journal
 from ted.cli.common import topology_of
-from ted.cli.main import Settings, emit
+from ted.cli.main import Settings, emit, tabulated
 from ted.cli.progress import human_bytes, progress_bar
 from ted.config import NodeConfig
 from ted.errors import ConfigError, IncompleteError, UnknownNameError, UsageError
@@ -140,5 +139,5 @@ def _show(settings: Settings, results: list[dict[str, Any]]) -> None:
          human_bytes(edge["bytes"]), result["states"][edge["receiver"]]]
         for result in results for edge in result["edges"]
     ]  # fmt: skip
-    table = tabulate(rows, headers=["distribution", "channel", "revision", "from", "to", "bytes", "state"])
+    table = tabulated(rows, headers=["distribution", "channel", "revision", "from", "to", "bytes", "state"])
     emit(settings, _data(results), table if rows else "nothing to send: no active distribution is on an active channel")

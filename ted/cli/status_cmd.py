@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import click
-from tabulate import tabulate
 
 from ted.agent.overview import known_states
 from ted.agent.records import open_journal
 from ted.cli.common import topology_if_any
-from ted.cli.main import Settings, emit
+from ted.cli.main import Settings, emit, tabulated
 from ted.config import NodeConfig
 from ted.records.states import NodeState
 
@@ -41,7 +40,7 @@ def table(rows: list[NodeState]) -> str:
     """Return the rows as a table that fits."""
     if not rows:
         return "nothing was received or sent yet"
-    shown = tabulate(
+    shown = tabulated(
         [[row.node, row.distribution, row.distributor, row.revision or "-", str(row.state), row.at[:19],
           _short(row.error)] for row in rows],
         headers=["node", "distribution", "distributor", "revision", "state", "at (UTC)", "error"],

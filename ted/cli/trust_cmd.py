@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ted.cli.keys_cmd import catalog_directory, check_option, distributor_name, distributor_options
-from ted.cli.main import Settings, emit
+from ted.cli.main import Settings, emit, tabulated
 from ted.errors import ConfigError, UntrustedDistributorError
 
 if TYPE_CHECKING:
@@ -114,12 +114,10 @@ def _newest_root(settings: Settings, distributor: str, working: Path | None) -> 
 @click.pass_obj
 def list_(settings: Settings) -> None:
     """List the Distributors this node trusts."""
-    from tabulate import tabulate
-
     anchors = _store(settings).list()
     rows = [[anchor.distributor, anchor.version, anchor.expires_at[:10], anchor.keyids[0][:12]] for anchor in anchors]
     data = {"changed": False, "distributors": [anchor.to_dict() for anchor in anchors]}
-    emit(settings, data, tabulate(rows, headers=["distributor", "root", "expires", "key"]))
+    emit(settings, data, tabulated(rows, headers=["distributor", "root", "expires", "key"]))
 
 
 @command.command()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from tabulate import tabulate
 
-from ted.cli.main import Settings, emit
+from ted.cli.main import Settings, emit, tabulated
 from ted.plugins import Broken, KnownType, installed
 
 
@@ -42,7 +41,7 @@ def _broken(broken: Broken) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     table = [[row["name"], row["description"], row["reason"] or "yes", row["plugin"]] for row in rows]
-    return tabulate(table, headers=["type", "description", "available", "package"])
+    return tabulated(table, headers=["type", "description", "available", "package"])
 
 
 def _options(known: KnownType) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from tabulate import tabulate
 
 from ted.cli.common_install import finish, host_of, named, received
-from ted.cli.main import Settings
+from ted.cli.main import Settings, tabulated
 from ted.config import NodeConfig
 from ted.errors import DigestMismatchError, DriftError, TedError
 from ted.install.verify import Problem, repair, verify_installed, verify_stored
@@ -81,7 +80,7 @@ def _text(problems: list[Problem], repaired: list[dict[str, Any]]) -> str:
     lines = [f"{row['distribution']}: repaired" for row in repaired if row["changed"]]
     table = [[p.distribution, p.revision, p.where, p.path, p.what] for p in problems[:_SHOWN]]
     if table:
-        lines.append(tabulate(table, headers=["distribution", "revision", "where", "path", "what"]))
+        lines.append(tabulated(table, headers=["distribution", "revision", "where", "path", "what"]))
     if len(problems) > _SHOWN:
         lines.append(f"... and {len(problems) - _SHOWN} more (--json has them)")
     return "\n".join(lines) or "everything is as it was signed"

@@ -1,0 +1,47 @@
+"""A command starts quickly: it imports what it uses, and the list of commands imports none of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ted.cli
+from ted.cli.main import COMMANDS
+
+LIST = "import json, sys; from ted.cli.main import cli; cli.main({!r}, standalone_mode=False); print(); " \
+       "print(json.dumps(sorted(sys.modules)))"  # fmt: skip
+TRUST = {"tuf", "cryptography", "securesystemslib"}
+SERVING = {"aiohttp", "rich"}
+
+
+def modules_after(*words: str) -> set[str]:
+    done = subprocess.run([sys.executable, "-c", LIST.format(list(words))], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_list_of_commands_imports_no_command() -> None:
+    loaded = modules_after("--help")
+    assert not {name for name in loaded if name.startswith("ted.cli.") and name.endswith("_cmd")}
+    assert loaded.isdisjoint({"pydantic", "sqlalchemy", "yaml", "tabulate", *TRUST, *SERVING})
+
+
+@pytest.mark.parametrize(
+    ("command", "without"),
+    [
+        ("extract", {*TRUST, *SERVING, "tabulate", "ted.topology.inventory", "testinfra"}),
+        ("status", {*TRUST, "aiohttp", "tabulate", "ted.topology.inventory", "ted.install", "ted.plugins"}),
+        ("rollback", {*TRUST, "aiohttp", "tabulate", "ted.topology.inventory"}),
+        ("build", {"aiohttp", "tabulate", "ted.topology.inventory", "testinfra"}),
+    ],
+)
+def test_a_command_imports_only_what_it_uses(command: str, without: set[str]) -> None:
+    assert modules_after(command, "--help").isdisjoint(without)
+
+
+def test_the_list_of_commands_names_every_one() -> None:
+    found = {path.stem.removesuffix("_cmd") for path in Path(ted.cli.__file__).parent.glob("*_cmd.py")}
+    assert found == set(COMMANDS)
