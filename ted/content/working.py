@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ TEMP_SUFFIX = "_TEMP"
 LOCK_NAME = ".build.lock"
 STATE_NAME = ".ted"
 CATALOG_NAME = ".catalog"
+_MAX_STATUS_BYTES = 4096
 NAMES = (STATUS_NAME, RECORD_NAME, PACK_NAME, BITMAP_NAME, BLOCKS_NAME)
 
 
@@ -212,6 +214,15 @@ class WorkingDirectory:
         _, data = read_record(directory)
         status = {"format": 1, "record": hashlib.sha256(data).hexdigest()}
         replace_file(directory / STATUS_NAME, canonical_json(status))
+
+    def record_received(self, distributor: str, distribution: str, stamp: str) -> str | None:
+        """Return the SHA-256 (hex) of the record verified when the revision was received; ``None``: none was."""
+        data = read_bounded(self.revision(distributor, distribution, stamp) / STATUS_NAME, _MAX_STATUS_BYTES)
+        with suppress(ValueError, TypeError, KeyError):
+            status = json.loads(data or b"")
+            if status["format"] == 1 and isinstance(status["record"], str):
+                return str(status["record"])
+        return None
 
     def disk_bytes(self, distributor: str | None = None, distribution: str | None = None) -> int:
         """Return the bytes that lie on disk, of everything or of one distribution; holes do not count."""

@@ -128,6 +128,8 @@ class _Extraction:
         self.force = force
         self.named = named
         self.known = known
+        if known is None and held.newest is not None and held.newest.revision == stamp:
+            self.known = held.newest.record
 
     def run(self) -> ExtractResult:
         """Do it."""

@@ -109,10 +109,12 @@ class Host:
         """Return the verified record of a revision, and the SHA-256 of its bytes.
 
         ``known`` is the SHA-256 of a record that was verified when it was extracted here: the same bytes need no second
-        proof, for the Distributor's catalog lists only what it keeps itself.
+        proof, for the Distributor's catalog lists only what it keeps itself. Where that catalog lists the revision no
+        more, the bytes that were verified when it was received still count.
 
         Raises:
             TrustError: It is not signed by the Distributor.
+            UnknownNameError: The catalog does not list it, and these bytes were never verified here.
             FormatError: It is signed, and of something else.
             MissingContentError: There is none.
         """
@@ -122,7 +124,11 @@ class Host:
             raise MissingContentError(f"{path}: is not there", hint="`ted receive` fetches it")
         digest = hashlib.sha256(data).hexdigest()
         if digest != known:
-            self.verify_record(distributor, distribution, revision, data)
+            try:
+                self.verify_record(distributor, distribution, revision, data)
+            except UnknownNameError:
+                if digest != self.working.record_received(distributor, distribution, revision):
+                    raise
         record = RevisionRecord.from_bytes(data)
         if (record.distributor, record.distribution, record.revision) != (distributor, distribution, revision):
             raise FormatError(

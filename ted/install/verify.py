@@ -81,9 +81,10 @@ def verify_stored(host: Host, distributor: str, distribution: str) -> list[Probl
     """Return the revisions that are here as a whole and cannot be read back as they were signed."""
     problems: list[Problem] = []
     directory = host.working.distribution(distributor, distribution)
+    known = {step.revision: step.record for step in host.states.load(distributor, distribution).chain}
     for stamp in host.working.received(distributor, distribution):
         try:
-            record, _ = host.record(distributor, distribution, stamp)
+            record, _ = host.record(distributor, distribution, stamp, known=known.get(stamp))
             with Revision(directory, record).open() as reader:
                 reader.verify_frames()
         except TedError as error:

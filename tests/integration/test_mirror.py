@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -78,3 +79,30 @@ def test_a_node_without_the_root_takes_nothing(fleet: Fleet) -> None:
     with pytest.raises(CommandError) as caught:
         fleet.ted("e01", "mirror", "pull", "--distributor", "hq", str(folder))
     assert caught.value.error["type"] == "UntrustedDistributorError"
+
+
+def test_what_is_here_can_be_installed_and_mended_when_the_catalog_lists_it_no_more(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.hostvars["hq"]["ted_distributions"]["app"]["max_revisions"] = 1
+    fleet.install()
+    folder, target = str(fleet.root / "mirror"), fleet.root / "e01" / "dest" / "app"
+    (first,) = (row["revision"] for row in fleet.ted("hq", "build")["distributions"])
+    fleet.ted("hq", "mirror", "push", folder)
+    fleet.ted("e01", "mirror", "pull", folder)
+    shutil.copytree(fleet.root / "source", fleet.root / "first", symlinks=True)
+    (fleet.root / "source" / "later").write_text("later")
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "mirror", "push", folder)
+    fleet.ted("e01", "mirror", "pull", folder, "--check")  # brings the catalog, and no content
+    fleet.ted("e01", "verify", "--stored")
+    assert [row["revision"] for row in fleet.ted("e01", "extract")["distributions"]] == [first]
+    assert not (target / "later").exists()
+    (target / "d0" / "file00000.txt").write_text("drifted")
+    assert fleet.ted("e01", "extract", "--force")["changed"]
+    assert (target / "d0" / "file00000.txt").read_text() == (fleet.root / "first/d0/file00000.txt").read_text()
+    (record,) = fleet.working("e01").glob("hq/app/*/REVISION.TED")
+    record.write_bytes(record.read_bytes().replace(b'"files":', b'"files":1'))
+    for words in (("extract", "--force"), ("verify", "--stored")):
+        with pytest.raises(CommandError) as caught:
+            fleet.ted("e01", *words)
+        assert first in caught.value.error["message"]
