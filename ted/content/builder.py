@@ -5,11 +5,14 @@ Rules:
  * Everything is made below ``<stamp>_TEMP`` and renamed at the very end; a build that fails leaves the former revision
    as it is, one that finds nothing new returns the former revision.
  * The same input gives the same frames and the same manifest, whatever the machine is doing meanwhile.
+ * If all sources look as they did before the last build (names, inodes, sizes, times: ``SourceTree.look``), it is not
+   repeated.
  * Memory does not depend on how large or how many the files are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import shutil
 import time
@@ -22,10 +25,10 @@ from types import TracebackType
 from typing import Any
 
 from ted.content.blocks import BLOCKS_NAME, PACK_NAME, BlockList
-from ted.content.cache import CacheReader, CacheWriter
+from ted.content.cache import CacheReader, CacheWriter, Look
 from ted.content.durable import sync_directory, write_synced
 from ted.content.entry import components, path_problem, printable
-from ted.content.frame import DEFAULT_LEVEL
+from ted.content.frame import DEFAULT_LEVEL, frame_digest
 from ted.content.gather import Gatherer, Given
 from ted.content.manifest import ManifestWriter
 from ted.content.pack import PackReader
@@ -45,6 +48,9 @@ from ted.content.working import RECORD_NAME, TEMP_SUFFIX, BuildLock, clean_tempo
 from ted.errors import BuildError, EmptySourceError, RepositoryError, UsageError
 
 _DIRECTORY_MODE = 0o755
+_RULES = 1
+"""Raised when a build makes something else of the same source: what was noted of it is then forgotten."""
+_UNLIKE_ANYTHING = Look(b"", 1 << 62)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,28 +254,44 @@ class RevisionBuilder:
         temporary = self._temporary
         assert temporary is not None
         records = self._former_records()
-        former = records[0] if records else None
         with ExitStack() as stack:
             earlier = self._open_packs([record for record, _ in records], stack)
+            former = records[0] if records and not force and _is_whole(records[0][0], earlier) else None
+            looked = self._look()
+            if former is not None and self._knows(looked, former[0]):
+                return _unchanged(former, started_s)
             frames = FrameStore(temporary / PACK_NAME, earlier, self._level)
             stack.callback(frames.close)
             cache_out = CacheWriter(None if check else self._cache_path, time.time_ns())
             stack.callback(cache_out.abandon)
             gatherer, manifest = self._gather(frames, cache_out)
-            whole = former is not None and {pack.revision for pack in former[0].packs} <= {
-                pack.ref.revision for pack in earlier
-            }
-            if former is not None and whole and former[0].manifest == manifest.hex() and not force:
-                cache_out.commit()
-                record, data = former
-                return BuildResult(record, data, False, 0, 0, gatherer.files, time.monotonic() - started_s)
+            if former is not None and former[0].manifest == manifest.hex():
+                cache_out.commit(looked, manifest)
+                return _unchanged(former, started_s)
             others = frames.finish()
             record, data, pack_bytes = self._write(gatherer, manifest, others)
             if not check:
                 self._publish()
-                cache_out.commit()
+                cache_out.commit(looked, manifest)
             duration_s = time.monotonic() - started_s
             return BuildResult(record, data, True, pack_bytes, frames.frames_new, gatherer.files, duration_s)
+
+    def _look(self) -> Look:
+        """Return what everything that was added looks like, before any of it is read."""
+        looks = [_UNLIKE_ANYTHING]
+        with suppress(OSError):  # reading it tells better what is wrong
+            looks = [tree.look() for tree in self._trees]
+        given = [(each.path, frame_digest(each.data or b""), each.mode, each.mtime_ns) for each in self._given]
+        told = (_RULES, self._names, canonical_json([self._settings, self._options]), sorted(self._places))
+        digest = hashlib.sha256(repr((told, given, [look.digest for look in looks])).encode()).digest()
+        return Look(digest, max((look.changed_at_ns for look in looks), default=0))
+
+    def _knows(self, looked: Look, former: RevisionRecord) -> bool:
+        cache = CacheReader(self._cache_path)
+        try:
+            return cache.knows(looked.digest, bytes.fromhex(former.manifest))
+        finally:
+            cache.close()
 
     def _gather(self, frames: FrameStore, cache_out: CacheWriter) -> tuple[Gatherer, bytes]:
         manifest = ManifestWriter(frames.put)
@@ -363,6 +385,15 @@ class RevisionBuilder:
         assert self._temporary is not None
         self._temporary.rename(self.directory / self._stamp)
         sync_directory(self.directory)
+
+
+def _is_whole(record: RevisionRecord, packs: Sequence[EarlierPack]) -> bool:
+    return {pack.revision for pack in record.packs} <= {pack.ref.revision for pack in packs}
+
+
+def _unchanged(former: tuple[RevisionRecord, bytes], started_s: float) -> BuildResult:
+    record, data = former
+    return BuildResult(record, data, False, 0, 0, record.files, time.monotonic() - started_s)
 
 
 def _check_arguments(

@@ -5,6 +5,8 @@ Rules:
  * A file is the same if device, inode, size, times of content and status, mode and owner are; that covers its
    extended attributes, whose change moves the status time.
  * A file that changed within 2 s before the build began is not noted: a change in the same tick would not show.
+ * Its head holds what all sources looked like together (``SourceTree.look``), and the manifest that came of it: if they
+   look the same again, the manifest is the same, and nothing else of the cache is read. Not noted if anything is young.
  * Written in the walk's order and read in it: neither side is ever in memory whole.
 """
 
@@ -21,7 +23,8 @@ import msgpack
 from ted.content.entry import Components, Entry, components, entry_from_row, pack_entry
 from ted.errors import FormatError
 
-_HEADER = ["ted build cache", 1]
+_MARK = ["ted build cache", 2]
+_UNKNOWN = bytes(32)
 _DOUBTFUL_NS = 2 * 10**9
 _MAX_OBJECT_BYTES = 8 << 20
 _MAX_ARRAY = 20_000
@@ -50,6 +53,19 @@ def signature_of(status: os.stat_result) -> Signature:
     ]
 
 
+class Look(NamedTuple):
+    """What something looks like without reading it: equal digests mean unchanged. And when it changed last."""
+
+    digest: bytes
+    changed_at_ns: int
+
+
+def _head(looked: bytes, manifest: bytes) -> bytes:
+    """Return the first object; always of the same length, so that it can be written anew at the end."""
+    head: bytes = msgpack.packb([*_MARK, looked, manifest])
+    return head
+
+
 class CacheReader:
     """Looks files up in the cache of the last build; ask in the walk's order."""
 
@@ -58,6 +74,8 @@ class CacheReader:
         if path is not None:
             with suppress(OSError):
                 self._file = open(path, "rb")  # noqa: SIM115 -- closed by close()
+        self.looked = _UNKNOWN
+        self.manifest = _UNKNOWN
         self._rows = self._read()
         self._next: tuple[Components, Signature, object] | None = next(self._rows, None)
 
@@ -66,6 +84,10 @@ class CacheReader:
         self._rows.close()
         if self._file is not None:
             self._file.close()
+
+    def knows(self, looked: bytes, manifest: bytes) -> bool:
+        """Whether sources that look like ``looked`` gave the last build that manifest."""
+        return looked != _UNKNOWN and (self.looked, self.manifest) == (looked, manifest)
 
     def find(self, key: Components, status: os.stat_result) -> Cached | None:
         """Return what is remembered of the file with that path's components, if it is the same file."""
@@ -83,8 +105,10 @@ class CacheReader:
             return
         rows = msgpack.Unpacker(self._file, max_buffer_size=_MAX_OBJECT_BYTES, max_array_len=_MAX_ARRAY)
         try:
-            if rows.unpack() != _HEADER:
+            *mark, looked, manifest = rows.unpack()
+            if mark != _MARK:
                 return
+            self.looked, self.manifest = looked, manifest
             while True:
                 signature, row = rows.unpack()
                 if not isinstance(row[0], bytes):
@@ -104,16 +128,27 @@ class CacheWriter:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._temporary(path), "wb")  # noqa: SIM115 -- closed by commit() or abandon()
-            self._file.write(msgpack.packb(_HEADER))
+            self._file.write(_head(_UNKNOWN, _UNKNOWN))
 
     def add(self, status: os.stat_result, entry: Entry) -> None:
         """Note a file, unless it changed too short a while ago."""
-        if self._file is not None and max(status.st_mtime_ns, status.st_ctime_ns) < self._oldest_doubtful_ns:
+        if self._file is not None and not self._is_doubtful(max(status.st_mtime_ns, status.st_ctime_ns)):
             self._file.write(b"\x92" + msgpack.packb(signature_of(status)) + pack_entry(entry))
 
-    def commit(self) -> None:
-        """Put the new cache in the old one's place."""
+    def _is_doubtful(self, changed_at_ns: int) -> bool:
+        return changed_at_ns >= self._oldest_doubtful_ns
+
+    def commit(self, looked: Look, manifest: bytes) -> None:
+        """Put the new cache in the old one's place.
+
+        Args:
+            looked: What the sources looked like before they were read.
+            manifest: The digest of the manifest's index that came of them.
+        """
         if self._file is not None and self._path is not None:
+            if not self._is_doubtful(looked.changed_at_ns):
+                self._file.seek(0)
+                self._file.write(_head(looked.digest, manifest))
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()

@@ -12,16 +12,19 @@ from __future__ import annotations
 import errno
 import fnmatch
 import grp
+import hashlib
 import os
 import pwd
 import re
 import stat
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
 
+from ted.content.cache import Look
 from ted.content.entry import MAX_XATTR_BYTES, Components, Xattrs, is_carried_xattr, path_problem, printable
 from ted.errors import BuildError, SourceChangedError, UnsupportedFileError
 
@@ -39,9 +42,10 @@ class Excludes:
     """
 
     def __init__(self, patterns: Iterable[str]) -> None:
+        self.patterns = tuple(patterns)
         every: list[str] = []
         directories: list[str] = []
-        for pattern in patterns:
+        for pattern in self.patterns:
             body = pattern.rstrip("/")
             if body:
                 (directories if pattern.endswith("/") else every).append(_expression(body))
@@ -170,6 +174,60 @@ class SourceTree:
             return os.open(relative[-1], _OPEN, dir_fd=fd)
         finally:
             os.close(fd)
+
+    def look(self) -> Look:
+        """Return what the whole tree looks like now, without opening a file.
+
+        What is told by it: every name that is not excluded, and every status, but the time of the last access.
+
+        Raises:
+            OSError: Something went away meanwhile, or may not be listed.
+        """
+        digest = hashlib.sha256(repr((os.path.abspath(self.source), self._base, self._name, self._as_named,
+                                      self._keep_links, self._excludes.patterns)).encode())  # fmt: skip
+        digest.update(_status_row(b"", self._status))
+        owners = {(self._status.st_uid, self._status.st_gid)}
+        changed_at_ns = max(self._status.st_mtime_ns, self._status.st_ctime_ns)
+        below = [(b"", self._status)] if self._name is None else []
+        while below:
+            directory, status = below.pop()
+            rows, directories, newest_ns = self._look_into(directory, status, owners)
+            digest.update(_ROWS.pack(len(directory), len(rows)) + directory + b"".join(rows))
+            below += directories
+            changed_at_ns = max(changed_at_ns, newest_ns)
+        named = sorted((uid, gid, str(owner_name(uid)), str(group_name(gid))) for uid, gid in owners)
+        digest.update(repr(named).encode())
+        return Look(digest.digest(), changed_at_ns)
+
+    def _look_into(
+        self, directory: bytes, status: os.stat_result, owners: set[tuple[int, int]]
+    ) -> tuple[list[bytes], list[tuple[bytes, os.stat_result]], int]:
+        """Return a row for each name, the directories among them, and the last change."""
+        rows: list[tuple[bytes, bytes]] = []
+        directories: list[tuple[bytes, os.stat_result]] = []
+        newest_ns = 0
+        fd = os.open(directory or b".", _OPEN | os.O_DIRECTORY, dir_fd=self._root_fd)
+        try:
+            opened = os.fstat(fd)
+            if (opened.st_dev, opened.st_ino) != (status.st_dev, status.st_ino):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            with os.scandir(fd) as found:
+                for each in found:
+                    name, held = os.fsencode(each.name), each.stat(follow_symlinks=False)
+                    is_directory = stat.S_ISDIR(held.st_mode)
+                    path = b"%s/%s" % (directory, name) if directory else name
+                    if self._excludes.match(path, is_directory=is_directory):
+                        continue
+                    rows.append((name, _status_row(name, held)))
+                    newest_ns = max(newest_ns, held.st_mtime_ns, held.st_ctime_ns)
+                    owners.add((held.st_uid, held.st_gid))
+                    if is_directory:
+                        directories.append((path, held))
+        finally:
+            os.close(fd)
+        rows.sort()
+        directories.sort(key=lambda pair: pair[0])
+        return [row for _, row in rows], directories, newest_ns
 
     def items(self) -> Iterator[Item]:
         """Yield everything in the tree, sorted; the tree's own root first if it has a place.
@@ -305,6 +363,17 @@ class SourceTree:
 
     def _fail(self, error: OSError, relative: Components) -> NoReturn:
         fail(error, self.name_of(relative))
+
+
+_ROW = struct.Struct("<HQQqqqIII")
+_ROWS = struct.Struct("<IQ")
+
+
+def _status_row(name: bytes, status: os.stat_result) -> bytes:
+    return name + _ROW.pack(
+        len(name), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
+        status.st_mode, status.st_uid, status.st_gid,
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
