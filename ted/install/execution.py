@@ -32,7 +32,7 @@ from ted.install.locked import LOCKED_ERRNOS, end_holders
 from ted.install.log import LogReader, LogWriter
 from ted.install.paths import stamp_of, sync_filesystem
 from ted.install.perform import Performer
-from ted.install.undo import Undoer
+from ted.install.undo import OTHERS_DOING, Undoer
 from ted.install.words import shown, target_error
 
 Answer = TypeVar("Answer")
@@ -43,8 +43,6 @@ _NO_ACT = -1
 _RESERVED_BYTES = 16 << 10
 _PLACED_BYTES = 128
 """Room for the marks of an undo, and for what a batch writes down while it is done: see ``LogWriter.reserve``."""
-_OTHERS_DOING = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR)
-"""Why something is not put back because other people changed it since: told, and let be."""
 
 OnAct = Callable[[str, int], None]
 """Told after each step: the phase (``stage commit capture act finish done undo undone``) and a number in it."""
@@ -148,7 +146,7 @@ class Execution:
         if not late and not self._was_done_before_undoing():
             self.bases.restore_times(all_of_them=True)
         self.sync_targets()
-        hard = next((failure for failure in undoer.failures if failure.errno not in _OTHERS_DOING), None)
+        hard = next((failure for failure in undoer.failures if failure.errno not in OTHERS_DOING), None)
         if hard is not None:
             self.close()
             self.bases.close()

@@ -5,18 +5,21 @@ Rules:
    Where older steps were dropped (``max_revisions``): to what was there before the oldest step that is kept.
  * Each step's undo log puts back bytes, modes, owners, times, links and attributes, and removes what the step made.
  * Where an undo log is gone, the wanted revision is extracted again, if its content is kept.
+ * Where several steps are taken back, a file gets what the oldest of them saved, whatever the newer ones found there.
  * Other people's files stay. A directory of ours that holds some of theirs stays too, and is told.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ted.errors import NothingToRollBackError, TedError
 from ted.install.context import Installing
 from ted.install.extract import ROLLED_BACK, ExtractResult, extract, take_back
 from ted.install.host import Host
+from ted.install.newer import hand_down
 from ted.install.state import EXTRACTED, Installed, Step
 from ted.install.transaction import foretell_undo
 from ted.install.words import translated
@@ -51,7 +54,7 @@ def rollback(
     with translated(distribution), host.states.lock(distributor, distribution, host.wait_s, check=check):
         held = host.states.load(distributor, distribution)
         taken_back = [] if check else host.recover(held)
-        if taken_back and revision in (None, held.newest.revision if held.newest is not None else None):
+        if taken_back and _is_reached(held, taken_back, revision):
             return _finished(held)
         steps = _steps_back(held, revision)
         if steps is not None and all(_undoable(host, step) for step in steps):
@@ -70,6 +73,12 @@ def rollback(
     result = extract(host, distributor, distribution, revision=target, check=check, diff=diff, force=True, known=known)
     result.warnings.insert(0, "the undo log is gone: the revision was extracted again; what later ones added stays")
     return replace(result, state=ROLLED_BACK if result.state == EXTRACTED else result.state)
+
+
+def _is_reached(held: Installed, taken_back: Sequence[Step], revision: str | None) -> bool:
+    """Return whether the rollback that was cut off and finished now led to where this one is to go."""
+    now = held.newest.revision if held.newest is not None else None
+    return now == revision if revision is not None else now not in {step.revision for step in taken_back}
 
 
 def _finished(held: Installed) -> ExtractResult:
@@ -117,13 +126,16 @@ def _undoable(host: Host, step: Step) -> bool:
 def _undo(host: Host, held: Installed, steps: list[Step], *, check: bool, diff: bool) -> ExtractResult:
     result = ExtractResult(held.distributor, held.distribution, None, ROLLED_BACK, changed=True, check=check)
     unnamed = held.cut and len(steps) == len(held.chain)
-    for step in steps:
+    for number, step in enumerate(steps, 1):
         if step.transaction is not None:
             counts, changes = foretell_undo(host.states.transactions / step.transaction, diff=diff)
             for name, count in counts.items():
                 result.actions[name] = result.actions.get(name, 0) + count
             result.diff += changes[: 1000 - len(result.diff)]
         if not check:
+            older = next((each.transaction for each in steps[number:] if each.transaction is not None), None)
+            if step.transaction is not None and older is not None:
+                hand_down(host.states.transactions / step.transaction, host.states.transactions / older)
             result.warnings += take_back(host, held)
             result.warnings += _let_type_follow(host, held, step)
     if unnamed:

@@ -6,6 +6,8 @@ Rules:
  * What other people put there since is left: a file that is not the one ted put there stays, and so does a directory
    of ours that now holds files of theirs. What an act that failed would have replaced is not touched. Whatever
    cannot be put back is named in the result, and everything else is put back nevertheless.
+ * What a newer step of the same rollback has just put back does not count as changed where this one saved a file or
+   link. Of a file that is not put back because of other people's, the saved copy is kept beside the transactions.
 """
 
 from __future__ import annotations
@@ -24,10 +26,15 @@ from ted.hookspecs import Attributes
 from ted.install import attributes
 from ted.install.acts import Bases, Failure
 from ted.install.capture import copy_data
-from ted.install.paths import Base, join, remove_tree, stamp_of
+from ted.install.newer import PutBack, same_file
+from ted.install.paths import Base, join, remove_tree, show, stamp_of
 from ted.install.perform import run_command
 from ted.install.trees import TreeReader
 from ted.install.words import shown
+
+_MAX_NAME = 60
+OTHERS_DOING = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR)
+"""Why something is not put back because other people changed it since: told, and let be."""
 
 
 @dataclass(slots=True)
@@ -46,6 +53,7 @@ class Undoer:
     _linked: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     _trees: TreeReader | None = None
     _step: Callable[[], None] = lambda: None
+    _put_back: PutBack | None = None
 
     def apply(self, records: Iterable[list[Any]], step: Callable[[], None]) -> None:
         """Apply ``records``, newest first; ``step`` is called after each."""
@@ -100,9 +108,23 @@ class Undoer:
                 self._clean_beside(base, path)
             restore(base, path, rest)
         except (OSError, TedError) as error:
-            self._fail(base.full(path), error)
+            self._fail(base.full(path), error, self._kept(kind, path, rest, error))
         else:
             self.restored += 1
+
+    def _kept(self, kind: str, path: bytes, rest: list[Any], error: OSError | TedError) -> Path | None:
+        """Keep what was saved of a file that other people's stands in the way of; return where."""
+        if kind != "file" or getattr(error, "errno", None) not in OTHERS_DOING:
+            return None
+        saved = self.directory / "saved" / rest[0]
+        place = kept_of(self.directory) / f"{rest[0]}-{show(path.rpartition(b'/')[2])}"[:_MAX_NAME]
+        if saved.exists() and not place.exists():
+            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                os.link(saved, place)
+            except OSError:  # a file system without hard links; it has done what it was saved for
+                os.rename(saved, place)
+        return place if place.exists() else None
 
     def _was_taken(self, kind: str, act: int, base: Base, path: bytes) -> bool:
         """Return whether a failed act took this away: it may have removed a part of a directory, and nothing else."""
@@ -125,13 +147,22 @@ class Undoer:
         before = rest[1] if len(rest) == 3 else []
         both_directories = bool(ours) and ours[0] == there[0] == stat.S_IFDIR
         link = len(rest) == 2 and there[0] == stat.S_IFLNK
-        if not (both_directories or link or _same(ours, there) or there[3:5] == before[3:5]):
+        if both_directories or link or same_file(ours, there) or there[3:5] == before[3:5]:
+            return
+        if not (rest and self._was_put_back(base, path)):
             raise OSError(errno.EEXIST, "it was changed since")
 
-    def _fail(self, path: str, error: OSError | TedError) -> None:
+    def _was_put_back(self, base: Base, path: bytes) -> bool:
+        if self._put_back is None:
+            self._put_back = PutBack(self.directory)
+        status = base.glance(path)
+        return status is not None and self._put_back.is_there(base, path, status)
+
+    def _fail(self, path: str, error: OSError | TedError, kept: Path | None = None) -> None:
         code = getattr(error, "errno", None) or 0
         text = (error.strerror or str(error)) if isinstance(error, OSError) else error.message
-        self.failures.append(Failure(path, code, f"not put back: {text}"))
+        also = "" if kept is None else f"; what was there before is kept as {kept}"
+        self.failures.append(Failure(path, code, f"not put back: {text}{also}"))
 
     def _clean_beside(self, base: Base, path: bytes) -> None:
         """Remove a temporary file that a crash left beside the path, on a file system mounted below the base."""
@@ -286,9 +317,9 @@ class Undoer:
             self.restored += 1
 
 
-def _same(one: list[int], other: list[int]) -> bool:
-    """Return whether two stamps are of one file, or of a file and what was put back of it from a copy."""
-    return bool(one) and one[0] == other[0] and (one[1:3] == other[1:3] or one[3:5] == other[3:5])
+def kept_of(directory: Path) -> Path:
+    """Return where saved files of the transaction in ``directory`` go that could not be put back."""
+    return directory.parent.with_name("kept") / directory.name
 
 
 def _held(where: Path) -> Attributes:

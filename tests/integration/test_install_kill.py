@@ -269,3 +269,35 @@ def test_what_could_not_be_extracted_is_tried_and_told_again_after_a_kill(tmp_pa
             assert step > 8
             return
     pytest.fail("it never came to its end")
+
+
+def test_a_rollback_over_a_mended_drift_killed_at_any_step_puts_the_wanted_revision_back(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for name in ("drifts", "drifts-later", "stays"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("first")
+    depot = the_way(tmp_path, source, target)
+    depot.extract()
+    first = snapshot(target)
+    for name in ("drifts", "drifts-later"):
+        (source / name).write_text("the second")
+    second = the_way(tmp_path, source, target)
+    second.signed |= depot.signed
+    for step in range(1, 1000):
+        second.extract()
+        for name in ("drifts", "drifts-later"):  # each is mended by a step of its own
+            (tmp_path / "theirs").write_text(f"drifted {name}")
+            (tmp_path / "theirs").rename(target / name)
+            assert second.extract(force=True).changed
+        second.host.on_act = Killer(step)
+        ended = in_a_child(second.rollback)
+        second.host.on_act = None
+        if not ended:
+            result = second.rollback()
+            assert (result.state, result.warnings) == ("rolled_back", []), step
+        assert snapshot(target) == first, step
+        assert len(list(second.host.states.transactions.iterdir())) == 1
+        if ended:
+            assert step > 10
+            return
+    pytest.fail("it never came to its end")

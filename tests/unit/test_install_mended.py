@@ -128,7 +128,8 @@ def test_an_inode_number_that_was_given_to_another_file_does_not_hide_the_change
         os.rename(tmp_path / "same-number", target / "f")
         (target / "f").write_text("by an editor, under the old number")
         with Transaction.open(transaction.directory) as again:
-            assert [failure.message for failure in again.undo().failures] == ["not put back: it was changed since"]
+            (failure,) = again.undo().failures
+            assert failure.message.startswith("not put back: it was changed since; what was there before is kept as ")
         assert (target / "f").read_text() == "by an editor, under the old number"
 
 
@@ -186,7 +187,7 @@ def test_undoing_leaves_a_file_that_somebody_put_there_since_and_says_so(
         (target / "moved").rename(target / name)
     with Transaction.open(transaction.directory) as again:
         failures = again.undo().failures
-    assert {failure.message for failure in failures} == {"not put back: it was changed since"}
+    assert {failure.message.partition(";")[0] for failure in failures} == {"not put back: it was changed since"}
     assert {path.name: path.read_text() for path in target.iterdir()} == dict.fromkeys(
         ("new", "old"), "by another program"
     )
@@ -455,3 +456,40 @@ def test_opening_a_transaction_somebody_works_on_leaves_no_descriptor_open(
         with pytest.raises(BlockingIOError):
             Transaction.open(transaction.directory)
         assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_rollback_keeps_what_it_may_not_put_back_and_says_where(depot: Depot, tmp_path: Path, target: Path) -> None:
+    source = make(tmp_path / "source", f="first", g="first")
+    depot.build({"path": str(target), "from": [f"{source}/"]})
+    depot.extract()
+    make(source, f="the second", g="the second")
+    depot.build({"path": str(target), "from": [f"{source}/"]})
+    depot.extract()
+    make(tmp_path, theirs="theirs")
+    (tmp_path / "theirs").rename(target / "f")
+    (warning,) = depot.rollback().warnings
+    assert warning.startswith(f"{target / 'f'}: not put back: it was changed since; what was there before is kept as ")
+    kept = Path(warning.rpartition(" ")[2])
+    assert (kept.read_text(), kept.parents[1]) == ("first", depot.working.state / "kept")
+    assert ((target / "f").read_text(), (target / "g").read_text()) == ("theirs", "first")
+    assert len(list(depot.host.states.transactions.iterdir())) == 1
+
+
+def test_a_rollback_puts_the_oldest_content_back_where_newer_steps_found_drift(
+    depot: Depot, tmp_path: Path, target: Path
+) -> None:
+    source = make(tmp_path / "source", f="first", g="first")
+    first = depot.build({"path": str(target), "from": [f"{source}/"]})
+    depot.extract()
+    make(source, f="the second", g="the second")
+    depot.build({"path": str(target), "from": [f"{source}/"]})
+    depot.extract()
+    make(tmp_path, theirs="theirs")
+    (tmp_path / "theirs").rename(target / "f")
+    (target / "g").unlink()
+    (target / "g").symlink_to("theirs")
+    make(source, f="the third one", g="the third one")
+    depot.build({"path": str(target), "from": [f"{source}/"]})
+    depot.extract()
+    assert depot.rollback(revision=first).warnings == []
+    assert ((target / "f").read_text(), (target / "g").read_text()) == ("first", "first")
