@@ -95,7 +95,8 @@ def story(facts: dict) -> str:
             "  block and passed it on while it still received, and each installed it in one transaction.",
             "  Then one line of one file was changed, one file added, one removed:"
             f" the second revision is {amount(update['bytes'])}.",
-            "  Every node installed that too, byte for byte what hq has (another program compared), and took it back.",
+            "  Every node installed that too, byte for byte what hq has (another program compared), and took it back:",
+            "  they hold the first revision again, on purpose, and hq's source the second.",
             "",
             line("BYTES", "first", "update"),
             *rows,
@@ -146,7 +147,6 @@ def main(argv: list[str]) -> int:
     elif action == "story":
         told = story(json.load(sys.stdin))
         Path(words[0]).write_text(told + "\n", encoding="utf-8")
-        print(told)  # noqa: T201
     return 0
 
 

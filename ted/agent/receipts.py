@@ -5,6 +5,8 @@ Rules:
  * The node above is whoever last offered that distribution here; it takes receipts only for nodes it sent to
    through this one.
  * On the Distributor itself, receipts end in the states and in the deliveries of its sends.
+ * Whoever is about to ask the Distributor may wait until its receipts are there: the wish travels up with them, each
+   hop answers once those above have answered it, and nobody waits longer than ``SETTLE_S``.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ BATCH = 500
 POLL_S = 1.0
 FIRST_RETRY_S = 1.0
 NAMES_KEPT = 256
+SETTLE_S = 2.0
+SETTLE_EVERY_S = 0.2
 
 
 class Receipts:
@@ -39,6 +43,7 @@ class Receipts:
         self._not_before_s: dict[Peer, tuple[float, float]] = {}
         self._under_way: dict[Peer, asyncio.Task[None]] = {}
         self._names: dict[tuple[str, str], set[str]] = {}
+        self._settling = 0
 
     def poke(self) -> None:
         """Look into the outbox now; from any thread."""
@@ -69,6 +74,26 @@ class Receipts:
             except FormatError as error:
                 log.warning("%s sent %s", peer, error)
         await self._node.run(self._take, rows, peer)
+        if data.get("settle") is True:
+            await self.settle()
+
+    async def settle(self) -> bool:
+        """Send what is in the outbox all the way up; return whether it is there, after ``SETTLE_S`` at the latest."""
+        deadline_s = self._loop.time() + SETTLE_S
+        self._settling += 1
+        try:
+            while await self._node.run(self._node.journal.outbox):
+                await self._pump()
+                left_s = deadline_s - self._loop.time()
+                if left_s <= 0:
+                    return False
+                if self._under_way:
+                    await asyncio.wait(self._under_way.values(), timeout=left_s)
+                else:  # nobody is above yet, or is not to be asked again so soon
+                    await asyncio.sleep(min(SETTLE_EVERY_S, left_s))
+            return True
+        finally:
+            self._settling -= 1
 
     def _take(self, rows: list[NodeState], peer: str) -> None:
         behind: dict[tuple[str, str], set[str]] = {}
@@ -155,7 +180,9 @@ class Receipts:
         try:
             for start in range(0, len(rows), BATCH):
                 batch = rows[start : start + BATCH]
-                body = {"receipts": [row.to_dict() for row in batch]}
+                body: dict[str, Any] = {"receipts": [row.to_dict() for row in batch]}
+                if self._settling:
+                    body["settle"] = True
                 await self._node.call(self._node.pool.call_json, peer, "POST", "/v1/receipts", body)
                 await self._node.run(self._node.journal.taken, batch)
             self._not_before_s.pop(peer, None)

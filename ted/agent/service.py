@@ -62,7 +62,8 @@ class Agent:
         self.receiver = Receiver(self.node, self.sender, self._received)
         self.distributor = Distributor(self.node, self.sender)
         self._control = ControlServer(config.working.state, {
-            "send": self._send, "receive": self._pull, "poke": self._poke, "status": self._status, "stop": self._stop,
+            "send": self._send, "receive": self._pull, "settle": self._settle,
+            "status": self._status, "stop": self._stop,
         })  # fmt: skip
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -211,9 +212,8 @@ class Agent:
         raise ConfigError(f"{self.node.name} does not know whom to ask",
                           hint="set ted_parent for it and run playbooks/install.yml, or send to it once")  # fmt: skip
 
-    async def _poke(self, _asked: dict[str, Any]) -> dict[str, Any]:
-        self._receipts.poke()
-        return {}
+    async def _settle(self, _asked: dict[str, Any]) -> dict[str, Any]:
+        return {"settled": await self._receipts.settle()}
 
     async def _status(self, _asked: dict[str, Any]) -> dict[str, Any]:
         return {"node": self.node.name, "pid": os.getpid(), "port": self._port}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ted.cli.main import Settings
-from ted.errors import UsageError
+from ted.errors import UnknownNameError, UsageError
+from ted.topology.names import suggestion
 
 if TYPE_CHECKING:
     from ted.topology.model import Topology
 
 TOPOLOGY_FILE = "topology.json"
+_NAMES_SHOWN = 8
 
 
 def inventory_of(settings: Settings) -> Path | None:
@@ -57,3 +60,15 @@ def no_inventory(settings: Settings) -> UsageError:
         f"no inventory is named, and there is no {settings.config / TOPOLOGY_FILE}",
         hint="name one with --inventory; on Distributors playbooks/install.yml places that file",
     )
+
+
+def refuse_unknown(what: str, asked: Iterable[str], known: Collection[str]) -> None:
+    """Return when everything asked for is known.
+
+    Raises:
+        UnknownNameError: A name is not; says which there are, or which was probably meant.
+    """
+    for name in asked:
+        if name not in known:
+            hint = suggestion(name, known) or f"there are {', '.join(sorted(known)[:_NAMES_SHOWN]) or 'none yet'}"
+            raise UnknownNameError(f"no {what} {name!r} is known here", hint=hint)

@@ -213,6 +213,14 @@ def report(journal: Journal, result: ExtractResult) -> None:
         journal.report(result.distributor, result.distribution, result.revision, State(result.state), error=error)
 
 
+def settle(config: NodeConfig) -> None:
+    """Wait a moment until those above know what was reported; without an agent it waits for the next one's start."""
+    from ted.agent.ask import call_agent
+
+    with suppress(TedError):
+        call_agent(config.working.state, "settle", timeout_s=10)
+
+
 def report_failure(
     journal: Journal, distributor: str, distribution: str, revision: str | None, error: TedError
 ) -> None:

@@ -15,6 +15,7 @@ from ted.cli.common_install import (
     host_of,
     report,
     report_failure,
+    settle,
     wanted,
 )
 from ted.cli.main import Settings
@@ -80,6 +81,8 @@ def command(
             host.recover_others([(row["distributor"], row["distribution"]) for row in rows])
     finally:
         journal.close()
+    if not check:
+        settle(config)
     answer(settings, rows, failures, diff=diff)
 
 

@@ -28,9 +28,9 @@ def progress_bar() -> Iterator[Progress]:
 
 
 def human_bytes(count: float) -> str:
-    """Return a count of bytes as people write it: ``0 B``, ``12.3 KiB``, ``1.5 GiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
+    """Return a count of bytes as people write it: ``0 B``, ``12.3 kB``, ``1.5 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+        count /= 1000
+    return f"{count:.1f} TB"

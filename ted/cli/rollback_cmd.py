@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ted.agent.records import open_journal
-from ted.cli.common_install import Wanted, answer, failed_row, host_of, named, report
+from ted.cli.common_install import Wanted, answer, failed_row, host_of, named, report, settle
 from ted.cli.main import Settings
 from ted.config import NodeConfig
 from ted.errors import NothingToRollBackError, TedError
@@ -43,4 +43,6 @@ def command(
                          revision=revision)  # fmt: skip
     finally:
         journal.close()
+    if not check:
+        settle(config)
     answer(settings, [row], failures, diff=diff)

@@ -6,7 +6,7 @@ import click
 
 from ted.agent.overview import known_states
 from ted.agent.records import open_journal
-from ted.cli.common import topology_if_any
+from ted.cli.common import refuse_unknown, topology_if_any
 from ted.cli.main import Settings, emit, tabulated
 from ted.config import NodeConfig
 from ted.records.states import NodeState
@@ -33,6 +33,9 @@ def command(settings: Settings, names: tuple[str, ...], node: str | None, distri
         if (not names or row.distribution in names) and node in {None, row.node}
         and distributor in {None, row.distributor}
     ]  # fmt: skip
+    refuse_unknown("distribution", names, {row.distribution for row in rows})
+    refuse_unknown("node", [node] if node else [], {row.node for row in rows})
+    refuse_unknown("Distributor", [distributor] if distributor else [], {row.distributor for row in rows})
     emit(settings, [row.public() for row in wanted], table(wanted))
 
 

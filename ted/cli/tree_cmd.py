@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ted.agent.records import open_journal
-from ted.cli.common import topology_of
+from ted.cli.common import refuse_unknown, topology_of
 from ted.cli.main import Settings, emit
 from ted.config import NodeConfig
 from ted.records.states import NodeState
@@ -29,6 +29,7 @@ def command(settings: Settings, names: tuple[str, ...], channel: str | None) -> 
         states = {(row.distribution, row.node): row for row in journal.states(distributor=config.node)}
     finally:
         journal.close()
+    refuse_unknown("distribution", names, topology.distributor(config.node).distributions)
     trees: list[dict[str, Any]] = [
         {"distributor": config.node, "channel": routes.channel, "distribution": name,
          "tree": _node(slip_tree(routes), name, states)}

@@ -147,7 +147,7 @@ def _run_ansible_inventory(source: Path) -> bytes:
         raise ConfigError(f"cannot run {program}: {error.strerror}", hint=_NO_ANSIBLE) from None
     if done.returncode != 0:
         raise ConfigError(
-            f"Ansible cannot read the inventory {source}:\n{_tail(done.stderr)}",
+            f"Ansible cannot read the inventory {source}:\n{_said(done.stderr)}",
             hint=f"try: ansible-inventory -i {source} --list",
         )
     return done.stdout
@@ -161,9 +161,10 @@ def _program() -> str:
     return found
 
 
-def _tail(stderr: bytes, lines: int = 12) -> str:
-    text = stderr[-16384:].decode(errors="replace")
-    return "\n".join(f"  {line}" for line in text.strip().splitlines()[-lines:])
+def _said(stderr: bytes, lines: int = 30) -> str:
+    """Return what Ansible said, from its beginning: the plugin that came nearest to reading the file speaks first."""
+    said = stderr[:16384].decode(errors="replace").strip().splitlines()
+    return "\n".join(f"  {line}" for line in [*said[:lines], *(["..."] if len(said) > lines else [])])
 
 
 # Rendering.

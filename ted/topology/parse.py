@@ -42,6 +42,7 @@ from ted.topology.variables import (
     KNOWN_VARIABLES,
     NODE_VARIABLES,
     ROLE_VARIABLES,
+    RUN_VARIABLES,
     SUBSCRIBER_VARIABLES,
     Variable,
     is_blank,
@@ -343,6 +344,11 @@ class _Parser:
             self._findings.warning(
                 None, None, "the group distributors is empty: nobody sends", "add the host that builds"
             )
+        for name in GROUPS:
+            meant = suggestion(name, self._inventory.groups, near=0.85)
+            if not self._inventory.names_group(name) and meant is not None:
+                hint = f"{meant} The group ted reads is {name}"
+                self._findings.warning(None, None, f"there is no group {name}", hint)
 
     def _check_channel_names(self, topology: Topology) -> None:
         known = topology.channels
@@ -365,6 +371,9 @@ class _Parser:
                 if name.startswith("ted_") and name not in KNOWN_VARIABLES:
                     hint = suggestion(name, KNOWN_VARIABLES) or "ted has no such variable"
                     self._findings.problem(host, name, "is no variable of ted", hint)
+                elif name in RUN_VARIABLES:
+                    meant = suggestion(name, KNOWN_VARIABLES - RUN_VARIABLES, near=0.85)
+                    self._findings.warning(host, name, "narrows one run: it belongs after -e, not here", meant)
 
     def _check_unused(self, topology: Topology) -> None:
         shared = self._set_for_all()
@@ -390,6 +399,7 @@ def _top(variable: str | None) -> str | None:
     return variable.split(".", 1)[0] if variable is not None else None
 
 
+GROUPS = ("distributors", "subscribers", "external_subscribers")
 _ANYWHERE = ROLE_VARIABLES | {"ted_channels"}
 _OF_A_NODE = _ANYWHERE | frozenset(NODE_VARIABLES)
 _OF_A_DISTRIBUTOR = frozenset({*DISTRIBUTOR_VARIABLES, *DISTRIBUTOR_STRUCTURES})

@@ -318,6 +318,9 @@ ROLE_VARIABLES = frozenset(
     }
 )
 
+# Of those, the ones that narrow a single run.
+RUN_VARIABLES = frozenset({"ted_channel", "ted_distribution", "ted_revision"})
+
 KNOWN_VARIABLES = frozenset(
     {"ted_channels", *NODE_VARIABLES, *DISTRIBUTOR_VARIABLES, *DISTRIBUTOR_STRUCTURES, *SUBSCRIBER_VARIABLES}
     | ROLE_VARIABLES

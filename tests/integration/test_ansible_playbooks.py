@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 EVERYBODY = {"hq", "s01", "s02", "e01"}
@@ -58,8 +59,9 @@ def test_each_import_in_one_run_has_the_narrowing_it_asks_for(tree: Any) -> None
     find = f"- ansible.builtin.import_playbook: {REPOSITORY}/playbooks/nodes.yml\n"
     extract = f"- ansible.builtin.import_playbook: {REPOSITORY}/playbooks/extract.yml\n"
     play.write_text(f"{find}{extract}  vars: {{ted_distribution: nosuch}}\n")
-    said = tree.play(play, "--check")
-    assert "no hosts matched" in said.output.split("PLAY [Extract]")[1]
+    first, second = tree.play(play, "--check", fails=True).output.split("PLAY [Find the nodes of the tree]")[1:]
+    assert "nosuch" not in first
+    assert "No Distributor of this inventory has distribution nosuch" in second
 
 
 def test_site_brings_the_distribution_to_every_node(site: Any) -> None:
@@ -115,8 +117,15 @@ def test_a_limit_that_names_one_subscriber_sends_and_installs_there_only(site: A
     before = newest(site)
     edit(site, "Limited.")
     site.play("build")
-    site.play("send", "--limit", "s02")
-    site.play("extract", "--limit", "s02")
+    hosts = site.inventory / "hosts.yml"
+    without = hosts.read_text()
+    data = yaml.safe_load(without)
+    data["all"]["children"]["site_b"] = {"hosts": {"s02": {}, "database": {}}}  # a host that is none of ted's
+    hosts.write_text(yaml.safe_dump(data))
+    site.play("send", "--limit", "site_b")
+    site.play("extract", "--limit", "site_b")
+    assert "database" in site.play("send", "--limit", "database", fails=True).output
+    hosts.write_text(without)
     assert installed(site, "s02") == newest(site) > before
     assert installed(site, "e01") == before
     site.play("send", "--limit", "e01,s01")
@@ -137,6 +146,8 @@ def test_rollback_restores_what_was_there(site: Any) -> None:
     site.play("rollback", "-e", "ted_distribution=stdlib")
     assert (site.installed("e01") / "json" / "__init__.py").read_text() == text
     assert installed(site, "e01") == before
+    known = {row["node"]: (row["state"], row["revision"]) for row in site.ted("hq", "status", "stdlib")}
+    assert known == dict.fromkeys(RECEIVERS, ("rolled_back", before)), "the Distributor knows it at once"
 
 
 def test_rollback_without_a_name_says_what_is_missing(site: Any) -> None:
@@ -150,7 +161,7 @@ def test_status_shows_who_has_what_and_the_tree(site: Any) -> None:
 
 
 def test_a_distribution_nobody_owns_is_refused_by_name(site: Any) -> None:
-    for playbook in ("build", "send"):
+    for playbook in ("build", "send", "extract", "rollback"):
         assert "nosuch" in site.play(playbook, "-e", "ted_distribution=nosuch", fails=True).output
 
 
@@ -180,14 +191,21 @@ def test_refresh_takes_a_changed_inventory_over(site: Any) -> None:
     assert site.play("refresh").changed == dict.fromkeys(EVERYBODY, 0)
 
 
-def test_a_mistake_in_the_inventory_is_refused_before_it_reaches_the_distributor(site: Any) -> None:
+def test_a_mistake_in_the_inventory_is_refused_before_it_reaches_anybody(site: Any) -> None:
+    everybody = site.inventory / "group_vars" / "all.yml"
+    before, nodes = everybody.read_text(), list(site.run_directory.glob("*/etc/node.yml"))
+    everybody.write_text(before.replace("ted_retry_interval: 2", "ted_retry_interval: 3"))
+    kept = [node.read_bytes() for node in nodes]
     settings = site.inventory / "group_vars" / "distributors.yml"
     good, held = settings.read_text(), (site.run_directory / "hq" / "etc" / "topology.json").read_bytes()
     settings.write_text(good.replace("priority: high", "priority: highest"))
     try:
-        said = site.play("refresh", "--limit", "hq", fails=True)
+        said = site.play("refresh", fails=True)
     finally:
         settings.write_text(good)
+        everybody.write_text(before)
+    assert [node.read_bytes() for node in nodes] == kept
+    assert {node.parts[-3] for node in nodes} == EVERYBODY
     assert "highest" in said.output
     assert (site.run_directory / "hq" / "etc" / "topology.json").read_bytes() == held
 

@@ -44,6 +44,15 @@ def test_status_knows_who_was_never_heard_of_and_who_has_it(sent: Fleet) -> None
     assert sent.ted("e01", "status")[0]["state"] == "received"
 
 
+@pytest.mark.parametrize("words", [("status", "ap"), ("status", "--node", "e0"), ("tree", "ap")])
+def test_a_name_nobody_knows_is_refused_with_the_one_that_was_meant(sent: Fleet, words: tuple[str, ...]) -> None:
+    sent.ted("hq", "send")
+    with pytest.raises(CommandError) as caught:
+        sent.ted("hq", *words)
+    assert caught.value.returncode == 13
+    assert "did you mean" in caught.value.error["hint"]
+
+
 def test_tree_draws_the_tiers(sent: Fleet) -> None:
     sent.ted("hq", "send")
     text = sent.ted_text("hq", "tree")

@@ -428,3 +428,12 @@ def test_mappings_may_come_as_json_text_as_ini_inventories_write_them() -> None:
         "all": {"children": ["distributors", "tills"]}, "distributors": {"hosts": ["hq"]}, "tills": {"hosts": ["t1"]},
     }  # fmt: skip
     assert parse_inventory(data).channels["tills"].members == ("t1",)
+
+
+def test_a_variable_of_a_run_and_a_misspelt_group_are_doubtful() -> None:
+    assert warnings(small(hq={"ted_distribution": {}})) == [
+        "hq: ted_distribution: narrows one run: it belongs after -e, not here"
+    ]
+    assert warnings({"subscriber": {"hosts": ["s01"]}, "distributors": {"hosts": ["hq"]}}) == [
+        "there is no group subscribers"
+    ]

@@ -34,7 +34,7 @@ options:
 """
 
 from ansible.plugins.callback import CallbackBase
-from ansible_collections.ted.distribution.plugins.plugin_utils.progress import status_table, table
+from ansible_collections.ted.distribution.plugins.plugin_utils.progress import status_table, table, total
 
 
 class CallbackModule(CallbackBase):
@@ -84,8 +84,8 @@ class CallbackModule(CallbackBase):
         said = getattr(result, "result", None) or getattr(result, "_result", None) or {}
         for send in self._listed(said, "sends"):
             key = (send.get("distribution"), send.get("channel"), send.get("revision"))
-            if send.get("edges"):
-                self._sends[key] = send
+            if send.get("edges") and (total(send.get("bytes")) or key not in self._sends):
+                self._sends[key] = send  # one that found everything there tells less than the one before it
         for row in self._listed(said, "status"):
             if "distribution" in row and "node" in row:
                 self._rows[tuple(str(row.get(key)) for key in ("distributor", "distribution", "node"))] = row

@@ -49,41 +49,20 @@ _raw:
   elements: dict
 """
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
+from ansible_collections.ted.distribution.plugins.plugin_utils.controller import ask_controller, ted_of_controller
 from ansible_collections.ted.distribution.plugins.plugin_utils.inventory import plain, topology
-
-
-def ted_of_controller():
-    """Return the path of the C(ted) that belongs to this Ansible."""
-    beside = os.path.join(os.path.dirname(sys.executable), "ted")
-    found = beside if os.access(beside, os.X_OK) else shutil.which("ted")
-    if not found:
-        raise AnsibleError("routing_slip: no ted on the controller (looked for %s and on PATH)" % beside)
-    return found
 
 
 def routes(tree, words):
     """Return what C(ted routes) says about a tree."""
-    with tempfile.TemporaryDirectory(prefix="ted-") as directory:
-        path = os.path.join(directory, "topology.json")
-        with open(path, "w", encoding="utf-8") as stream:
-            json.dump(tree, stream)
-        command = [ted_of_controller(), "--json", "--inventory", path, "routes"] + words
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    try:
-        said = json.loads(done.stdout)
-    except ValueError as error:
-        raise AnsibleError("routing_slip: ted routes said: %s" % (done.stderr.strip() or "nothing")) from error
+    program = ted_of_controller()
+    if not program:
+        raise AnsibleError("routing_slip: no ted on the controller (looked beside its Python and on PATH)")
+    said = ask_controller(program, tree, ["routes"] + words)
     if "routes" not in said:
-        raise AnsibleError("routing_slip: %s" % (said.get("error") or {}).get("message", done.stderr.strip()))
+        raise AnsibleError("routing_slip: %s" % (said.get("error") or {}).get("message", "ted routes failed"))
     return said["routes"]
 
 
