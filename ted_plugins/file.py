@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -32,15 +34,18 @@ NETWORK_FILESYSTEMS = frozenset(
 )
 
 
-def _mode(value: int | str | None) -> int | None:
+_MODE = re.compile("[0-7]{3,5}")
+
+
+def _mode(value: object) -> int | None:
     if value is None:
         return None
-    # YAML reads 0644 as 420 but 644 as 644: a number that can only be decimal digits gone wrong is refused.
-    if isinstance(value, int) and not 0 <= value <= 0o777:
+    if isinstance(value, int):
+        # YAML makes 420 of 0644 and leaves 400 as it is: nobody can tell from the number which of them was meant.
         raise ValueError("write the mode as a string, in octal: '0644'")
-    if isinstance(value, str) and (not value.isascii() or not value.isdigit() or int(value, 8) > 0o7777):
-        raise ValueError("a mode is octal, from '0000' to '7777'")
-    return int(value, 8) if isinstance(value, str) else value
+    if not isinstance(value, str) or not _MODE.fullmatch(value) or int(value, 8) > 0o7777:
+        raise ValueError("a mode is a string in octal, from '0000' to '7777'")
+    return int(value, 8)
 
 
 def _relative(paths: list[str]) -> list[str]:
@@ -80,7 +85,7 @@ class Target(BaseModel):
     synchronize: bool = Field(False, description="Delete what the distribution does not hold, inside path only.")
     owner: str | int | None = Field(None, description="Owner of everything; unset keeps the source's.")
     group: str | int | None = Field(None, description="Group of everything; unset keeps the source's.")
-    mode: Annotated[int | str | None, AfterValidator(_mode)] = Field(
+    mode: Annotated[int | None, BeforeValidator(_mode, json_schema_input_type=str | None)] = Field(
         None, description="Mode of files, an octal string; directories can also be entered. Unset keeps the source's."
     )
     remove: Annotated[list[str], AfterValidator(_relative)] = Field(
@@ -163,7 +168,7 @@ def ted_extract(install: InstallContext) -> None:
         install.place(
             str(number), root, overwrite=options.overwrite, synchronize=target.synchronize, exclude=_spared(target),
             remove=[install.expand(path) for path in target.remove], owner=target.owner, group=target.group,
-            mode=_mode(target.mode),
+            mode=target.mode,
         )  # fmt: skip
 
 

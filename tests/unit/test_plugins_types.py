@@ -219,7 +219,7 @@ def test_a_type_that_is_not_available_here_skips_with_the_reason(
         ({}, ["targets: Field required"]),
         ({"targets": []}, ["targets:"]),
         ({"targets": [{"form": ["/x"]}], "ovrwrite": 1}, ["targets.0.form", "'from'", "'overwrite'"]),
-        ({"targets": [{"mode": 644}]}, ["targets.0.mode", "'0644'"]),
+        *[({"targets": [{"mode": number}]}, ["targets.0.mode", "'0644'"]) for number in (644, 400, 440, 0o644, True)],
         ({"targets": [{"mode": "0899"}]}, ["targets.0.mode"]),
         ({"targets": [{"remove": ["../x"]}]}, ["targets.0.remove", "../x"]),
         ({"targets": [{}], "overwrite": "sometimes"}, ["overwrite", "'newer'"]),
