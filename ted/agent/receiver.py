@@ -141,10 +141,13 @@ class Receiver:
         return {"states": await run(self._told_states, slip, before)}
 
     def _acknowledge(self, key: Key) -> None:
-        """Make sure the journal says that this node holds the revision (a kill, or a lost journal)."""
+        """Make sure the journal says that this node holds the revision (a kill, or a lost journal).
+
+        What is installed instead of it, as somebody said, stays on record.
+        """
         known = self._own_row(key)
         if known is None or known.state in {State.PENDING, State.RECEIVING, State.UNKNOWN} or (
-            known.revision != key[2] and known.state is not State.ROLLED_BACK
+            known.revision != key[2] and known.state not in {State.ROLLED_BACK, State.EXTRACTED}
         ):
             count = known.bytes_done if known is not None and known.revision == key[2] else 0
             self._node.journal.report(*key, State.RECEIVED, bytes_done=count, bytes_total=count, had=count == 0)

@@ -3,7 +3,8 @@
 Rules:
  * One agent per working directory: a lock on ``.ted/agent.lock`` says so, and is free again when its holder dies.
  * What a former life left open (offers, receipts) goes on at the start.
- * Extraction runs in a process of its own; the agent never writes below a target.
+ * Extraction runs in a process of its own; the agent never writes below a target. It starts one only for a
+   revision that was never installed here: what was taken back is installed again when a person or a play says so.
  * SIGTERM and SIGINT end it; connections under way are cut, which loses nothing.
 """
 
@@ -41,6 +42,7 @@ log = logging.getLogger("ted.agent")
 
 HOUSEKEEPING_S = 3600.0
 BACKLOG = 512
+_TO_EXTRACT = frozenset({State.RECEIVED, State.EXTRACTING, State.FAILED})
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,12 @@ class Agent:
         self._receipts.poke()
         if not (self.node.config.extracts_immediately and slip.hop.target):
             return
-        self._extract_soon((slip.header.distributor, slip.header.distribution))
+        distributor, distribution, revision = key_of(slip)
+        rows = await self.node.run(self.node.journal.states, node=self.node.name, distributor=distributor,
+                                   distribution=distribution)  # fmt: skip
+        # What is installed is not installed again, and what an operator took back stays so.
+        if any(row.revision == revision and row.state in _TO_EXTRACT for row in rows):
+            self._extract_soon((distributor, distribution))
 
     def _extract_soon(self, key: tuple[str, str]) -> None:
         self._again.add(key)  # a revision that comes while another is being extracted has its turn after it

@@ -247,6 +247,44 @@ def test_an_agent_extracts_by_itself_where_its_schedule_says_immediately(fleet: 
     assert same_trees(fleet.root / "source", fleet.root / "e01" / "dest" / "app") == ""
 
 
+def test_what_was_taken_back_stays_so_when_it_is_offered_again(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.hostvars["e01"]["ted_extract_schedule"] = {"immediately": True}
+    fleet.install()
+    fleet.start()
+    told = fleet.root / "e01" / "dest" / "app" / "x"
+
+    def release(text: str) -> str:
+        (fleet.root / "source" / "x").write_text(text)
+        (row,) = fleet.ted("hq", "build")["distributions"]
+        fleet.ted("hq", "send")
+        fleet.until(lambda: told.exists() and told.read_text() == text)
+        fleet.until(lambda: fleet.ted("e01", "status")[0]["state"] == "extracted")
+        return str(row["revision"])
+
+    first, second = release("one"), release("two")
+    fleet.ted("e01", "rollback", "app")
+    fleet.ted("hq", "send")
+    fleet.kill("e01")
+    fleet.start("e01")
+    fleet.ted("e01", "receive")
+    assert told.read_text() == "one"
+    third = release("three")
+    events = [(row["kind"], row["revision"]) for row in fleet.ted("e01", "report", "events")]  # newest first
+    since = events[: events.index(("rolled_back", first))]
+    assert ("extracted", third) in since
+    assert [each for each in since if each[1] == second] == []
+    fleet.ted("e01", "rollback", "app")
+    assert fleet.ted("e01", "extract", "app")["changed"]  # a person says so
+    assert told.read_text() == "three"
+    fleet.ted("e01", "extract", "app", "--revision", first)
+    fleet.ted("hq", "send")
+    fleet.kill("e01")
+    fleet.start("e01")
+    (row,) = fleet.ted("e01", "status")
+    assert (row["state"], row["revision"], told.read_text()) == ("extracted", first, "one")
+
+
 def test_receive_pulls_from_the_parent(fleet: Fleet) -> None:
     two_tiers(fleet, leaves=1)
     fleet.settings["retry_for"] = 1
