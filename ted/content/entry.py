@@ -205,24 +205,29 @@ def entry_from_row(row: object, where: str) -> Entry:
     if problem is None:
         checks = (
             isinstance(kind, str) and kind in _KINDS,
-            _is_int(mode, 0, 0o7777),
-            _is_int(mtime_ns, -(1 << 63), (1 << 64) - 1),
+            type(mode) is int and 0 <= mode <= 0o7777,
+            type(mtime_ns) is int and -(1 << 63) <= mtime_ns < 1 << 64,
             _is_owner(owner),
             _is_owner(group),
-            _is_int(size, 0, MAX_FILE_BYTES) and (not size or kind in {"f", "h"}),
-            isinstance(extents, list) and (not extents or kind == "f"),
-            _link_fits(kind, link),
-            digest is None or (_is_digest(digest) and isinstance(extents, list) and len(extents) == 1),
+            type(size) is int and 0 <= size <= MAX_FILE_BYTES and (not size or kind in {"f", "h"}),
+            type(extents) is list and (not extents or kind == "f"),
+            link is None if kind == "f" else _link_fits(kind, link),
+            digest is None or (_is_digest(digest) and type(extents) is list and len(extents) == 1),
         )
-        if not all(checks):
+        if False in checks:
             problem = f"has a wrong {_CHECKED[checks.index(False)]}"
     if problem is not None:
         raise FormatError(f"{where}: {_name(path)} {problem}")
-    pieces, lists = _extents(extents, size, kind, f"{where}: {_name(path)}")
-    return Entry(
-        path, _KINDS[kind], mode, mtime_ns, owner, group, size, pieces, link, digest,
-        _xattrs(xattrs, f"{where}: {_name(path)}"), lists,
-    )  # fmt: skip
+    try:
+        pieces, lists = _extents(extents, size, kind)
+        pairs = () if xattrs == [] else _xattrs(xattrs)
+    except _WrongError as wrong:
+        raise FormatError(f"{where}: {_name(path)} {wrong}") from None
+    return Entry(path, _KINDS[kind], mode, mtime_ns, owner, group, size, pieces, link, digest, pairs, lists)
+
+
+class _WrongError(Exception):
+    """Something in a row breaks the format; what, in words that follow its path."""
 
 
 def extents_from_list(plain: bytes, length: int, where: str) -> list[Extent]:
@@ -234,7 +239,10 @@ def extents_from_list(plain: bytes, length: int, where: str) -> list[Extent]:
     rows = unpack_one(plain, MAX_LIST_EXTENTS, where)
     if not isinstance(rows, list):
         raise FormatError(f"{where}: an extent list that is none")
-    extents = [_extent(row, where) for row in rows]
+    try:
+        extents = [_extent(row) for row in rows]
+    except _WrongError as wrong:
+        raise FormatError(f"{where}: an extent list that {wrong}") from None
     if sum(extent.length for extent in extents) != length:
         raise FormatError(f"{where}: an extent list does not add up")
     return extents
@@ -266,57 +274,62 @@ def _link_fits(kind: object, link: object) -> bool:
     return link is None
 
 
-def _extents(rows: list[object], size: int, kind: str, where: str) -> tuple[tuple[Extent, ...], tuple[ExtentList, ...]]:
+def _extents(rows: list[object], size: int, kind: str) -> tuple[tuple[Extent, ...], tuple[ExtentList, ...]]:
     if not rows:
         if size and kind == "f":
-            raise FormatError(f"{where} has no extents")
+            raise _WrongError("has no extents")
         return (), ()
+    if len(rows) == 1 and isinstance(rows[0], list) and len(rows[0]) == 3:  # most files
+        piece = _extent(rows[0])
+        if piece.length != size:
+            raise _WrongError("has extents that do not add up to its size")
+        return (piece,), ()
     lists: tuple[ExtentList, ...] = ()
     pieces: tuple[Extent, ...] = ()
     if isinstance(rows[0], list) and len(rows[0]) == 2:
-        lists = tuple(_extent_list(row, where) for row in rows[:_MAX_LISTS])
+        lists = tuple(_extent_list(row) for row in rows[:_MAX_LISTS])
     else:
-        pieces = tuple(_extent(row, where) for row in rows[: MAX_DIRECT_EXTENTS + 1])
+        pieces = tuple(_extent(row) for row in rows[: MAX_DIRECT_EXTENTS + 1])
     if len(rows) > (_MAX_LISTS if lists else MAX_DIRECT_EXTENTS):
-        raise FormatError(f"{where} has too many extents")
+        raise _WrongError("has too many extents")
     if sum(piece.length for piece in pieces or lists) != size:
-        raise FormatError(f"{where}: the extents do not add up to its size")
+        raise _WrongError("has extents that do not add up to its size")
     return pieces, lists
 
 
-def _extent(row: object, where: str) -> Extent:
-    if not isinstance(row, list) or len(row) != 3:
-        raise FormatError(f"{where}: an extent that is none")
-    frame, offset, length = row
-    if frame is None:
-        if offset == 0 and _is_int(length, 1, MAX_FILE_BYTES):
-            return Extent(None, 0, length)
-    elif _is_digest(frame) and _is_int(offset, 0, MAX_FRAME_BYTES) and _is_int(length, 1, MAX_FRAME_BYTES):
-        return Extent(frame, offset, length)
-    raise FormatError(f"{where}: an extent that is none")
+def _extent(row: object) -> Extent:
+    if isinstance(row, list) and len(row) == 3:
+        frame, offset, length = row
+        if type(offset) is int and type(length) is int and length >= 1:
+            if frame is None:
+                if offset == 0 and length <= MAX_FILE_BYTES:
+                    return Extent(None, 0, length)
+            elif _is_digest(frame) and 0 <= offset <= MAX_FRAME_BYTES and length <= MAX_FRAME_BYTES:
+                return Extent(frame, offset, length)
+    raise _WrongError("has an extent that is none")
 
 
-def _extent_list(row: object, where: str) -> ExtentList:
+def _extent_list(row: object) -> ExtentList:
     if not isinstance(row, list) or len(row) != 2:
-        raise FormatError(f"{where}: an extent list that is none")
+        raise _WrongError("has an extent that is none")
     frame, length = row
     if not _is_digest(frame) or not _is_int(length, 1, MAX_FILE_BYTES):
-        raise FormatError(f"{where}: an extent list that is none")
+        raise _WrongError("has an extent that is none")
     return ExtentList(frame, length)
 
 
-def _xattrs(rows: object, where: str) -> Xattrs:
+def _xattrs(rows: object) -> Xattrs:
     if not isinstance(rows, list):
-        raise FormatError(f"{where}: extended attributes that are none")
+        raise _WrongError("has extended attributes that are none")
     pairs: list[tuple[bytes, bytes]] = []
     for row in rows:
         if not isinstance(row, list) or len(row) != 2 or not all(isinstance(part, bytes) for part in row):
-            raise FormatError(f"{where}: an extended attribute that is none")
+            raise _WrongError("has an extended attribute that is none")
         name, value = row
         if not is_carried_xattr(name) or len(value) > MAX_XATTR_BYTES:
-            raise FormatError(f"{where}: an extended attribute that is not carried")
+            raise _WrongError("has an extended attribute that is not carried")
         if pairs and pairs[-1][0] >= name:
-            raise FormatError(f"{where}: extended attributes out of order")
+            raise _WrongError("has extended attributes out of order")
         pairs.append((name, value))
     return tuple(pairs)
 

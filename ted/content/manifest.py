@@ -179,9 +179,10 @@ def parse_frame(plain: bytes, frame: ManifestFrame, where: str) -> Iterator[Entr
         entry = entry_from_row(row, where)
         if not number and entry.path != frame.first_path:
             raise FormatError(f"{where}: a manifest frame does not begin where the index says")
-        if entry.components <= last:
+        key = tuple(entry.path.split(b"/"))
+        if key <= last:
             raise FormatError(f"{where}: {printable(entry.path)} is out of order")
-        last = entry.components
+        last = key
         yield entry
     if reader.tell() != len(plain):
         raise FormatError(f"{where}: a manifest frame holds more than the index says")

@@ -5,14 +5,16 @@ Rules:
  * Entries stream: at most some manifest frames are in memory. So do a file's bytes.
  * A frame is looked for in the record's packs in order, and only where the record says its blocks are live.
 
-A reader is used from one thread.
+A reader is used from one thread; it reads ahead, inflates and checks in two others where it is told what comes.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +39,10 @@ from ted.errors import DigestMismatchError, FormatError, MissingContentError, Us
 
 _CACHED_BYTES = 8 << 20
 _CACHED_MANIFEST_FRAMES = 4
+_THREADS = 2
+_AHEAD_FRAMES = 16
+_AHEAD_BYTES = 8 << 20
+"""Frames on their way and not asked for yet: by number for one file, by size for all."""
 
 Difference = tuple[bytes, Entry | None, Entry | None]
 """(path, entry before or ``None``, entry after or ``None``)."""
@@ -152,7 +158,8 @@ class RevisionReader:
         """
         if entry.kind is Kind.HARDLINK:
             entry = self.linked(entry)
-        for extent in self.extents(entry):
+        several = len(entry.extents) > 1 or entry.lists
+        for extent in self._packs.ahead_of(self.extents(entry)) if several else entry.extents:
             if extent.frame is None:
                 yield Hole(extent.length)
                 continue
@@ -166,6 +173,12 @@ class RevisionReader:
             if entry.content_digest == extent.frame and not whole:
                 raise FormatError(f"{self._where}: {printable(entry.path)}: part of a frame without a digest")
             yield part
+
+    def prepare(self, entry: Entry) -> None:
+        """Say that the bytes of a file will be asked for soon: other threads read, inflate and check them meanwhile."""
+        for extent in entry.extents[:1]:
+            if extent.frame is not None:
+                self._packs.prepare(extent.frame)
 
     def extents(self, entry: Entry) -> Iterator[Extent]:
         """Yield the extents of a file, those in lists too."""
@@ -197,15 +210,17 @@ class RevisionReader:
 
     def _stream(self, number: int) -> Iterator[Entry]:
         for each in range(number, len(self._index.frames)):
+            if each + 1 < len(self._index.frames):
+                self._packs.prepare(self._index.frames[each + 1].digest)
             yield from self.frame_entries(each)
 
     def _below(self, wanted: Components) -> Iterator[Entry]:
-        depth = len(wanted)
+        prefix = b"/".join(wanted)
+        inside = prefix + b"/"
         for entry in self._stream(max(bisect_right(self._starts, wanted) - 1, 0)):
-            start = entry.components[:depth]
-            if start == wanted:
+            if entry.path.startswith(inside) or entry.path == prefix:
                 yield entry
-            elif start > wanted:
+            elif entry.components > wanted:
                 return
 
     @staticmethod
@@ -253,7 +268,7 @@ class _TreeCheck:
         Raises:
             FormatError: It breaks the order, lies in no directory, or is a hard link to no earlier file.
         """
-        key = entry.components
+        key = tuple(entry.path.split(b"/"))
         if key <= self._last:
             raise FormatError(f"{printable(entry.path)} is out of order")
         self._last = key
@@ -283,6 +298,9 @@ class _Packs:
         self._open: list[tuple[PackRef, PackReader]] = []
         self._cache: OrderedDict[bytes, bytes] = OrderedDict()
         self._cached_bytes = 0
+        self._coming: OrderedDict[bytes, Future[bytes]] = OrderedDict()
+        self._coming_bytes = 0
+        self._pool: ThreadPoolExecutor | None = None
         try:
             for ref in record.packs:
                 path = directory / ref.revision / PACK_NAME
@@ -292,6 +310,8 @@ class _Packs:
             raise
 
     def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
         for _, reader in self._open:
             reader.close()
 
@@ -300,13 +320,52 @@ class _Packs:
         if plain is not None:
             self._cache.move_to_end(digest)
             return plain
+        coming = self._coming.pop(digest, None)
         reader, location = self._find(digest)
-        plain = reader.read(digest, location)
+        if coming is None:
+            plain = reader.read(digest, location)
+            if self._coming_bytes >= _AHEAD_BYTES:  # what is on its way was not wanted
+                self._forget_coming()
+        else:
+            self._coming_bytes -= location.plain_bytes
+            plain = coming.result()
         self._cache[digest] = plain
         self._cached_bytes += len(plain)
         while self._cached_bytes > _CACHED_BYTES:
             self._cached_bytes -= len(self._cache.popitem(last=False)[1])
         return plain
+
+    def prepare(self, digest: bytes) -> bool:
+        """Begin to read a frame in another thread; false where enough is on its way already."""
+        if digest in self._cache or digest in self._coming:
+            return True
+        if self._coming_bytes >= _AHEAD_BYTES:
+            return False
+        with suppress(MissingContentError):  # told when it is asked for
+            reader, location = self._find(digest)
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ted-read")
+            self._coming[digest] = self._pool.submit(reader.read, digest, location)
+            self._coming_bytes += location.plain_bytes
+        return True
+
+    def _forget_coming(self) -> None:
+        for coming in self._coming.values():
+            coming.cancel()
+        self._coming.clear()
+        self._coming_bytes = 0
+
+    def ahead_of(self, extents: Iterator[Extent]) -> Iterator[Extent]:
+        """Yield ``extents``, the frames of those that follow on their way."""
+        waiting: deque[Extent] = deque()
+        for extent in extents:
+            waiting.append(extent)
+            if len(waiting) > 1 and extent.frame is not None:
+                room = self.prepare(extent.frame)
+                if room and len(waiting) <= _AHEAD_FRAMES:
+                    continue
+            yield waiting.popleft()
+        yield from waiting
 
     def _find(self, digest: bytes) -> tuple[PackReader, Location]:
         for ref, reader in self._open:

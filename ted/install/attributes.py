@@ -113,10 +113,14 @@ def same(wanted: Attributes, status: os.stat_result, mtime_ns: int | None = None
     )
 
 
-def set_open(fd: int, wanted: Attributes) -> list[str]:
-    """Set ``wanted`` on a new file that is open for writing; return what could not be set, for people."""
+def set_open(fd: int, wanted: Attributes, status: os.stat_result | None = None) -> list[str]:
+    """Set ``wanted`` on a new file that is open for writing; return what could not be set, for people.
+
+    With its ``status``, only what differs of owner and group is set.
+    """
     trouble: list[str] = []
-    if wanted.owner is not None or wanted.group is not None:
+    there = (None, None) if status is None else (status.st_uid, status.st_gid)
+    if wanted.owner not in (None, there[0]) or wanted.group not in (None, there[1]):
         _chown(fd, None, wanted, trouble)
     if wanted.mode is not None:
         os.fchmod(fd, wanted.mode)

@@ -41,14 +41,21 @@ def parts_of(path: bytes) -> list[bytes]:
     Raises:
         UnsafePathError: The path is absolute, leaves its base, or no file system could hold it.
     """
-    if not path:
-        return []
-    if len(path) > MAX_PATH_BYTES or _PLAIN.fullmatch(path) is None:
+    refuse_unplain(path)
+    return path.split(b"/") if path else []
+
+
+def refuse_unplain(path: bytes) -> None:
+    """Refuse what is no plain relative path; the empty one is.
+
+    Raises:
+        UnsafePathError: As ``parts_of``.
+    """
+    if path and (len(path) > MAX_PATH_BYTES or _PLAIN.fullmatch(path) is None):
         raise UnsafePathError(
             f"{show(path)!r}: not a plain relative path",
             hint="the distribution was not made by ted build, or was tampered with; build it again",
         )
-    return path.split(b"/")
 
 
 _PART = rb"(?!\.\.?(?:/|\Z))[^/\0]{1,%d}" % MAX_PART_BYTES

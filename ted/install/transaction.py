@@ -51,7 +51,7 @@ from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, 
 from ted.install.attributes import Rights
 from ted.install.execution import Execution, OnAct, Policy, State, UndoResult, written_failures
 from ted.install.log import LogReader, LogWriter
-from ted.install.paths import Base, join, mount_of, parts_of, show
+from ted.install.paths import Base, join, mount_of, refuse_unplain, show
 from ted.install.perform import NO_HARDLINK, Performer, refuse_link
 from ted.install.trees import TreeReader, TreeWriter
 from ted.install.words import describe, describe_wanted, target_error
@@ -334,14 +334,19 @@ class Transaction:
         """
         base, where = self._locate(root, path)
         held = self._reduced(attributes or Attributes())
-        self._note("written", base, where, held, f"file of {size} bytes")
+        if self._diff:
+            self._note("written", base, where, held, f"file of {size} bytes")
+        else:
+            self.counts["written"] += 1
         if self.check:
             self._act(WRITE, base, where, size)
             return
-        with self._translating(base, where):
+        try:
             act, at, name = self._staged_place(WRITE, base, where, size)
-            status = self._stage_file(where, at, name, chunks, size, held)
-        self._staged(act, where, name, status)
+            inode, mtime_ns = self._stage_file(where, at, name, chunks, size, held)
+        except OSError as error:
+            raise target_error(self._bases[base].full(where), error) from error
+        self._staged(act, where, name, (stat.S_IFREG, inode, size, mtime_ns))
 
     def symlink(self, root: str, path: bytes, target: bytes, *, attributes: Attributes | None = None) -> None:
         """Make ``path`` a symbolic link to ``target``, which is not looked at.
@@ -361,7 +366,7 @@ class Transaction:
             self._create(where, lambda: os.symlink(target, name, dir_fd=at))
             self._warn(attrs.set_named(name, at, held))
             status = os.stat(name, dir_fd=at, follow_symlinks=False)
-        self._staged(act, where, name, status)
+        self._staged(act, where, name, _noted(status))
 
     def hardlink(self, root: str, path: bytes, first: bytes) -> None:
         """Make ``path`` another name of the file ``first`` below the same root, as that is after the transaction.
@@ -379,7 +384,7 @@ class Transaction:
         with self._translating(base, where):
             at, name = self._in_tree(tree, where)
             status = self._create(where, lambda: self._link_staged(tree, other, at, name))
-        self._staged(None, where, name, status)
+        self._staged(None, where, name, _noted(status))
 
     def mkdir(
         self, root: str, path: bytes = b"", *, attributes: Attributes | None = None, replace_link: bool = False
@@ -605,7 +610,7 @@ class Transaction:
 
     def _locate(self, root: str, path: bytes, *, make: bool = True) -> tuple[int, bytes]:
         """Return the base and the path below it; the directories down to ``root`` are planned when ``make``."""
-        parts_of(path)
+        refuse_unplain(path)
         known = self._roots.get(root)
         if known is None:
             known = self._roots[root] = self._find_base(root)
@@ -615,7 +620,9 @@ class Transaction:
             for part in missing:
                 if (base, part) not in self._made:
                     self._make_way(base, part)
-        return base, join(prefix, path)
+        if not prefix or not path:
+            return base, prefix or path
+        return base, b"%s/%s" % (prefix, path)
 
     def _make_way(self, base: int, where: bytes) -> None:
         """Plan a directory on the way to a target."""
@@ -726,7 +733,7 @@ class Transaction:
         """Return where a path below a directory that is staged whole lies now."""
         return self._bases.staged(tree.base).parent(b"%d%s" % (tree.act, where[len(tree.path) :]))
 
-    def _staged(self, act: Act | None, where: bytes, name: bytes, status: os.stat_result) -> None:
+    def _staged(self, act: Act | None, where: bytes, name: bytes, noted: tuple[int, int, int, int]) -> None:
         """Write down what was staged: its act, or that it is in the directory that is staged whole."""
         if act is not None:
             self._plan_act(act)
@@ -735,7 +742,7 @@ class Transaction:
         tree, notes = self._tree, self._grown
         assert tree is not None
         assert notes is not None
-        notes.note(tree.act, where[len(tree.path) + 1 : -len(name) - 1], name, status)
+        notes.note(tree.act, where[len(tree.path) + 1 : -len(name) - 1], name, noted)
         self._execution.step("stage", tree.act)
 
     def _create(self, where: bytes, make: Callable[[], Made]) -> Made:
@@ -746,10 +753,13 @@ class Transaction:
         """
         try:
             return make()
-        except (FileExistsError, IsADirectoryError):
-            self._guard.refuse_twice(where)
-        except NotADirectoryError:
+        except (FileExistsError, NotADirectoryError) as error:
+            self._refuse_staging(where, error)
+
+    def _refuse_staging(self, where: bytes, error: OSError) -> NoReturn:
+        if isinstance(error, NotADirectoryError):
             self._guard.refuse_below(where)
+        self._guard.refuse_twice(where)
 
     def _begin_tree(self, base: int, where: bytes) -> bool:
         """Stage the directory ``where``, which is not there, whole from now on; False where that cannot be done.
@@ -804,7 +814,7 @@ class Transaction:
         except NotADirectoryError:
             self._guard.refuse_below(where)
         self._note("directories", tree.base, where, attributes, "directory")
-        self._staged(None, where, name, os.stat(name, dir_fd=at, follow_symlinks=False))
+        self._staged(None, where, name, _noted(os.stat(name, dir_fd=at, follow_symlinks=False)))
 
     def _tree_above(self, base: int, where: bytes) -> _Tree | None:
         """Return the directory, staged whole, that holds ``where``."""
@@ -844,17 +854,22 @@ class Transaction:
 
     def _stage_file(
         self, where: bytes, at: int, name: bytes, chunks: Iterable[bytes | Hole], size: int, held: Attributes
-    ) -> os.stat_result:
-        """Make the file ``name`` in the directory ``at``; a part of one is not left there."""
-        fd = self._create(where, lambda: os.open(name, _NEW_FILE, 0o600, dir_fd=at))
+    ) -> tuple[int, int]:
+        """Make the file ``name`` in the directory ``at``, whole or not at all; return its inode and time."""
+        try:
+            fd = os.open(name, _NEW_FILE, 0o600, dir_fd=at)
+        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+            self._refuse_staging(where, error)
         try:
             written = _pour(fd, chunks)
             if written != size:
                 raise InstallError(f"content of {written} bytes where {size} were announced")
             if held.mode is None:
                 held = replace(held, mode=_DEFAULT_FILE_MODE)
-            self._warn(attrs.set_open(fd, held))
-            return os.fstat(fd)
+            status = os.fstat(fd)
+            if trouble := attrs.set_open(fd, held, status):
+                self._warn(trouble)
+            return status.st_ino, status.st_mtime_ns if held.mtime_ns is None else held.mtime_ns
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=at)
@@ -1024,16 +1039,20 @@ _UNDO_WORDS = {
 }  # fmt: skip
 
 
+def _noted(status: os.stat_result) -> tuple[int, int, int, int]:
+    return stat.S_IFMT(status.st_mode), status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def _pour(fd: int, chunks: Iterable[bytes | Hole]) -> int:
     """Write ``chunks`` and return the size; holes stay holes."""
     size = 0
     ends_in_hole = False
     for chunk in chunks:
         if isinstance(chunk, bytes | bytearray | memoryview):
-            data = memoryview(chunk)
-            size += len(data)
-            while data:
-                data = data[os.write(fd, data) :]
+            written = os.write(fd, chunk)
+            while written < len(chunk):
+                written += os.write(fd, memoryview(chunk)[written:])
+            size += written
             ends_in_hole = False
         else:
             size += chunk.length

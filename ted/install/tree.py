@@ -19,6 +19,7 @@ import hashlib
 import os
 import pwd
 import stat
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -34,6 +35,7 @@ from ted.install.paths import Base, join, names, show, walk_below
 from ted.install.transaction import Transaction
 
 _READ_BYTES = 1 << 20
+_FORESEEN = 256
 
 Overwrite = Literal["always", "newer", "never"]
 
@@ -101,6 +103,7 @@ class Placing:
         self._emptied: set[bytes] = set()
         self._base: Base | None = None
         self._below_base = b""
+        self._accounts: dict[tuple[str | int, str | int], tuple[int | None, int | None]] = {}
 
     def run(self) -> None:
         """Plan everything.
@@ -113,7 +116,7 @@ class Placing:
         if not self._below_base and not stat.S_ISDIR(os.stat(self._root).st_mode):
             raise TargetError(f"{self._root}: is no directory", path=self._root, errno=errno.ENOTDIR)
         self._remove()
-        for entry, was in self._paired():
+        for entry, was in self._foreseen():
             path = entry.path[len(self._prefix) + 1 :]
             self._leave_to(path)
             try:
@@ -145,6 +148,17 @@ class Placing:
             while was is not None and was.components < entry.components:
                 was = next(before, None)
             yield entry, was if was is not None and was.path == entry.path else None
+
+    def _foreseen(self) -> Iterator[tuple[Entry, Entry | None]]:
+        """Yield the pairs; in a directory that is made, the content of those that follow is on its way."""
+        waiting: deque[tuple[Entry, Entry | None]] = deque()
+        for pair in self._paired():
+            waiting.append(pair)
+            if self._stack and not self._stack[-1].there:
+                self._reader.prepare(pair[0])
+            if len(waiting) > _FORESEEN:
+                yield waiting.popleft()
+        yield from waiting
 
     # --- directories ----------------------------------------------------------------------------------------------
 
@@ -387,13 +401,15 @@ class Placing:
             mode = self._how.mode
             if entry.kind is Kind.DIRECTORY:
                 mode |= (mode & 0o444) >> 2
-        return Attributes(
-            mode,
-            self._number("user", self._how.owner if self._how.owner is not None else entry.owner),
-            self._number("group", self._how.group if self._how.group is not None else entry.group),
-            entry.mtime_ns,
-            {os.fsdecode(name): value for name, value in entry.xattrs},
-        )
+        owner = self._how.owner if self._how.owner is not None else entry.owner
+        group = self._how.group if self._how.group is not None else entry.group
+        xattrs = {os.fsdecode(name): value for name, value in entry.xattrs} if entry.xattrs else {}
+        known = self._accounts.get((owner, group))
+        if known is None:
+            known = self._number("user", owner), self._number("group", group)
+            if None not in known:  # what is not known is warned of each time
+                self._accounts[owner, group] = known
+        return Attributes(mode, *known, entry.mtime_ns, xattrs)
 
     def _number(self, kind: Literal["user", "group"], name: str | int) -> int | None:
         number = account(kind, name)

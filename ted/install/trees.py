@@ -48,12 +48,19 @@ class TreeWriter:
         self._at: tuple[int, bytes] = (-1, b"")
         self._row: list[Any] = []
 
-    def note(self, act: int, directory: bytes, name: bytes, status: os.stat_result) -> None:
-        """Note that ``name`` was made in ``directory``, a path below the staged directory of ``act``."""
+    def note(self, act: int, directory: bytes, name: bytes, noted: tuple[int, int, int, int]) -> None:
+        """Note that ``name`` was made in ``directory``, a path below the staged directory of ``act``.
+
+        Args:
+            act: Its number.
+            directory: Path below the staged directory.
+            name: What was made there.
+            noted: File type, inode, size (bytes), modified (ns).
+        """
         if (act, directory) != self._at or len(self._row) >= _ROW_FIELDS:
             self._flush_row()
             self._at = (act, directory)
-        self._row += (name, stat.S_IFMT(status.st_mode), status.st_ino, status.st_size, status.st_mtime_ns)
+        self._row += (name, *noted)
 
     def sync(self) -> None:
         """Make everything noted durable."""
