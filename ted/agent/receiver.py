@@ -461,13 +461,18 @@ class _Transfer:
                 directory = self._node.working.revision(*self.key[:2], ref.revision)
                 with _disk_errors():
                     pack = prepare_pack(self._source, record.distribution, ref, directory)
+                    pack.reclaim()
                 self._open.callback(pack.close)
-                incoming = self._incoming[ref.revision] = Incoming(pack, loop)
-                self._node.packs.announce((*self.key[:2], ref.revision), incoming)
+                self._incoming[ref.revision] = Incoming(pack, loop)
             packs.append((ref, self._incoming[ref.revision]))
         missing_bytes = sum(runs_bytes(ref, incoming.pack.missing()) for ref, incoming in packs)
         self.bytes_total = self.bytes_done + missing_bytes
         check_space(self._node.working.path, missing_bytes, self._node.config.min_free)
+        for ref, incoming in packs:
+            with _disk_errors():
+                if incoming.pack.missing():
+                    incoming.pack.make()
+            self._node.packs.announce((*self.key[:2], ref.revision), incoming)
         self._tell(force=True)
         return packs
 

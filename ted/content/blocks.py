@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import struct
@@ -199,8 +200,8 @@ def bounded_runs(runs: list[Run], limit: int = MAX_RUNS) -> list[Run]:
 class PartialPack:
     """A pack in its revision's directory, whole or still coming in.
 
-    One thread may write while others read. Opening changes nothing; the first ``write`` makes the files. The caller
-    has checked the space; the file is made at its full size, as a hole.
+    One thread may write while others read. Opening changes nothing; ``make``, or the first ``write``, makes the files.
+    The caller has checked the space; the file is made at its full size, as a hole.
 
     Args:
         directory: ``<working directory>/<distributor>/<distribution>/<stamp of the pack>``.
@@ -303,6 +304,48 @@ class PartialPack:
                 offset, view = offset + written, view[written:]
             self._bits.add(block)
             self._dirty = True
+
+    def make(self) -> None:
+        """Make the files of a pack that lacks blocks, so that others can open it before the first one comes."""
+        with self._lock:
+            self._open(write=True)
+
+    def reclaim(self) -> int:
+        """Take up what a killed process wrote and had not recorded: blocks with data that match the list.
+
+        Holes are not read, so this costs the reading of what is there. Nothing is durable before the next ``flush``.
+
+        Returns:
+            Blocks that need not be fetched again.
+        """
+        found = 0
+        if not self._partial or not self.path.exists():
+            return found
+        for first, count in self.missing([(0, self.ref.blocks)]):
+            for block in self._with_data(first, first + count):
+                data = os.pread(self._fd, self.block_size(block), block * self.ref.block_bytes)
+                if len(data) == self.block_size(block) and self._block_list().matches(block, data):
+                    with self._lock:
+                        self._bits.add(block)
+                        self._dirty = True
+                    found += 1
+        return found
+
+    def _with_data(self, first: int, end: int) -> Iterator[int]:
+        """Yield the blocks from ``first`` up to ``end`` of which something is in the file."""
+        with self._lock:
+            self._open(write=True)
+        size = self.ref.block_bytes
+        while first < end:
+            try:
+                first = max(first, os.lseek(self._fd, first * size, os.SEEK_DATA) // size)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # no data from here on
+                    return
+                raise
+            if first < end:
+                yield first
+            first += 1
 
     def flush(self) -> None:
         """Make every block written so far durable: data first, then the bitmap."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,10 +23,9 @@ from ted.content.record import PackRef
 from ted.errors import DigestMismatchError, NoSpaceError, TransferError
 from ted.transfer.client import Connection, Peer, Pool
 from ted.transfer.packs import Run, blocks_of, runs_bytes
+from ted.transfer.saver import Saver
 
 MAX_METADATA_BYTES = 8 * 1024 * 1024
-FLUSH_EVERY_S = 1.0
-FLUSH_EVERY_BYTES = 64 * 1024 * 1024
 SPARE_BYTES = 1024 * 1024  # what a node needs beside the packs: lists, journal
 
 
@@ -114,17 +112,15 @@ def fetch_blocks(
         return
     path = f"/v1/pack/{source.distributor}/{distribution}/{ref.revision}"
     try:
-        with source.pool.lend(source.peer) as connection:
+        with Saver(pack) as saver, source.pool.lend(source.peer) as connection:
             on_open(connection)
             try:
                 answer = connection.request("POST", path, _wanted(ref, runs))
-                _write_blocks(connection, answer, ref, runs, pack, on_block=on_block, cancelled=cancelled)
+                _write_blocks(connection, answer, ref, runs, pack, saver, on_block=on_block, cancelled=cancelled)
             finally:
                 on_open(None)
     except _CancelledError:
         return
-    finally:
-        pack.flush()
 
 
 def _wanted(ref: PackRef, runs: list[Run]) -> dict[str, object]:
@@ -132,25 +128,21 @@ def _wanted(ref: PackRef, runs: list[Run]) -> dict[str, object]:
 
 
 def _write_blocks(
-    connection: Connection, answer: HTTPResponse, ref: PackRef, runs: list[Run], pack: PartialPack, *,
-    on_block: Callable[[int], None], cancelled: Callable[[], bool],
+    connection: Connection, answer: HTTPResponse, ref: PackRef, runs: list[Run], pack: PartialPack, saver: Saver,
+    *, on_block: Callable[[int], None], cancelled: Callable[[], bool],
 ) -> None:  # fmt: skip
-    """Write each block of an answer as it comes; what is written becomes durable about every second."""
+    """Write each block of an answer as it comes."""
     if answer.length != runs_bytes(ref, runs):
         raise TransferError(f"{connection.peer} announces {answer.length} bytes for {len(runs)} runs of blocks")
     buffer = memoryview(bytearray(ref.block_bytes))
-    unsaved_bytes, saved_at_s = 0, time.monotonic()
     for block in blocks_of(runs):
         if cancelled():
             raise _CancelledError
         size = pack.block_size(block)
         connection.read_into(answer, buffer[:size])
+        saver.check()
         pack.write(block, buffer[:size])
         on_block(size)
-        unsaved_bytes += size
-        if unsaved_bytes >= FLUSH_EVERY_BYTES or time.monotonic() - saved_at_s >= FLUSH_EVERY_S:
-            pack.flush()
-            unsaved_bytes, saved_at_s = 0, time.monotonic()
 
 
 class _CancelledError(Exception):

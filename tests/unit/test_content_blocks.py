@@ -105,6 +105,34 @@ def test_what_was_not_flushed_is_fetched_again(tmp_path: Path) -> None:
     assert PartialPack(tmp_path / STAMP, ref).missing() == [(0, 2), (3, 2), (6, 5)]
 
 
+def test_what_was_written_and_not_recorded_is_reclaimed_as_far_as_it_is_sound(tmp_path: Path) -> None:
+    data, ref, digests = made(tmp_path)
+    pack = PartialPack.prepare(tmp_path / STAMP, ref, digests)
+    for number in (0, 3, 4, 10):
+        pack.write(number, block(data, number))
+    pack.close()  # no flush: as a kill leaves it
+    with (tmp_path / STAMP / "DISTFILE.TED").open("r+b") as file:
+        file.seek(4 * BLOCK + 5)
+        file.write(b"torn")
+    again = PartialPack(tmp_path / STAMP, ref)
+    assert again.missing() == [(0, 11)]
+    assert again.reclaim() == 3
+    assert again.missing() == [(1, 2), (4, 6)]
+    again.flush()
+    again.close()
+    assert PartialPack(tmp_path / STAMP, ref).missing() == [(1, 2), (4, 6)]
+
+
+def test_a_pack_can_be_opened_by_others_before_its_first_block_comes(tmp_path: Path) -> None:
+    _data, ref, digests = made(tmp_path)
+    pack = PartialPack.prepare(tmp_path / STAMP, ref, digests)
+    assert pack.reclaim() == 0
+    assert not (tmp_path / STAMP / "DISTFILE.TED").exists()
+    pack.make()
+    assert (tmp_path / STAMP / "DISTFILE.TED").stat().st_size == ref.bytes
+    assert PartialPack(tmp_path / STAMP, ref).missing() == [(0, 11)]
+
+
 def test_a_partial_older_pack_is_completed_later(tmp_path: Path) -> None:
     data, whole, digests = made(tmp_path)
     ref = PackRef(whole.revision, whole.bytes, whole.block_bytes, whole.blocks, whole.root, ((0, 2), (10, 1)))
