@@ -6,26 +6,42 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
-from fleet import Fleet
+from click.testing import CliRunner
+from fleet import CommandError, Fleet
 
 HERE = Path(__file__).parent / "lab"
+WIRE = 1514 / 1448  # Ethernet, IP and TCP headers of full packets, per byte of payload
+PORT = 7465
+
+
+def goodput_s(payload_bytes: float, mbit_s: float) -> float:
+    """Return how long a line needs for a payload in full packets: the bound that nothing can beat."""
+    return payload_bytes * WIRE * 8 / (mbit_s * 1e6)
 
 
 class Lab:
-    """A running lab; commands of ``lab`` as methods."""
+    """A running lab; commands of ``lab`` as methods. It goes down when this process ends, however that comes."""
 
-    def __init__(self, name: str, home: Path) -> None:
+    def __init__(self, name: str, home: Path, spec: dict[str, Any]) -> None:
         self.name = name
+        self.home = home
         self._env = {**os.environ, "LAB_NAME": name, "LAB_HOME": str(home)}
+        path = home.parent / f"{name}.yml"
+        path.write_text(yaml.safe_dump(spec, sort_keys=False))
+        self.call("up", str(path), "--owner", str(os.getpid()))
+        self._hosts: dict[str, dict[str, Any]] = json.loads((home / name / "lab.json").read_text())["hosts"]
 
-    def call(self, *words: str) -> str:
+    def call(self, *words: str, check: bool = True) -> str:
         command = [sys.executable, str(HERE / "lab"), *words]
         done = subprocess.run(command, env=self._env, capture_output=True, text=True, check=False, timeout=100)
-        assert done.returncode == 0, f"lab {' '.join(words)}: {done.stderr}"
+        assert not (check and done.returncode), f"lab {' '.join(words)}: {done.stderr}"
         return done.stdout
 
     def line_bytes(self, site: str) -> dict[str, int]:
@@ -37,25 +53,81 @@ class Lab:
         """Return the words that run a command in a host's network, with this machine's files."""
         return ["ip", "netns", "exec", f"{self.name}.h.{host}"]
 
-    def addresses(self) -> dict[str, str]:
-        hosts: dict[str, Any] = yaml.safe_load(self.call("inventory"))["all"]
-        found: dict[str, str] = {}
+    def address(self, host: str, *, ip6: bool = False) -> str:
+        return str(self._hosts[host]["ip6" if ip6 else "ip"])
 
-        def walk(group: dict[str, Any]) -> None:
-            for name, values in (group.get("hosts") or {}).items():
-                if values and "ansible_host" in values:
-                    found[name] = values["ansible_host"]
-            for child in (group.get("children") or {}).values():
-                walk(child or {})
 
-        walk(hosts)
+class LabFleet(Fleet):
+    """A fleet whose nodes stand on the hosts of a lab that have their names."""
+
+    lab: Lab
+
+    def place(self, lab: Lab, *, ip6: bool = False) -> None:
+        """Give every node the address and the network of the lab's host of its name."""
+        self.lab = lab
+        for name, own in self.hostvars.items():
+            own["ted_address"] = lab.address(name, ip6=ip6)
+            own["ted_port"] = PORT
+            self.inside[name] = lab.inside(name)
+
+    def install(self) -> None:
+        """As ``Fleet.install``, in this process: a hundred starts of Python would take a minute."""
+        self._call, call = self._call_here, self._call  # type: ignore[method-assign]
+        try:
+            super().install()
+        finally:
+            self._call = call  # type: ignore[method-assign]
+
+    def _call_here(self, words: list[str], stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        from ted.cli.main import cli
+
+        done = CliRunner().invoke(cli, words, input=stdin, catch_exceptions=False)
+        found = subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
+        if done.exit_code:
+            raise CommandError(words, found)
         return found
 
+    def sent_at_s(self, distributor: str) -> float:
+        """Return when (seconds since the epoch) the last send of a Distributor began."""
+        from ted.agent.records import open_journal
+        from ted.config import NodeConfig
 
-def place(fleet: Fleet, lab: Lab) -> None:
-    """Give every node of a fleet the address and the network of the lab's host of its name."""
-    addresses = lab.addresses()
-    for name, own in fleet.hostvars.items():
-        own["ted_address"] = addresses[name]
-        own["ted_port"] = 7465
-        fleet.inside[name] = lab.inside(name)
+        journal = open_journal(NodeConfig.load(self.config(distributor)))
+        try:
+            return datetime.fromisoformat(journal.sends()[0]["started_at"]).timestamp()
+        finally:
+            journal.close()
+
+    def held_at_s(self, distributor: str, distribution: str, node: str) -> float:
+        """Return when (seconds since the epoch) a node had the whole revision, by its own state file."""
+        revision = self.ted(distributor, "status", distribution)[0]["revision"]
+        directory = self.working(node) / distributor / distribution / revision
+        return (directory / "DISTSTATUS.TED").stat().st_mtime
+
+
+class Clock:
+    """Runs functions at moments of a test that counts from its making, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+        self._threads: list[threading.Thread] = []
+        self.errors: list[BaseException] = []
+
+    def at(self, moment_s: float, function: Any, *args: Any) -> None:
+        def run() -> None:
+            time.sleep(max(0.0, self._began_s + moment_s - time.monotonic()))
+            try:
+                function(*args)
+            except BaseException as error:  # noqa: BLE001 -- the test's own thread raises it
+                self.errors.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def join(self) -> None:
+        """Wait until everything has run; raise what one of them raised."""
+        for thread in self._threads:
+            thread.join(100)
+        if self.errors:
+            raise self.errors[0]
