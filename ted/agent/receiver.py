@@ -129,6 +129,7 @@ class Receiver:
         await run(journal.put_offers, [("", slip)])
         before = {row.node: row.seq for row in await run(self._states_of, slip)}
         if await run(self._node.working.is_received, *key):
+            await self._mark_target([slip])
             await run(self._acknowledge, key)
             await self._freshen(slip)
             forwarded = await self._sender.forward(slip)
@@ -255,6 +256,7 @@ class Receiver:
             if self._transfers.get(key[:2]) is transfer:
                 del self._transfers[key[:2]]
         if failure is None:
+            await self._mark_target(transfer.slips)
             for slip in transfer.slips:
                 await self._on_received(slip)
 
@@ -294,6 +296,7 @@ class Receiver:
 
     async def _received(self, key: Key, transfer: _Transfer) -> None:
         run, journal, total = self._node.run, self._node.journal, transfer.bytes_done
+        await self._mark_target(transfer.slips)
         await run(journal.report, *key, State.RECEIVED, bytes_done=total, bytes_total=total)
         await self._close_offers(transfer, "done")
         busy = {other.key[2] for other in self._transfers.values() if other.key[:2] == key[:2]}
@@ -301,6 +304,16 @@ class Receiver:
             await run(self._prune, key, transfer.record, busy)
         except (TedError, OSError) as error:  # what is here is here; the next one prunes
             log.error("%s: old revisions stay: %s", "/".join(key), error)
+
+    async def _mark_target(self, slips: list[RoutingSlip]) -> None:
+        """Write down, before anybody is told that it is here, whether the revision is for this node."""
+        for slip in slips:
+            if slip.hop.target:
+                await self._node.run(self._write_target, key_of(slip))
+
+    def _write_target(self, key: Key) -> None:
+        with _disk_errors():
+            self._node.working.mark_target(*key)
 
     async def _close_offers(self, transfer: _Transfer, status: str) -> None:
         for slip in transfer.slips:

@@ -13,7 +13,6 @@ from typing import Any
 import click
 
 import ted
-from ted.agent.records import open_journal
 from ted.cli.common import topology_if_any
 from ted.cli.main import Settings, emit, tabulated
 from ted.config import NodeConfig
@@ -88,11 +87,15 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Wanted:
-    """A distribution to work on; ``relayed`` when this node only passes it on."""
+    """A distribution to work on; ``relayed`` when this node only passes it on.
+
+    ``revision``: the newest that is here for this node; ``None``: the newest that is here.
+    """
 
     distributor: str
     distribution: str
     relayed: bool = False
+    revision: str | None = None
 
 
 def named(known: Iterable[Pair], names: tuple[str, ...], distributor: str | None) -> list[Pair]:
@@ -124,18 +127,21 @@ def wanted(settings: Settings, config: NodeConfig, names: tuple[str, ...], distr
     """Return what to extract: what is named, or everything here that this node subscribes to; by priority.
 
     What a Distributor made itself it subscribes to if it is a host of one of its channels; naming it is enough too.
+    Of what others made, a revision that this node only passed on (a pilot for others, say) is none of its own.
 
     Raises:
         UnknownNameError: A name is not here.
         UsageError: A name is here of more than one Distributor.
     """
-    targets = _targets(config)
     own = _own(settings, config)
     found = []
     for pair in named(received(config.working), names, distributor):
-        subscribed = pair[1] in own if pair[0] == config.node else targets.get(pair, True)
-        if names or subscribed:
-            found.append(Wanted(*pair, relayed=not subscribed and pair[0] != config.node))
+        if pair[0] == config.node:
+            found += [Wanted(*pair)] if names or pair[1] in own else []
+        elif (revision := _for_this_node(config.working, pair)) is not None:
+            found.append(Wanted(*pair, revision=revision))
+        elif names:
+            found.append(Wanted(*pair, relayed=True))
     return found
 
 
@@ -149,25 +155,10 @@ def _own(settings: Settings, config: NodeConfig) -> set[str]:
     return {name for name, distribution in own.items() if channels & set(distribution.channels)}
 
 
-def _targets(config: NodeConfig) -> dict[tuple[str, str], bool]:
-    """Return whether this node subscribes to what it was offered; what it was never offered is left out.
-
-    One revision may have come by several slips (channels, ``--limit``); any that named this node a target counts.
-    """
-    from ted.transfer.slip import RoutingSlip
-
-    journal = open_journal(config)
-    try:
-        offers = journal.offers(child="")
-    finally:
-        journal.close()
-    newest: dict[tuple[str, str], str] = {}
-    found: dict[tuple[str, str], bool] = {}
-    for offer in offers:  # newest first
-        pair = (offer["distributor"], offer["distribution"])
-        if newest.setdefault(pair, offer["revision"]) == offer["revision"]:
-            found[pair] = found.get(pair, False) or RoutingSlip.decode(offer["slip"]).hop.target
-    return found
+def _for_this_node(working: WorkingDirectory, pair: Pair) -> str | None:
+    """Return the newest revision here that was sent to this node itself, by any slip, or that it pulled."""
+    stamps = (stamp for stamp in reversed(working.received(*pair)) if working.is_target(*pair, stamp))
+    return next(stamps, None)
 
 
 def received(working: WorkingDirectory) -> list[tuple[str, str]]:

@@ -47,8 +47,8 @@ def command(
 ) -> None:
     """Extract each DISTRIBUTION (default: everything this node subscribes to) in its newest revision here.
 
-    High priority first. Nothing is extracted whose signature does not hold. One that fails is undone; the others
-    are extracted all the same.
+    High priority first. What this node only passed on does not count. Nothing is extracted whose signature does not
+    hold. One that fails is undone; the others are extracted all the same.
     """
     config = NodeConfig.load(settings.config)
     if revision is not None and len(names) != 1:
@@ -65,8 +65,9 @@ def command(
             try:
                 begin(journal, host, each.distributor, each.distribution, revision or _newest(host, each))
                 result = extract(
-                    host, each.distributor, each.distribution, revision=revision, check=check, diff=diff, force=force
-                )
+                    host, each.distributor, each.distribution, revision=revision, newest=each.revision, check=check,
+                    diff=diff, force=force,
+                )  # fmt: skip
             except TedError as error:
                 failures.append(error)
                 rows.append(failed_row(each, revision or _newest(host, each), error, check=check))
@@ -87,6 +88,8 @@ def command(
 
 
 def _newest(host: Host, each: Wanted) -> str | None:
+    if each.revision is not None:
+        return each.revision
     stamps = host.working.received(each.distributor, each.distribution)
     return stamps[-1] if stamps else None
 

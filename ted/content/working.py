@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from ted.content.blocks import BITMAP_NAME, BLOCKS_NAME, PACK_NAME
 from ted.content.durable import read_bounded, replace_file, sync_directory
@@ -213,16 +213,25 @@ class WorkingDirectory:
         directory = self.revision(distributor, distribution, stamp)
         _, data = read_record(directory)
         status = {"format": 1, "record": hashlib.sha256(data).hexdigest()}
+        if self.is_target(distributor, distribution, stamp):  # it is here for the second time
+            status["target"] = True
         replace_file(directory / STATUS_NAME, canonical_json(status))
 
     def record_received(self, distributor: str, distribution: str, stamp: str) -> str | None:
         """Return the SHA-256 (hex) of the record verified when the revision was received; ``None``: none was."""
-        data = read_bounded(self.revision(distributor, distribution, stamp) / STATUS_NAME, _MAX_STATUS_BYTES)
-        with suppress(ValueError, TypeError, KeyError):
-            status = json.loads(data or b"")
-            if status["format"] == 1 and isinstance(status["record"], str):
-                return str(status["record"])
-        return None
+        record = _status(self.revision(distributor, distribution, stamp)).get("record")
+        return record if isinstance(record, str) else None
+
+    def is_target(self, distributor: str, distribution: str, stamp: str) -> bool:
+        """Whether a revision that was received is for this node, and not only passed on by it."""
+        return _status(self.revision(distributor, distribution, stamp)).get("target") is True
+
+    def mark_target(self, distributor: str, distribution: str, stamp: str) -> None:
+        """Write down that a revision that was received is for this node; what was not received is left alone."""
+        directory = self.revision(distributor, distribution, stamp)
+        status = _status(directory)
+        if status and status.get("target") is not True:
+            replace_file(directory / STATUS_NAME, canonical_json(status | {"target": True}))
 
     def disk_bytes(self, distributor: str | None = None, distribution: str | None = None) -> int:
         """Return the bytes that lie on disk, of everything or of one distribution; holes do not count."""
@@ -269,6 +278,16 @@ class WorkingDirectory:
                 yield False
                 return
             yield True
+
+
+def _status(directory: Path) -> dict[str, Any]:
+    """Return what the status file in a revision's directory says; nothing when there is none."""
+    data = read_bounded(directory / STATUS_NAME, _MAX_STATUS_BYTES)
+    with suppress(ValueError):
+        status = json.loads(data or b"")
+        if isinstance(status, dict) and status.get("format") == 1:
+            return status
+    return {}
 
 
 def drop_record(directory: Path) -> None:

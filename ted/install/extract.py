@@ -66,6 +66,7 @@ def extract(
     distribution: str,
     *,
     revision: str | None = None,
+    newest: str | None = None,
     check: bool = False,
     diff: bool = False,
     force: bool = False,
@@ -77,7 +78,8 @@ def extract(
         host: This node.
         distributor: Who made it.
         distribution: Its name.
-        revision: Which; the newest that is here as a whole when ``None``.
+        revision: Which, also an older one than is installed; the newest when ``None``.
+        newest: The newest that is meant for this node; the newest that is here as a whole when ``None``.
         check: Only foretell.
         diff: Describe each change.
         force: Compare with the target, byte by byte, even if it is installed already.
@@ -94,7 +96,7 @@ def extract(
         held = host.states.load(distributor, distribution)
         if not check:
             host.recover(held)
-        stamp = host.chosen(distributor, distribution, revision)
+        stamp = host.chosen(distributor, distribution, revision or newest)
         extraction = _Extraction(host, held, stamp, check=check, diff=diff, force=force, known=known,
                                  named=revision is not None)  # fmt: skip
         result = extraction.run()

@@ -5,7 +5,7 @@ Rules:
  * A push copies packs first, then records, then the catalog, its timestamp last: a reader never finds a name without
    its content. Files appear whole or not at all; what is there already is not copied again.
  * A pull trusts nothing it reads: catalog and record by signature, every block by its signed digest.
- * Whoever pulls needs the Distributor's root, as from any other source.
+ * Whoever pulls needs the Distributor's root, as from any other source; and pulls it for itself: it is a target.
 """
 
 from __future__ import annotations
@@ -217,6 +217,8 @@ def pull(working: WorkingDirectory, view: CatalogView, mirror: Mirror, name: str
     record = RevisionRecord.from_bytes(data)
     directory = working.revision(view.distributor, name, record.revision)
     if working.is_received(view.distributor, name, record.revision):
+        if not check:
+            working.mark_target(view.distributor, name, record.revision)
         return record, 0
     if not check:
         directory.mkdir(parents=True, exist_ok=True)
@@ -228,6 +230,7 @@ def pull(working: WorkingDirectory, view: CatalogView, mirror: Mirror, name: str
     if not check:
         replace_file(directory / RECORD_NAME, data)
         working.mark_received(view.distributor, name, record.revision)
+        working.mark_target(view.distributor, name, record.revision)
     return record, total
 
 

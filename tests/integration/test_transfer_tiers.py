@@ -223,6 +223,47 @@ def test_limit_sends_to_the_named_and_those_on_the_way_only(fleet: Fleet) -> Non
     assert not list(fleet.working("e01").glob("hq/app/*"))
 
 
+def test_after_a_pilot_a_parent_installs_what_was_sent_to_itself(fleet: Fleet) -> None:
+    two_tiers(fleet)
+    fleet.groups["pos"].append("s01")
+    fleet.hostvars["s01"]["ted_variables"] = {"DEST": str(fleet.root / "s01" / "dest")}
+    fleet.install()
+    fleet.start()
+    told = fleet.root / "s01" / "dest" / "app" / "x"
+    (fleet.root / "source" / "x").write_text("for all")
+    (first,) = (row["revision"] for row in fleet.ted("hq", "build")["distributions"])
+    fleet.ted("hq", "send")
+    (fleet.root / "source" / "x").write_text("pilot")
+    (pilot,) = (row["revision"] for row in fleet.ted("hq", "build")["distributions"])
+    fleet.ted("hq", "send", "--limit", "e02")
+    for changed in (True, False):
+        (row,) = fleet.ted("s01", "extract")["distributions"]
+        assert (row["state"], row["revision"], row["changed"]) == ("extracted", first, changed)
+        assert told.read_text() == "for all"
+    (row,) = fleet.ted("e02", "extract")["distributions"]
+    assert row["revision"] == pilot
+    fleet.ted("hq", "send")
+    assert fleet.ted("s01", "extract")["distributions"][0]["revision"] == pilot
+    assert told.read_text() == "pilot"
+
+
+def test_a_relay_whose_old_offers_are_gone_still_installs_nothing(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.hostvars["s01"]["ted_variables"] = {"DEST": str(fleet.root / "s01" / "dest")}
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    for name in ("s01", "e01"):
+        fleet.kill(name)
+        for path in (fleet.working(name) / ".ted").glob("records.sqlite*"):
+            path.unlink()
+    assert fleet.ted("s01", "extract")["distributions"] == []
+    assert fleet.ted("s01", "extract", "app")["distributions"][0]["state"] == "skipped"
+    assert not (fleet.root / "s01" / "dest").exists()
+    assert fleet.ted("e01", "extract")["distributions"][0]["state"] == "extracted"
+
+
 def test_check_foretells_the_bytes_and_sends_nothing(fleet: Fleet) -> None:
     two_tiers(fleet, leaves=1)
     fleet.install()
