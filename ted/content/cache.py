@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 
 import msgpack
 
-from ted.content.entry import Components, Entry, components, entry_from_row, pack_entry
+from ted.content.entry import Components, Entry, components, entry_from_row
 from ted.errors import FormatError
 
 _MARK = ["ted build cache", 2]
@@ -130,10 +130,10 @@ class CacheWriter:
             self._file = open(self._temporary(path), "wb")  # noqa: SIM115 -- closed by commit() or abandon()
             self._file.write(_head(_UNKNOWN, _UNKNOWN))
 
-    def add(self, status: os.stat_result, entry: Entry) -> None:
-        """Note a file, unless it changed too short a while ago."""
+    def add(self, status: os.stat_result, row: bytes) -> None:
+        """Note a file and its row in the manifest, unless it changed too short a while ago."""
         if self._file is not None and not self._is_doubtful(max(status.st_mtime_ns, status.st_ctime_ns)):
-            self._file.write(b"\x92" + msgpack.packb(signature_of(status)) + pack_entry(entry))
+            self._file.write(b"\x92" + msgpack.packb(signature_of(status)) + row)
 
     def _is_doubtful(self, changed_at_ns: int) -> bool:
         return changed_at_ns >= self._oldest_doubtful_ns

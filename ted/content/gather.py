@@ -5,7 +5,9 @@ Rules:
    it is known before anything is read.
  * A file is read between two looks at its status. If they differ it is read again, three times at most.
  * A file the cache knows is not read, if its frames are still kept and, for a small file, its whole group is unchanged.
- * Entries leave in order; those that wait for their group to end are at most ``MAX_GROUP_ENTRIES``.
+ * Groups are hashed on the threads that compress; at most ``_HASHING`` of them at a time, so that the order in which
+   frames come does not depend on which thread was quicker.
+ * Entries leave in order; those that wait for their group to end are at most ``MAX_GROUP_ENTRIES`` for each.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import msgpack
@@ -39,6 +42,7 @@ from ted.errors import RepositoryError, SourceChangedError
 
 _ATTEMPTS = 3
 _PAUSE_S = 0.05
+_HASHING = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,15 @@ class _Group:
     entries: int = 0
 
 
+@dataclass(slots=True)
+class _Hashing:
+    """A group that was read, while its bytes and its files are hashed."""
+
+    members: list[_Member]
+    plain: bytes
+    digests: Future[list[bytes]]
+
+
 class Gatherer:
     """Takes what is found, in order, and fills manifest and frame store."""
 
@@ -109,6 +122,7 @@ class Gatherer:
         self._cache_out = cache_out
         self._rows: deque[_Row] = deque()
         self._group = _Group()
+        self._hashing: deque[_Hashing] = deque()
         self._links = HardLinks()
 
     def take(self, found: Item | Given) -> None:
@@ -135,16 +149,18 @@ class Gatherer:
     def finish(self) -> None:
         """Nothing more comes: end the open group."""
         self._end_group()
+        while self._hashing:
+            self._store_hashed()
         self._emit()
 
     def _emit(self) -> None:
         while self._rows and (entry := self._rows[0].entry) is not None:
             row = self._rows.popleft()
-            self._manifest.add(entry, row.marks)
+            packed = self._manifest.add(entry, row.marks)
             if entry.kind is Kind.FILE:
                 self.content_bytes += entry.size
                 if row.status is not None:
-                    self._cache_out.add(row.status, entry)
+                    self._cache_out.add(row.status, packed)
             self.files += entry.kind in {Kind.FILE, Kind.HARDLINK}
 
     def _take_given(self, given: Given, row: _Row) -> None:
@@ -253,17 +269,30 @@ class Gatherer:
 
     def _store_group(self, group: _Group) -> None:
         members = [member for member in group.members if self._has_data(member)]
-        plain = b"".join(member.data or b"" for member in members)
+        parts = [member.data or b"" for member in members]
+        plain = b"".join(parts)
         if not plain:
             return
-        frame = self._frames.put(plain)
+        if len(parts) == 1:
+            parts = []  # the frame's digest is the file's
+        digests = self._frames.threads.submit(lambda: [frame_digest(part) for part in (plain, *parts)])
+        self._hashing.append(_Hashing(members, plain, digests))
+        if len(self._hashing) > _HASHING:
+            self._store_hashed()
+
+    def _store_hashed(self) -> None:
+        """Keep the group that was read longest ago, and give its files their entries."""
+        group = self._hashing.popleft()
+        frame, *of_files = group.digests.result()
+        digests: list[bytes] | list[None] = of_files or [None]
+        self._frames.put(group.plain, digest=frame)
         offset = 0
-        for member in members:
-            data = member.data or b""
-            digest = frame_digest(data) if len(members) > 1 else None
-            extents = (Extent(frame, offset, len(data)),)
+        for member, digest in zip(group.members, digests, strict=True):
+            size = len(member.data or b"")
+            member.data = None
+            extents = (Extent(frame, offset, size),)
             self._finish_member(member, member.base._replace(extents=extents, digest=digest))
-            offset += len(data)
+            offset += size
 
     def _has_data(self, member: _Member) -> bool:
         """Read a remembered member; false if it is now another file, which then was settled by itself."""
@@ -295,7 +324,7 @@ class Gatherer:
             except OSError as error:
                 fail(error, item.source)
             try:
-                read = self._read_once(fd, item.source)
+                read = self._read_once(fd, item)
             finally:
                 os.close(fd)
             if read is not None:
@@ -305,12 +334,14 @@ class Gatherer:
             hint="build again when nobody writes there, or `exclude` it",
         )
 
-    def _read_once(self, fd: int, name: str) -> _Read | None:
+    def _read_once(self, fd: int, item: Item) -> _Read | None:
         try:
             before = os.fstat(fd)
             if not stat.S_ISREG(before.st_mode):
-                raise SourceChangedError(f"{name}: is no longer a file", hint="build again when nobody writes there")
-            read = _Read(before, read_xattrs(fd, name))
+                raise SourceChangedError(
+                    f"{item.source}: is no longer a file", hint="build again when nobody writes there"
+                )
+            read = _Read(before, read_xattrs(fd, lambda: item.source))
             size = before.st_size
             sparse = before.st_blocks * 512 < size and next(regions(fd, size)) != (0, size, False)
             if size > GROUP_BYTES or sparse:
@@ -319,7 +350,7 @@ class Gatherer:
                 read.data = _read_all(fd, size)
             after = os.fstat(fd)
         except OSError as error:
-            fail(error, name)
+            fail(error, item.source)
         whole = read.data is None or len(read.data) == size
         covered = sum(piece.length for piece in read.extents or read.lists) == size
         same = (after.st_size, after.st_mtime_ns, after.st_ctime_ns) == (size, before.st_mtime_ns, before.st_ctime_ns)
@@ -428,7 +459,7 @@ def _seek(fd: int, place: int, whence: int, size: int) -> int:
 
 def _read_all(fd: int, size: int) -> bytes:
     data = os.pread(fd, size + 1, 0)
-    while len(data) <= size and (more := os.pread(fd, size + 1 - len(data), len(data))):
+    while len(data) < size and (more := os.pread(fd, size + 1 - len(data), len(data))):
         data += more
     return data
 

@@ -67,8 +67,8 @@ class ManifestWriter:
         self._entries = 0
         self._frames: list[tuple[bytes, bytes, int]] = []
 
-    def add(self, entry: Entry, marks: bytes) -> None:
-        """Append an entry; ``marks`` is the ``path_hash`` of its path.
+    def add(self, entry: Entry, marks: bytes) -> bytes:
+        """Append an entry and return its row; ``marks`` is the ``path_hash`` of its path.
 
         Raises:
             BuildError: Its row is longer than any may be.
@@ -86,6 +86,7 @@ class ManifestWriter:
         self._entries += 1
         if ends_manifest_frame(len(self._rows), marks):
             self._end()
+        return row
 
     def finish(self, type_: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> bytes:
         """Store the last frame and the index frame; return the index frame's digest.

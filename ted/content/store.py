@@ -101,9 +101,15 @@ class FrameStore:
         self._pack.abandon()
         self._seen.close()
 
-    def put(self, plain: bytes) -> bytes:
-        """Keep a frame; return its digest."""
-        digest = frame_digest(plain)
+    @property
+    def threads(self) -> ThreadPoolExecutor:
+        """The threads that compress, for other work that needs no interpreter."""
+        return self._pool
+
+    def put(self, plain: bytes, *, digest: bytes | None = None) -> bytes:
+        """Keep a frame; return its digest, which is computed where the caller does not know it."""
+        if digest is None:
+            digest = frame_digest(plain)
         if not self.need(digest) and digest not in self._seen:
             self._seen.add(digest)
             self._waiting.append(self._pool.submit(encode, plain, self._level, digest=digest))

@@ -18,7 +18,7 @@ import pwd
 import re
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -242,9 +242,8 @@ class SourceTree:
             return
         if self._base:
             status = os.fstat(self._root_fd)
-            yield Item(
-                self, (), self._base, _key(self._base), status, None, read_xattrs(self._root_fd, self.name_of(()))
-            )
+            xattrs = read_xattrs(self._root_fd, lambda: self.name_of(()))
+            yield Item(self, (), self._base, _key(self._base), status, None, xattrs)
         yield from self._below()
 
     def _below(self) -> Iterator[Item]:
@@ -329,7 +328,7 @@ class SourceTree:
             self._fail(error, relative)
         try:
             status = os.fstat(fd)
-            whole = Item(self, relative, item.path, item.key, status, None, read_xattrs(fd, item.source))
+            whole = Item(self, relative, item.path, item.key, status, None, read_xattrs(fd, lambda: item.source))
             return whole, _Level(relative, fd, self._names(fd, relative), (status.st_dev, status.st_ino))
         except BaseException:
             os.close(fd)
@@ -404,8 +403,12 @@ def fail(error: OSError, name: str) -> NoReturn:
     raise BuildError(f"{name}: {error.strerror}", hint=hint) from error
 
 
-def read_xattrs(fd: int, name: str) -> Xattrs:
+def read_xattrs(fd: int, name: Callable[[], str]) -> Xattrs:
     """Return the extended attributes (ACLs among them) that are sent; none where the filesystem has none.
+
+    Args:
+        fd: An open file or directory.
+        name: Gives its name for messages.
 
     Raises:
         UnsupportedFileError: They are larger than an entry may hold.
@@ -415,7 +418,7 @@ def read_xattrs(fd: int, name: str) -> Xattrs:
     except OSError as error:
         if error.errno in _NO_XATTRS:
             return ()
-        fail(error, name)
+        fail(error, name())
     if not names:
         return ()
     pairs = [
@@ -424,19 +427,19 @@ def read_xattrs(fd: int, name: str) -> Xattrs:
         if is_carried_xattr(attribute) and (value := _xattr(fd, attribute, name)) is not None
     ]
     if sum(len(value) for _, value in pairs) > _MAX_XATTRS_BYTES:
-        raise UnsupportedFileError(f"{name}: more extended attributes than can be sent", hint="`exclude` it")
+        raise UnsupportedFileError(f"{name()}: more extended attributes than can be sent", hint="`exclude` it")
     return tuple(pairs)
 
 
-def _xattr(fd: int, attribute: bytes, name: str) -> bytes | None:
+def _xattr(fd: int, attribute: bytes, name: Callable[[], str]) -> bytes | None:
     try:
         value = os.getxattr(fd, attribute)
     except OSError as error:
         if error.errno in _NO_XATTRS:
             return None
-        fail(error, name)
+        fail(error, name())
     if len(value) > MAX_XATTR_BYTES:
-        raise UnsupportedFileError(f"{name}: an extended attribute of {len(value)} bytes", hint="`exclude` it")
+        raise UnsupportedFileError(f"{name()}: an extended attribute of {len(value)} bytes", hint="`exclude` it")
     return value
 
 
