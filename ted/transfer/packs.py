@@ -107,13 +107,23 @@ class ServedPack:
         elif self._partial is not None and not self._partial.has(block):
             raise MissingContentError(f"block {block} is not on this node")
 
-    def read(self, block: int) -> bytes:
-        """Return the bytes of ``block``; for a worker thread."""
-        size = self.block_size(block)
-        data = os.pread(self._fd, size, block * self._ref.block_bytes)
-        if len(data) != size:
+    def read(self, block: int, start: int, most_bytes: int) -> bytearray:
+        """Return up to ``most_bytes`` of ``block`` from ``start``; for a worker thread."""
+        data = self._read(block, start, most_bytes, 0)
+        if data is None:
             raise MissingContentError(f"block {block}: the pack on this node is shorter than it should be")
         return data
+
+    def read_cached(self, block: int, start: int, most_bytes: int) -> bytearray | None:
+        """As ``read`` when that needs no disk: most of what is forwarded has just come. Else ``None``, at once."""
+        try:
+            return self._read(block, start, most_bytes, os.RWF_NOWAIT)
+        except OSError:  # not in memory, or a file system that cannot tell
+            return None
+
+    def _read(self, block: int, start: int, most_bytes: int, flags: int) -> bytearray | None:
+        data = bytearray(min(most_bytes, self.block_size(block) - start))
+        return data if os.preadv(self._fd, [data], block * self._ref.block_bytes + start, flags) == len(data) else None
 
 
 class PackStore:

@@ -162,10 +162,12 @@ class PeerServer:
         try:
             for block in blocks_of(runs):
                 await pack.available(block, self._timeout_s)
-                data = memoryview(await self._in_thread(pack.read, block))
-                for start in range(0, len(data), WRITE_BYTES):
+                for start in range(0, pack.block_size(block), WRITE_BYTES):
+                    data = pack.read_cached(block, start, WRITE_BYTES)
+                    if data is None:
+                        data = await self._in_thread(pack.read, block, start, WRITE_BYTES)
                     async with asyncio.timeout(self._timeout_s):  # a reader that stalls is let go
-                        await response.write(data[start : start + WRITE_BYTES])
+                        await response.write(data)
         except (TedError, TimeoutError) as error:
             # the head is out: closing early is the only honest answer left
             raise ConnectionResetError(str(error)) from error

@@ -1,0 +1,55 @@
+"""The tests' fleets and lab, for tables that need real agents or lines; and the peers' Debian packages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from fleet import Fleet
+from lab_rig import HERE, WIRE, Lab, LabFleet, goodput_s
+
+__all__ = ["HERE", "WIRE", "Fleet", "Lab", "LabFleet", "directory", "goodput_s", "need", "need_python", "write_random"]
+
+
+def need(**packages: str) -> None:
+    """See that programs are here (program=Debian package); install them where this is root on Debian.
+
+    Raises:
+        RuntimeError: One is missing and cannot be installed.
+    """
+    missing = [package for program, package in packages.items() if shutil.which(program) is None]
+    if not missing:
+        return
+    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"these Debian packages are needed: {' '.join(missing)}: {done.stderr[-500:]}")
+
+
+def need_python(*packages: str) -> None:
+    """Install packages of the Python index into this environment."""
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", *packages], check=True)
+
+
+@contextmanager
+def directory() -> Iterator[Path]:
+    """Yield a directory in memory where there is room, so that no disk is measured; gone afterwards."""
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="ted-bench-", dir=base) as name:
+        yield Path(name)
+
+
+def write_random(path: Path, size: int) -> None:
+    """Write incompressible bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for start in range(0, size, 1 << 24):
+            file.write(os.urandom(min(1 << 24, size - start)))
