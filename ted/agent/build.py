@@ -9,9 +9,10 @@ Rules:
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ted.content import retention
 from ted.content.builder import BuildResult, RevisionBuilder
 from ted.content.durable import read_bounded
 from ted.content.record import MAX_RECORD_BYTES
-from ted.content.working import RECORD_NAME
+from ted.content.working import LOCK_NAME, RECORD_NAME
 from ted.errors import BuildError, ConfigError, TedError, UnknownNameError
 from ted.install.state import InstalledStates
 from ted.records.journal import Journal
@@ -99,8 +100,13 @@ class Builder:
             OptionsError: Its options are not valid.
             PluginError: Its type is not installed here.
         """
+        missing = self._missing(distribution.name) if check else []
         with self._alone(distribution.name):
-            return self._build(distribution, force=force, check=check)
+            try:
+                return self._build(distribution, force=force, check=check)
+            finally:
+                for path in missing:
+                    _remove(path, whole=path.parent == self._scratch)
 
     def tidy(self, distribution: Distribution) -> None:
         """Remove what is surplus, and from the catalog first.
@@ -111,9 +117,21 @@ class Builder:
         with self._alone(distribution.name):
             self._publish(distribution)
 
+    def _missing(self, name: str) -> list[Path]:
+        """Return what is not there yet of the directories and locks that a build makes, the deepest first."""
+        working, directory = self._working, self._working.distribution(self._config.node, name)
+        scratch, lock = self._scratch / f"{name}.scratch", working.lock_path(_lock(name))
+        places = [directory / LOCK_NAME, directory, directory.parent, scratch, scratch.parent, lock, lock.parent,
+                  working.state, working.path]  # fmt: skip
+        return [path for path in places if not path.exists()]
+
+    @property
+    def _scratch(self) -> Path:
+        return self._working.state / "build"
+
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
-        with self._working.lock(f"build-{name}"[:128]) as mine:
+        with self._working.lock(_lock(name)) as mine:
             if not mine:
                 raise BuildError(f"another build of {name} is running", hint="wait until it is done")
             yield
@@ -154,7 +172,7 @@ class Builder:
             options.model_dump(mode="json"), cache=self._working.build_cache(distribution.name),
             allow_empty=bool(getattr(options, "allow_empty", False)),
         ) as builder:  # fmt: skip
-            warnings = plugins.gather(distribution.type, builder, options, self._working.state / "build")
+            warnings = plugins.gather(distribution.type, builder, options, self._scratch)
             self._add_acceptance_tests(builder, distribution)
             return builder.finish(force=force, check=check), warnings
 
@@ -195,3 +213,18 @@ class Builder:
 
     def _note(self, kind: str, distribution: str, revision: str | None, message: str) -> None:
         self._journal.note(kind, message, distributor=self._config.node, distribution=distribution, revision=revision)
+
+
+def _lock(name: str) -> str:
+    return f"build-{name}"[:128]
+
+
+def _remove(path: Path, *, whole: bool) -> None:
+    """Take away what a check made; unless ``whole``, a directory in which somebody else put something stays."""
+    with suppress(OSError):
+        if whole:
+            shutil.rmtree(path)
+        elif path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink()

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ted.agent.build import Builder
-from ted.agent.records import open_journal
+from ted.agent.records import journal_of
 from ted.cli.common import topology_of
 from ted.cli.main import Settings, emit, tabulated
 from ted.cli.progress import human_bytes
@@ -28,10 +28,9 @@ def command(settings: Settings, names: tuple[str, ...], check: bool, force: bool
     """
     config = NodeConfig.load(settings.config)
     topology = topology_of(settings)
-    journal = open_journal(config)
     rows: list[dict[str, Any]] = []
     failures: list[TedError] = []
-    try:
+    with journal_of(config, check=check) as journal:
         builder = Builder(config, topology, journal, base=_base(settings))
         for distribution in builder.wanted(names):
             try:
@@ -42,12 +41,10 @@ def command(settings: Settings, names: tuple[str, ...], check: bool, force: bool
             rows.append(row | {"check": check})
             for warning in row.get("warnings", ()):
                 click.echo(f"ted: warning: {distribution.name}: {warning}", err=True)
-    finally:
-        journal.close()
     if failures:
         first = failures[0]
         if len(failures) > 1:
-            first.message += f" (and {len(failures) - 1} more failed: `ted report events`)"
+            first.message += f" (and {len(failures) - 1} more failed{'' if check else ': `ted report events`'})"
         first.data = {"changed": any(row["changed"] for row in rows), "distributions": rows}
         raise first
     table = [

@@ -140,6 +140,10 @@ class WorkingDirectory:
         """Return the file that remembers the last build of a distribution of this node."""
         return self.state / "build" / f"{_checked(distribution)}.cache"
 
+    def lock_path(self, name: str) -> Path:
+        """Return the file of a lock of this node."""
+        return self.state / "locks" / f"{_checked(name)}.lock"
+
     def distribution(self, distributor: str, distribution: str) -> Path:
         """Return the directory of a distribution.
 
@@ -269,9 +273,9 @@ class WorkingDirectory:
     @contextmanager
     def lock(self, name: str) -> Iterator[bool]:
         """Hold a lock of this node by name (without waiting); yields false if another process holds it."""
-        directory = self.state / "locks"
-        directory.mkdir(parents=True, exist_ok=True)
-        with open(directory / f"{_checked(name)}.lock", "a", encoding="ascii") as file:
+        path = self.lock_path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="ascii") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

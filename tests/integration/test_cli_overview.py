@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from fleet import CommandError, Fleet, two_tiers
@@ -125,3 +127,28 @@ def test_an_error_is_one_document_and_one_line() -> None:
 
 def test_global_options_may_stand_anywhere() -> None:
     assert hoist(["status", "--json", "-i", "inv", "--", "--json"]) == ["--json", "-i", "inv", "status", "--", "--json"]
+
+
+def test_a_check_of_a_build_leaves_nothing_behind_whether_it_can_be_built_or_not(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.install()
+    gone = fleet.root / "gone"
+
+    def everything() -> list[Path]:
+        return sorted(fleet.working("hq").rglob("*"))
+
+    before = everything()
+    assert fleet.ted("hq", "build", "--check")["changed"]
+    (fleet.root / "source").rename(gone)
+    with pytest.raises(CommandError):
+        fleet.ted("hq", "build", "--check")
+    assert everything() == before
+    gone.rename(fleet.root / "source")
+    fleet.ted("hq", "build")
+    before = everything()
+    assert not fleet.ted("hq", "build", "--check")["changed"]
+    assert everything() == before
+    assert "build_failed" not in {row["kind"] for row in fleet.ted("hq", "report", "events")}
+    shutil.rmtree(fleet.working("hq"))
+    assert fleet.ted("hq", "build", "--check")["changed"]
+    assert not fleet.working("hq").exists()

@@ -35,7 +35,7 @@ options:
     aliases: [distribution]
   force:
     description:
-      - Read every source again, whatever its times and sizes say.
+      - Make a new revision even if nothing changed.
     type: bool
     default: false
 """
