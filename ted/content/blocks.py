@@ -15,6 +15,7 @@ import os
 import struct
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ted.content.durable import read_bounded, replace_file, sync_directory
@@ -65,15 +66,21 @@ class BlockList:
 
     @classmethod
     def of_pack(cls, path: Path, block_bytes: int | None = None) -> BlockList:
-        """Return the list for the pack at ``path``, with blocks of the size that suits it or is forced."""
-        digests = bytearray()
-        with open(path, "rb", buffering=0) as file:
+        """Return the list for the pack at ``path``, with blocks of the size that suits it or is forced.
+
+        Two threads, each with one half, so that at most two blocks are in memory.
+        """
+        with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(2, thread_name_prefix="ted-blocks") as threads:
             size = os.fstat(file.fileno()).st_size
-            block_bytes = block_bytes or block_bytes_for(size)
-            for start in range(0, size, block_bytes):
-                data = os.pread(file.fileno(), block_bytes, start)
-                digests += hashlib.sha256(data).digest()
-        return cls(bytes(digests), block_bytes, size)
+            length = block_bytes or block_bytes_for(size)
+
+            def digests(blocks: range) -> bytes:
+                read = (os.pread(file.fileno(), length, block * length) for block in blocks)
+                return b"".join(hashlib.sha256(data).digest() for data in read)
+
+            count = -(-size // length)
+            halves = (range(count // 2), range(count // 2, count))
+            return cls(b"".join(threads.map(digests, halves)), length, size)
 
     @classmethod
     def from_bytes(cls, data: bytes, ref: PackRef) -> BlockList:
