@@ -17,12 +17,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ted.content.record import is_name
 from ted.content.working import WorkingDirectory
 from ted.errors import ConfigError
-from ted.topology.units import parse_bytes, parse_duration_s
+from ted.topology.units import parse_bytes, parse_duration_s, parse_rate_bytes_s
 
 FILE_NAME = "node.yml"
 DEFAULT_PORT = 7465
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+Rate = Annotated[int, BeforeValidator(parse_rate_bytes_s)]
 Seconds = Annotated[float, BeforeValidator(parse_duration_s), Field(gt=0)]
 
 
@@ -37,9 +38,9 @@ class OutputRates(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    high: Bytes | None = None
-    medium: Bytes | None = None
-    low: Bytes | None = None
+    high: Rate | None = None
+    medium: Rate | None = None
+    low: Rate | None = None
 
 
 class NodeConfig(BaseModel):
@@ -59,9 +60,11 @@ class NodeConfig(BaseModel):
     parent_port: int = Field(DEFAULT_PORT, ge=1, le=65535)
     distributor: bool = False
     database_url: str | None = Field(None, description="SQLAlchemy URL; SQLite in the working directory.")
-    input_rate: Bytes | None = None
+    input_rate: Rate | None = None
     output_rates: OutputRates = OutputRates()
     max_concurrent: int | None = Field(None, ge=1)
+    fill_spare_slots: bool = False
+    min_rate: Rate = 1024
     timeout: Seconds = 300.0
     min_free: Bytes | None = None
     retry_interval: Seconds = 120.0

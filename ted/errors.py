@@ -22,6 +22,7 @@ The branch says whether trying again can help; the exit code is the class's own 
     + RefusedError                       exit 32   the other side answered, and will not
     + NoSpaceError                       exit 33   receiving it would go below the free-space floor
     + IncompleteError                    exit 34   not every receiver has it (yet)
+    + BusyError                          exit 35   the sender is there, and this transfer has not its turn yet
   x InstallError                         exit 40   the receiver could not apply the content
     + UnsafePathError                    exit 41   a path or link would leave the target
     + VariableError                      exit 42   a %NAME% is unknown or refers to itself
@@ -193,6 +194,12 @@ class IncompleteError(TransferError):
     """Not every receiver has it (yet)."""
 
     exit_code = 34
+
+
+class BusyError(TransferError):
+    """The sender is there, and this transfer has not its turn (or its first block) yet: ask again."""
+
+    exit_code = 35
 
 
 class InstallError(TedError):

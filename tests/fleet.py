@@ -99,7 +99,8 @@ class Fleet:
     def write_config(self, name: str) -> None:
         own = self.hostvars[name]
         keys = ("address", "port", "working_directory", "parent", "variables", "extract_schedule", "min_free",
-                "retry_interval", "retry_for", "timeout", "transport")  # fmt: skip
+                "retry_interval", "retry_for", "timeout", "transport", "input_rate", "output_rates", "max_concurrent",
+                "fill_spare_slots", "min_rate")  # fmt: skip
         data = {**self.settings, **{key: own[f"ted_{key}"] for key in keys if f"ted_{key}" in own}}
         data["port"] = self.listens.get(name, own["ted_port"])
         data |= {"node": name, "listen": own["ted_address"], "distributor": name in self.groups["distributors"]}
@@ -214,13 +215,18 @@ def same_trees(source: Path, target: Path) -> str:
 class CountingProxy:
     """Forwards TCP connections to a node and counts what crosses, both ways: a line with a meter.
 
-    ``rate_bytes_s`` makes it a slow line; it may be changed at any time.
+    ``rate_bytes_s`` makes it a slow line; it may be changed at any time. Without ``queues`` next to nothing waits in
+    it: what it counted is there.
     """
 
-    def __init__(self, target_port: int, rate_bytes_s: float | None = None) -> None:
+    def __init__(self, target_port: int, rate_bytes_s: float | None = None, *, queues: bool = True) -> None:
         self.rate_bytes_s = rate_bytes_s
         self._target = ("127.0.0.1", target_port)
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._piece_bytes = 65536 if queues else 4096
+        if not queues:
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                self._listener.setsockopt(socket.SOL_SOCKET, option, 8 * 1024)
         self.port = int(self._listener.getsockname()[1])
         self.bytes = 0
         self.connections = 0
@@ -268,7 +274,7 @@ class CountingProxy:
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
-            while data := source.recv(65536):
+            while data := source.recv(self._piece_bytes):
                 with self._lock:
                     self.bytes += len(data)
                 if self.rate_bytes_s:

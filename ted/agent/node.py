@@ -17,6 +17,8 @@ from ted.config import NodeConfig
 from ted.content.working import WorkingDirectory
 from ted.errors import UnreachableError
 from ted.transfer.client import Pool
+from ted.transfer.gates import InputGate, OutputGate
+from ted.transfer.pacing import OutputLimits
 from ted.transfer.packs import PackStore
 from ted.trust.realm import NodeIdentity
 from ted.trust.view import CatalogView, Fetch
@@ -26,6 +28,12 @@ R = TypeVar("R")
 
 WORKERS = 24  # journal, disk and what is served: these never wait for a peer
 CALLERS = 256  # threads that mostly wait for a peer: one for each fetch or offer under way
+
+
+def output_limits(config: NodeConfig) -> OutputLimits:
+    """Return what a node may give out, from its configuration."""
+    return OutputLimits(**config.output_rates.model_dump(), max_concurrent=config.max_concurrent,
+                        fill_spare_slots=config.fill_spare_slots)  # fmt: skip
 
 
 class Node:
@@ -44,8 +52,15 @@ class Node:
         if config.transport == "https":
             identity = NodeIdentity(config.realm_directory)
             self.server_context, client_context = identity.server_context(), identity.client_context()
+        self.gate_out = OutputGate(output_limits(config))
+        self.gate_in = InputGate(config.input_rate)
         self.pool = Pool(config.node, client_context, config.timeout)
         self._catalog_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def change_limits(self, config: NodeConfig) -> None:
+        """Take the rates and the concurrency of ``config``, and nothing else of it; for the event loop."""
+        self.gate_out.change(output_limits(config))
+        self.gate_in.change(config.input_rate)
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run something that blocks on this machine in a worker thread."""

@@ -45,8 +45,9 @@ from ted.install.state import InstalledStates
 from ted.records.states import HOLDS, NodeState, State
 from ted.transfer.client import Connection, Peer
 from ted.transfer.fetch import Source, check_space, fetch_blocks, prepare_pack, receive_lock
+from ted.transfer.pacing import Patience
 from ted.transfer.packs import Incoming, runs_bytes
-from ted.transfer.server import check_name, check_stamp
+from ted.transfer.server import check_name, check_stamp, patience_window_s
 from ted.transfer.slip import RoutingSlip
 
 log = logging.getLogger("ted.receiver")
@@ -490,15 +491,19 @@ class _Transfer:
         return packs
 
     def _fetch_pack(self, ref: PackRef, incoming: Incoming) -> None:
-        def came(size_bytes: int) -> None:
-            self.bytes_done += size_bytes
-            self._progressed, self._progress_at_s = True, time.monotonic()
-            incoming.advanced()
+        def news(size_bytes: int) -> None:
+            self._progress_at_s = time.monotonic()
+            if size_bytes:
+                self.bytes_done += size_bytes
+                self._progressed = True
+                incoming.advanced()
             self._tell()
 
+        config = self._node.config
+        patience = Patience(config.min_rate, patience_window_s(config.timeout))
         with _disk_errors():
-            fetch_blocks(self._source, self.key[1], ref, incoming.pack, on_open=self._opened, on_block=came,
-                         cancelled=self._stopped.is_set)  # fmt: skip
+            fetch_blocks(self._source, self.key[1], ref, incoming.pack, gate=self._node.gate_in, patience=patience,
+                         on_open=self._opened, on_news=news, cancelled=self._stopped.is_set)  # fmt: skip
         if incoming.pack.missing() and not self._stopped.is_set():
             raise TransferError(f"{self._source.peer} did not send all of pack {ref.revision}")
 

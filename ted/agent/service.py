@@ -31,10 +31,11 @@ from ted.agent.node import Node
 from ted.agent.receipts import Receipts
 from ted.agent.receiver import Receiver, key_of
 from ted.agent.sender import Sender
-from ted.config import NodeConfig
+from ted.config import FILE_NAME, NodeConfig
 from ted.errors import AgentError, ConfigError, FormatError, TedError
 from ted.records.states import State
 from ted.transfer.client import Peer
+from ted.transfer.pacing import PRIORITIES
 from ted.transfer.server import PeerServer
 from ted.transfer.slip import RoutingSlip
 
@@ -42,6 +43,7 @@ log = logging.getLogger("ted.agent")
 
 HOUSEKEEPING_S = 3600.0
 BACKLOG = 512
+WATCH_EVERY_S = 0.5
 _TO_EXTRACT = frozenset({State.RECEIVED, State.EXTRACTING, State.FAILED})
 
 
@@ -85,6 +87,7 @@ class Agent:
         log.info("%s listens on port %d", self.node.name, self._port)
         self._background(self._receipts.run())
         self._background(self._housekeeping())
+        self._background(self._watch_limits())
         if self.node.config.distributor:
             self._background(self.distributor.watch())
         await self.sender.resume()
@@ -109,7 +112,8 @@ class Agent:
     async def _listen(self) -> web.AppRunner:
         config = self.node.config
         server = PeerServer(self.node.name, config.working_directory, self.node.packs, self,
-                            executor=self.node.executor, timeout_s=config.timeout)  # fmt: skip
+                            executor=self.node.executor, gate=self.node.gate_out, timeout_s=config.timeout,
+                            min_rate_bytes_s=config.min_rate)  # fmt: skip
         runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=0.5, keepalive_timeout=60)
         await runner.setup()
         site = web.TCPSite(runner, config.listen, config.port, ssl_context=self.node.server_context,
@@ -144,6 +148,21 @@ class Agent:
                 log.error("housekeeping: %s", error)
             await asyncio.sleep(HOUSEKEEPING_S)
 
+    async def _watch_limits(self) -> None:
+        """Take changed rates and concurrency from ``node.yml`` while running; anything else needs a new start."""
+        directory = self.node.config.config_directory
+        seen = None
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            stamp = _stamp(directory / FILE_NAME)
+            if stamp == seen:
+                continue
+            seen = stamp
+            try:
+                self.node.change_limits(await self.node.run(NodeConfig.load, directory))
+            except TedError as error:
+                log.error("the limits stay as they are: %s", error)
+
     # -- what peers say (ted.transfer.server.Exchange) ------------------------------------------------------
 
     async def offered(self, data: Any, peer: str) -> dict[str, Any]:
@@ -160,6 +179,13 @@ class Agent:
         for offer in await self.node.run(self.node.journal.offers, child=peer):
             newest.setdefault((offer["distributor"], offer["distribution"]), offer["slip"])
         return [{"slip": slip} for slip in newest.values()]
+
+    async def priority(self, peer: str, distributor: str, distribution: str) -> str:
+        """Return the priority in the newest slip that ``peer`` was offered; ``medium`` when there is none."""
+        offers = await self.node.run(self.node.journal.offers, child=peer, distributor=distributor,
+                                     distribution=distribution, most=1)  # fmt: skip
+        priority = RoutingSlip.decode(offers[0]["slip"]).header.priority if offers else "medium"
+        return priority if priority in PRIORITIES else "medium"
 
     # -- what commands on this machine say -----------------------------------------------------------------
 
@@ -276,6 +302,14 @@ class Agent:
             with suppress(ValueError, KeyError):
                 log.error("extract %s: %s", distribution, json.loads(output)["error"]["message"])
         self._receipts.poke()
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what tells one writing of a file from another."""
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
+    return None
 
 
 def run_agent(config: NodeConfig) -> None:

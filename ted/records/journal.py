@@ -286,13 +286,13 @@ class Journal:
 
     def offers(
         self, *, status: str | None = None, child: str | None = None, distributor: str | None = None,
-        distribution: str | None = None,
+        distribution: str | None = None, most: int | None = None,
     ) -> list[dict[str, Any]]:  # fmt: skip
-        """Return offers, newest first: the columns of the table, ``slip`` as JSON."""
+        """Return offers, newest first, ``most`` of them: the columns of the table, ``slip`` as JSON."""
         wanted = {"status": status, "child": child, "distributor": distributor, "distribution": distribution}
         query = select(_offers).where(*[_offers.c[k] == v for k, v in wanted.items() if v is not None])
         with self._reading() as db:
-            found = db.execute(query.order_by(_offers.c.put_at_s.desc(), _offers.c.send)).all()
+            found = db.execute(query.order_by(_offers.c.put_at_s.desc(), _offers.c.send).limit(most)).all()
         rows = [dict(row._mapping) for row in found]  # noqa: SLF001
         return [row | {"slip": json.loads(row["slip"])} for row in rows]
 

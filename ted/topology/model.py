@@ -137,6 +137,8 @@ class Node:
     input_rate_bytes_s: int | None = None
     output_rates: OutputRates = OutputRates()
     max_concurrent: int | None = None
+    fill_spare_slots: bool = False
+    min_rate_bytes_s: int = 1024
     timeout_s: float = 300.0
     min_free_bytes: int | None = None
     retry_interval_s: float = 120.0

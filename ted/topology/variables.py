@@ -246,6 +246,8 @@ NODE_VARIABLES = _table(
     ("ted_input_rate", "input_rate_bytes_s", parse_rate_bytes_s),
     ("ted_output_rates", "output_rates", output_rates),
     ("ted_max_concurrent", "max_concurrent", whole(1, 100_000)),
+    ("ted_fill_spare_slots", "fill_spare_slots", flag),
+    ("ted_min_rate", "min_rate_bytes_s", parse_rate_bytes_s),
     ("ted_timeout", "timeout_s", _positive_duration_s),
     ("ted_min_free", "min_free_bytes", parse_bytes),
     ("ted_retry_interval", "retry_interval_s", _positive_duration_s),

@@ -22,9 +22,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from ted.errors import RefusedError, TedError, TransferError, UnreachableError
+from ted.errors import BusyError, RefusedError, TedError, TransferError, UnreachableError
+from ted.transfer.gates import fit_receive_buffer, segment_bytes
+from ted.transfer.pacing import wire_factor
 from ted.trust.realm import explain, require_peer
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
@@ -32,6 +35,7 @@ CONNECT_TIMEOUT_S = 20.0
 IDLE_S = 45.0
 SMALL_WITHIN_S = 120.0
 PACKED_FROM_BYTES = 400
+LEAST_SEGMENTS = 4
 CLOSED = (OSError, http.client.HTTPException, AttributeError, ValueError)
 """What http.client raises when a connection breaks, or is closed by another thread in the middle of a call."""
 
@@ -68,6 +72,8 @@ class Connection:
         self.peer = peer
         self.idle_since_s = time.monotonic()
         self._timeout_s = timeout_s
+        self._asked_window_bytes: int | None = None
+        self._window_bytes = 0
         self._headers = {"X-Ted-Node": me} if context is None else {}
         self._context = context
         self._http = self._connect()
@@ -129,6 +135,7 @@ class Connection:
 
         Raises:
             UnreachableError: The connection broke.
+            BusyError: The peer is there and has not come to it yet; the connection stays good.
             RefusedError: The peer answered with an error; it carries the peer's own message and hint.
         """
         headers = {"Accept-Encoding": "deflate", **self._headers}
@@ -146,6 +153,24 @@ class Connection:
         if answer.status >= 400:
             raise self._refusal(answer)
         return answer
+
+    @cached_property
+    def line_factor(self) -> float:
+        """What a byte costs on the line, headers and all."""
+        return wire_factor(segment_bytes(self._http.sock), tls=self._context is not None)
+
+    def limit_window(self, window_bytes: int | None) -> int:
+        """Let the system take in about ``window_bytes`` before they are read (``None``: what it likes).
+
+        Returns:
+            How much it may be: a few segments at least, 0 for no limit.
+        """
+        if window_bytes != self._asked_window_bytes:
+            self._asked_window_bytes = window_bytes
+            least_bytes = LEAST_SEGMENTS * segment_bytes(self._http.sock)
+            self._window_bytes = 0 if window_bytes is None else max(window_bytes, least_bytes)
+            fit_receive_buffer(self._http.sock, self._window_bytes or None)
+        return self._window_bytes
 
     def read(self, answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
         """Return the whole body, at most ``max_bytes``."""
@@ -207,6 +232,8 @@ class Connection:
         with suppress(ValueError, KeyError, TypeError, TransferError):
             said = json.loads(self.read(answer, 65536))["error"]
             message, hint = str(said["message"]), said["hint"] and str(said["hint"])
+            if said["type"] == BusyError.__name__:
+                return BusyError(f"{self.peer}: {message}", hint=hint)
         if answer.status >= 500:
             return UnreachableError(f"{self.peer}: {message}", hint=hint)
         return RefusedError(f"{self.peer}: {message}", hint=hint)

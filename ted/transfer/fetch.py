@@ -4,13 +4,17 @@ Rules:
  * Order of writes: signed record verified -> REVISION.TED -> BLOCKS.TED whose root the record names -> blocks, each
    verified before it is written -> bits, after the data are on the disk -> DISTSTATUS.TED, last of all.
  * What is already here is not asked for again; one request asks for all that lacks of a pack.
+ * Every piece passes the gate in before it is read. A sender that is slower than the least rate is left, unless it says
+   that its own limits hold it up; the time at this node's own gate does not count.
  * Everything here blocks and belongs into a worker thread.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,12 +24,16 @@ from pathlib import Path
 from ted.content.blocks import BLOCKS_NAME, BlockList, PartialPack
 from ted.content.durable import read_bounded
 from ted.content.record import PackRef
-from ted.errors import DigestMismatchError, NoSpaceError, TransferError
+from ted.errors import BusyError, DigestMismatchError, NoSpaceError, TedError, TransferError, UnreachableError
 from ted.transfer.client import Connection, Peer, Pool
+from ted.transfer.gates import InputGate
+from ted.transfer.pacing import Patience
 from ted.transfer.packs import Run, blocks_of, runs_bytes
 from ted.transfer.saver import Saver
 
 MAX_METADATA_BYTES = 8 * 1024 * 1024
+ASK_EVERY_S = 0.5
+PATIENT_BYTES = 256 * 1024  # read at a time where no rate is set
 SPARE_BYTES = 1024 * 1024  # what a node needs beside the packs: lists, journal
 
 
@@ -47,6 +55,14 @@ class Source:
     def block_digests(self, distribution: str, ref: PackRef) -> bytes:
         """Return the block list of a pack, unverified."""
         return self._get(f"/v1/blocks/{self.distributor}/{distribution}/{ref.revision}", ref.blocks * 32)
+
+    def held(self) -> bool:
+        """Return whether the sender says that its own limits hold this node's transfers up."""
+        try:
+            said = json.loads(self.pool.call(self.peer, "GET", "/v1/ping", max_bytes=4096))
+        except (TedError, ValueError):
+            return False
+        return isinstance(said, dict) and said.get("held") is True
 
     def _get(self, path: str, max_bytes: int) -> bytes:
         return self.pool.call(self.peer, "GET", path, max_bytes=max_bytes)
@@ -89,7 +105,8 @@ def check_space(directory: Path, missing_bytes: int, min_free_bytes: int | None)
 
 def fetch_blocks(
     source: Source, distribution: str, ref: PackRef, pack: PartialPack, *,
-    on_open: Callable[[Connection | None], None], on_block: Callable[[int], None], cancelled: Callable[[], bool],
+    gate: InputGate, patience: Patience, on_open: Callable[[Connection | None], None],
+    on_news: Callable[[int], None], cancelled: Callable[[], bool],
 ) -> None:  # fmt: skip
     """Fetch every live block that lacks, in one request.
 
@@ -98,9 +115,12 @@ def fetch_blocks(
         distribution: Whose pack it is.
         ref: The pack, as signed.
         pack: Where to; what it has already is not asked for.
+        gate: What comes in passes it.
+        patience: Judges the sender.
         on_open: Called with the connection before the first block (closing it ends the transfer), and with ``None``
             before it goes back to the pool, where it is another's.
-        on_block: Called with the size in bytes of each block that was verified and written.
+        on_news: Called with the size in bytes of each block that was verified and written, and with 0 when the
+            sender is alive and nothing more.
         cancelled: Asked between blocks; true ends the transfer without an error.
 
     Raises:
@@ -112,11 +132,11 @@ def fetch_blocks(
         return
     path = f"/v1/pack/{source.distributor}/{distribution}/{ref.revision}"
     try:
-        with Saver(pack) as saver, source.pool.lend(source.peer) as connection:
+        with Saver(pack) as saver, source.pool.lend(source.peer) as connection, gate.transfer():
             on_open(connection)
             try:
-                answer = connection.request("POST", path, _wanted(ref, runs))
-                _write_blocks(connection, answer, ref, runs, pack, saver, on_block=on_block, cancelled=cancelled)
+                fetch = _Fetch(source, connection, gate, patience, on_news, cancelled, runs_bytes(ref, runs))
+                fetch.write_blocks(fetch.ask(path, _wanted(ref, runs)), ref, runs, pack, saver)
             finally:
                 on_open(None)
     except _CancelledError:
@@ -127,22 +147,78 @@ def _wanted(ref: PackRef, runs: list[Run]) -> dict[str, object]:
     return {"bytes": ref.bytes, "block_bytes": ref.block_bytes, "runs": runs}
 
 
-def _write_blocks(
-    connection: Connection, answer: HTTPResponse, ref: PackRef, runs: list[Run], pack: PartialPack, saver: Saver,
-    *, on_block: Callable[[int], None], cancelled: Callable[[], bool],
-) -> None:  # fmt: skip
-    """Write each block of an answer as it comes."""
-    if answer.length != runs_bytes(ref, runs):
-        raise TransferError(f"{connection.peer} announces {answer.length} bytes for {len(runs)} runs of blocks")
-    buffer = memoryview(bytearray(ref.block_bytes))
-    for block in blocks_of(runs):
-        if cancelled():
+@dataclass
+class _Fetch:
+    """One request for blocks.
+
+    What the system takes in before it is read is paid for at the gate before it is asked for, the rest piece by piece:
+    so no more is on the line than was paid for, however many transfers begin together.
+    """
+
+    source: Source
+    connection: Connection
+    gate: InputGate
+    patience: Patience
+    on_news: Callable[[int], None]
+    cancelled: Callable[[], bool]
+    unpaid_bytes: int
+    paid_window_bytes: int = 0
+
+    def ask(self, path: str, wanted: dict[str, object]) -> HTTPResponse:
+        """Return the answer's head; a sender that is busy is asked again for as long as it says so."""
+        self._pay(0)
+        while True:
+            self._unless_cancelled()
+            asked_at_s = time.monotonic()
+            try:
+                return self.connection.request("POST", path, wanted)
+            except BusyError:
+                self.on_news(0)
+                time.sleep(max(0.0, ASK_EVERY_S - (time.monotonic() - asked_at_s)))
+
+    def write_blocks(
+        self, answer: HTTPResponse, ref: PackRef, runs: list[Run], pack: PartialPack, saver: Saver
+    ) -> None:
+        """Write each block of an answer as it comes."""
+        peer = self.connection.peer
+        if answer.length != runs_bytes(ref, runs):
+            raise TransferError(f"{peer} announces {answer.length} bytes for {len(runs)} runs of blocks")
+        buffer = memoryview(bytearray(ref.block_bytes))
+        for block in blocks_of(runs):
+            size = pack.block_size(block)
+            self._read(answer, buffer[:size])
+            saver.check()
+            pack.write(block, buffer[:size])
+            self.on_news(size)
+
+    def _pay(self, size_bytes: int) -> None:
+        """Pay for a piece, and for what the system may take in more than before."""
+        window_bytes = self.connection.limit_window(self.gate.window_bytes)
+        grown_bytes = max(0, window_bytes - self.paid_window_bytes)
+        self.paid_window_bytes += grown_bytes
+        size_bytes = min(size_bytes + grown_bytes, self.unpaid_bytes)
+        self.gate.take(size_bytes * self.connection.line_factor)
+        self.unpaid_bytes -= size_bytes
+
+    def _read(self, answer: HTTPResponse, buffer: memoryview) -> None:
+        """Fill ``buffer``, at this node's own rate."""
+        done = 0
+        while done < len(buffer):
+            self._unless_cancelled()
+            piece = buffer[done : done + (self.gate.piece_bytes or PATIENT_BYTES)]
+            self._pay(len(piece))
+            before_s = time.monotonic()
+            self.connection.read_into(answer, piece)
+            done += len(piece)
+            if not self.patience.enough(len(piece), time.monotonic() - before_s):
+                if not self.source.held():
+                    raise UnreachableError(f"{self.connection.peer} sends less than ted_min_rate",
+                                           hint="it is tried again; is the line to it in order?")  # fmt: skip
+                self.on_news(0)
+
+    def _unless_cancelled(self) -> None:
+        if self.cancelled():
             raise _CancelledError
-        size = pack.block_size(block)
-        connection.read_into(answer, buffer[:size])
-        saver.check()
-        pack.write(block, buffer[:size])
-        on_block(size)
 
 
 class _CancelledError(Exception):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ted.content.blocks import PartialPack
 from ted.content.record import PackRef
-from ted.errors import MissingContentError, TransferError
+from ted.errors import BusyError, MissingContentError
 
 PackKey = tuple[str, str, str]
 """(distributor, distribution, revision whose pack it is)."""
@@ -67,7 +67,7 @@ class Incoming:
 
         Raises:
             MissingContentError: It will not come.
-            TransferError: Nothing came for ``timeout_s`` seconds.
+            BusyError: Nothing came for ``timeout_s`` seconds.
         """
         while not self.pack.has(block):
             if self._error is not None:
@@ -79,7 +79,7 @@ class Incoming:
                 async with asyncio.timeout(timeout_s):
                     await changed.wait()
             except TimeoutError as error:
-                raise TransferError(f"nothing came in for {timeout_s:g} s") from error
+                raise BusyError(f"nothing came in for {timeout_s:g} s") from error
 
 
 class ServedPack:
@@ -99,6 +99,10 @@ class ServedPack:
     def block_size(self, block: int) -> int:
         """Return the bytes of ``block``; the last one is shorter."""
         return min(self._ref.block_bytes, self._ref.bytes - block * self._ref.block_bytes)
+
+    def has(self, block: int) -> bool:
+        """Return whether ``block`` need not be waited for."""
+        return self._incoming is None or self._incoming.pack.has(block)
 
     async def available(self, block: int, timeout_s: float) -> None:
         """Return when ``block`` can be read; see ``Incoming.available``."""

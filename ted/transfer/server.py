@@ -5,6 +5,9 @@ Rules:
  * Names from outside are checked before a path is made of them; every body and count is bounded.
  * Blocks are streamed in the order asked, each as soon as this node has verified it; a failure in the middle cuts
    the connection, so that nothing false can look like the end.
+ * Blocks pass the gate out (``ted.transfer.gates``) piece by piece. A transfer that may not begin is told so (503,
+   busy) and asks again; one that is held back in the middle shows with a byte now and then that it is alive.
+ * A reader that takes less than the least rate is let go.
  * Every error has one shape: {"error": {"type", "message", "hint", "exit_code"}}; 503 means "try again".
 """
 
@@ -14,6 +17,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -25,6 +29,7 @@ from aiohttp import web
 
 from ted.content.record import PackRef, is_name, is_stamp
 from ted.errors import (
+    BusyError,
     FormatError,
     MissingContentError,
     RepositoryError,
@@ -33,6 +38,8 @@ from ted.errors import (
     TrustError,
 )
 from ted.transfer.client import packed
+from ted.transfer.gates import OutputGate, Turn, fit_send_buffer, keep_little_unsent, segment_bytes
+from ted.transfer.pacing import Patience, wire_factor
 from ted.transfer.packs import PackStore, Run, ServedPack, blocks_of, runs_bytes
 from ted.trust.realm import peer_name
 from ted.trust.view import read_metadata
@@ -44,7 +51,9 @@ MAX_SMALL_BODY_BYTES = 4 * 1024 * 1024
 MAX_RUNS = 65_536
 STREAMS_PER_PEER = 16
 MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 64 * 1024, 4 * 1024 * 1024
-WRITE_BYTES = 256 * 1024
+LARGE_BODY_BYTES = 256 * 1024
+READ_BYTES = 256 * 1024
+ALIVE_EVERY_S = 10.0
 PROTOCOL = 1
 
 
@@ -60,18 +69,24 @@ class Exchange(Protocol):
     async def offers_for(self, peer: str) -> list[dict[str, Any]]:
         """Return the slips that ``peer`` should have."""
 
+    async def priority(self, peer: str, distributor: str, distribution: str) -> str:
+        """Return the priority of a distribution for ``peer``, as its Distributor signed it."""
+
 
 class PeerServer:
     """The HTTP application peers talk to."""
 
     def __init__(self, node: str, working_directory: Path, packs: PackStore, exchange: Exchange, *,
-                 executor: Executor, timeout_s: float) -> None:  # fmt: skip
+                 executor: Executor, gate: OutputGate, timeout_s: float, min_rate_bytes_s: float) -> None:  # fmt: skip
         self._node = node
         self._root = working_directory
         self._packs = packs
         self._exchange = exchange
         self._executor = executor
+        self._gate = gate
         self._timeout_s = timeout_s
+        self._alive_every_s = min(ALIVE_EVERY_S, timeout_s / 3)
+        self._min_rate_bytes_s = min_rate_bytes_s
         self._streams: Counter[str] = Counter()
 
     def application(self) -> web.Application:
@@ -92,8 +107,8 @@ class PeerServer:
         return app
 
     async def _ping(self, request: web.Request) -> web.Response:
-        _peer(request)
-        return web.json_response({"node": self._node, "protocol": PROTOCOL})
+        held = self._gate.holds_back(_peer(request), patience_window_s(self._timeout_s))
+        return web.json_response({"node": self._node, "protocol": PROTOCOL, "held": held})
 
     async def _offer(self, request: web.Request) -> web.Response:
         peer = _peer(request)
@@ -136,20 +151,29 @@ class PeerServer:
         key = _pack_key(request)
         asked = await self._json(request, MAX_SMALL_BODY_BYTES)
         ref, runs = _wanted(key[2], asked)
-        with self._place_for(peer), self._packs.open(key, ref) as pack:
+        priority = await self._exchange.priority(peer, *key[:2])
+        with (
+            self._place_for(peer),
+            self._packs.open(key, ref) as pack,
+            self._gate.join(priority, peer, key[:2]) as turn,
+        ):
             response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
             response.content_length = runs_bytes(ref, runs)
+            patience = Patience(self._min_rate_bytes_s, patience_window_s(self._timeout_s))
+            stream = _Stream(request, response, turn, patience, alive_every_s=self._alive_every_s)
             if runs:  # an answer only once there is something: a refusal keeps its shape
-                await pack.available(runs[0][0], self._timeout_s)
+                await pack.available(runs[0][0], self._alive_every_s)
+                await stream.begin(pack.block_size(runs[0][0]))
             await response.prepare(request)
-            await self._stream(response, pack, runs)
+            await self._stream(stream, pack, runs)
             await response.write_eof()
+            turn.finished = True
             return response
 
     @contextmanager
     def _place_for(self, peer: str) -> Iterator[None]:
         if self._streams[peer] >= STREAMS_PER_PEER:
-            raise TransferError(f"{peer} has {STREAMS_PER_PEER} transfers open here already")
+            raise BusyError(f"{peer} has {STREAMS_PER_PEER} transfers open here already")
         self._streams[peer] += 1
         try:
             yield
@@ -158,16 +182,17 @@ class PeerServer:
             if not self._streams[peer]:
                 del self._streams[peer]
 
-    async def _stream(self, response: web.StreamResponse, pack: ServedPack, runs: Sequence[Run]) -> None:
+    async def _stream(self, stream: _Stream, pack: ServedPack, runs: Sequence[Run]) -> None:
         try:
             for block in blocks_of(runs):
-                await pack.available(block, self._timeout_s)
-                for start in range(0, pack.block_size(block), WRITE_BYTES):
-                    data = pack.read_cached(block, start, WRITE_BYTES)
+                if not pack.has(block):
+                    stream.rest()
+                    await pack.available(block, self._timeout_s / 2)
+                for start in range(0, pack.block_size(block), READ_BYTES):
+                    data = pack.read_cached(block, start, READ_BYTES)
                     if data is None:
-                        data = await self._in_thread(pack.read, block, start, WRITE_BYTES)
-                    async with asyncio.timeout(self._timeout_s):  # a reader that stalls is let go
-                        await response.write(data)
+                        data = await self._in_thread(pack.read, block, start, READ_BYTES)
+                    await stream.send(memoryview(data))
         except (TedError, TimeoutError) as error:
             # the head is out: closing early is the only honest answer left
             raise ConnectionResetError(str(error)) from error
@@ -180,12 +205,77 @@ class PeerServer:
             if len(body) > max_bytes:
                 raise FormatError(f"the request's body is larger than {max_bytes} bytes")
         try:
-            return await self._in_thread(json.loads, body) if len(body) > WRITE_BYTES else json.loads(body)
+            return await self._in_thread(json.loads, body) if len(body) > LARGE_BODY_BYTES else json.loads(body)
         except (ValueError, RecursionError) as error:
             raise FormatError("the request's body is not JSON") from error
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+
+
+def patience_window_s(timeout_s: float) -> float:
+    """Return over how long the least rate is judged."""
+    return timeout_s / 10
+
+
+class _Stream:
+    """The answer with blocks on its way through the gate."""
+
+    def __init__(self, request: web.Request, response: web.StreamResponse, turn: Turn, patience: Patience, *,
+                 alive_every_s: float) -> None:  # fmt: skip
+        transport = request.transport
+        tls = transport is not None and transport.get_extra_info("ssl_object") is not None
+        self._socket = None if transport is None else transport.get_extra_info("socket")
+        self._factor = wire_factor(segment_bytes(self._socket), tls=tls)
+        self._rate_bytes_s: int | None = None
+        self._response = response
+        self._turn = turn
+        self._patience = patience
+        self._alive_every_s = alive_every_s
+        self._granted_bytes = 0
+        keep_little_unsent(self._socket)
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.set_write_buffer_limits(high=1)  # 0 would be reached by nothing
+
+    async def begin(self, size_bytes: int) -> None:
+        """Wait for the first turn.
+
+        Raises:
+            BusyError: It takes longer than the other side should wait for a sign of life.
+        """
+        size_bytes = min(size_bytes, self._turn.piece_bytes)
+        if not await self._turn.take(size_bytes * self._factor, self._alive_every_s):
+            raise BusyError("others have their turn first", hint="it asks again by itself")
+        self._granted_bytes = size_bytes
+
+    def rest(self) -> None:
+        """There is nothing to send now."""
+        self._turn.rest()
+
+    async def send(self, data: memoryview) -> None:
+        """Write a block, piece by piece, each when it may."""
+        start = 0
+        while start < len(data):
+            size_bytes = min(self._granted_bytes or self._turn.piece_bytes, len(data) - start)
+            if not self._granted_bytes:
+                while not await self._turn.take(size_bytes * self._factor, self._alive_every_s):
+                    if len(data) - start > 1:  # a sign of life; the block is never finished by it
+                        await self._write(data[start : start + 1])
+                        start += 1
+                size_bytes = min(size_bytes, len(data) - start)
+            self._granted_bytes = 0
+            await self._write(data[start : start + size_bytes])
+            start += size_bytes
+
+    async def _write(self, data: memoryview) -> None:
+        if self._turn.rate_bytes_s != self._rate_bytes_s:  # a new or a changed one; none at all leaves the system's own
+            self._rate_bytes_s = self._turn.rate_bytes_s
+            fit_send_buffer(self._socket, self._rate_bytes_s)
+        before_s = time.monotonic()
+        async with asyncio.timeout(self._patience.longest_s(len(data))):
+            await self._response.write(data)
+        if not self._patience.enough(len(data), time.monotonic() - before_s):
+            raise TransferError("the reader takes less than ted_min_rate")
 
 
 def _peer(request: web.Request) -> str:

@@ -1,0 +1,234 @@
+"""Who may send next, and when: the rates, classes, shares and slots of one node.
+
+Rules:
+ * A rate is one bucket for all that it governs. In any time t at most ``burst + rate * t`` bytes leave it.
+ * Priorities are strict, piece by piece: while a transfer of a higher class has something to send, lower ones wait
+   where they are. One whose own blocks are still to come rests, and holds nobody back.
+ * Transfers of one class take turns in the order in which they ask: equal pieces, equal shares.
+ * At most ``max_concurrent`` transfers send at a time, first come first served in their class. Spare slots stay
+   empty while a higher class sends; with ``fill_spare_slots`` lower classes get them.
+ * A transfer that comes back under the same key within ``PLACE_KEPT_S`` has its former place.
+
+Pure: nothing here sends, sleeps or reads a clock; ``ted.transfer.gates`` does.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+PRIORITIES = ("high", "medium", "low")
+LARGEST_PIECE_BYTES = 64 * 1024
+UNLIMITED_PIECE_BYTES = 128 * 1024
+SMALLEST_PIECE_BYTES = 512
+PLACE_KEPT_S = 30.0
+TLS_RECORD_BYTES, TLS_OVERHEAD_BYTES = 16 * 1024, 22
+HEADER_BYTES = 66  # Ethernet 14, IPv4 20, TCP with time stamps 32
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLimits:
+    """What a node gives out: bytes per second for each class, and transfers at a time; ``None`` is unlimited."""
+
+    high: int | None = None
+    medium: int | None = None
+    low: int | None = None
+    max_concurrent: int | None = None
+    fill_spare_slots: bool = False
+
+    def rate_bytes_s(self, priority: str) -> int | None:
+        """Return the rate of a class."""
+        return {"high": self.high, "medium": self.medium, "low": self.low}[priority]
+
+
+def burst_bytes(rate_bytes_s: float) -> float:
+    """Return what a bucket may make up for: 64 KiB (less at low rates) and 10 ms of the rate."""
+    return max(1.0, min(LARGEST_PIECE_BYTES, rate_bytes_s / 4) + rate_bytes_s / 100)
+
+
+def piece_bytes(rate_bytes_s: float | None) -> int:
+    """Return the size of one write or read: 20 ms of the rate, 512 bytes to 64 KiB, never above the burst; without one 128 KiB."""
+    if rate_bytes_s is None:
+        return UNLIMITED_PIECE_BYTES
+    wanted = max(SMALLEST_PIECE_BYTES, rate_bytes_s / 50)
+    return max(1, int(min(LARGEST_PIECE_BYTES, wanted, burst_bytes(rate_bytes_s) / 2)))
+
+
+def wire_factor(segment_bytes: int, *, tls: bool) -> float:
+    """Return what one byte costs on the line, with the headers of TLS, TCP, IP and Ethernet."""
+    return (1 + HEADER_BYTES / max(1, segment_bytes)) * (1 + tls * TLS_OVERHEAD_BYTES / TLS_RECORD_BYTES)
+
+
+class Bucket:
+    """A rate in bytes per second, shared by all who take from it; ``None`` is unlimited."""
+
+    def __init__(self, rate_bytes_s: float | None, now_s: float) -> None:
+        self.rate_bytes_s = rate_bytes_s
+        self._level_bytes = 0.0 if rate_bytes_s is None else burst_bytes(rate_bytes_s)
+        self._at_s = now_s
+
+    def change(self, rate_bytes_s: float | None, now_s: float) -> None:
+        """Take another rate from now on; what was saved under the old one stays as far as the new burst allows."""
+        if rate_bytes_s == self.rate_bytes_s:
+            return
+        self._fill(now_s)
+        self.rate_bytes_s = rate_bytes_s
+        self._level_bytes = 0.0 if rate_bytes_s is None else min(self._level_bytes, burst_bytes(rate_bytes_s))
+
+    def take(self, size_bytes: float, now_s: float) -> bool:
+        """Take ``size_bytes`` if they are there."""
+        if self.rate_bytes_s is None:
+            return True
+        if self.ready_at_s(size_bytes, now_s) > now_s:
+            return False
+        self._level_bytes -= size_bytes
+        return True
+
+    def reserve(self, size_bytes: float, now_s: float) -> float:
+        """Take ``size_bytes`` whether they are there or not; return when they will be."""
+        if self.rate_bytes_s is None:
+            return now_s
+        self._fill(now_s)
+        self._level_bytes -= size_bytes
+        return now_s + max(0.0, -self._level_bytes / self.rate_bytes_s)
+
+    def ready_at_s(self, size_bytes: float, now_s: float) -> float:
+        """Return when ``size_bytes`` can be taken (more than the burst: when it is full)."""
+        if self.rate_bytes_s is None:
+            return now_s
+        self._fill(now_s)
+        lacking = min(size_bytes, burst_bytes(self.rate_bytes_s)) - self._level_bytes
+        return now_s if lacking <= 1e-6 else now_s + lacking / self.rate_bytes_s
+
+    def _fill(self, now_s: float) -> None:
+        passed_s, self._at_s = max(0.0, now_s - self._at_s), max(now_s, self._at_s)
+        if self.rate_bytes_s is not None:
+            level = self._level_bytes + passed_s * self.rate_bytes_s
+            self._level_bytes = min(level, burst_bytes(self.rate_bytes_s))
+
+
+class Transfer:
+    """One block stream to one receiver."""
+
+    __slots__ = ("asks_bytes", "key", "number", "priority")
+
+    def __init__(self, priority: str, key: Hashable, number: int) -> None:
+        self.priority = priority
+        self.key = key
+        self.number = number
+        self.asks_bytes: float | None = None
+
+
+class Pacer:
+    """Decides for all transfers that leave one node."""
+
+    def __init__(self, limits: OutputLimits, now_s: float) -> None:
+        self.limits = limits
+        self._buckets = {name: Bucket(limits.rate_bytes_s(name), now_s) for name in PRIORITIES}
+        self._active: dict[str, set[Transfer]] = {name: set() for name in PRIORITIES}
+        self._asking: dict[str, deque[Transfer]] = {name: deque() for name in PRIORITIES}
+        self._numbers = itertools.count()
+        self._left: dict[Hashable, tuple[int, float]] = {}
+
+    def change(self, limits: OutputLimits, now_s: float) -> None:
+        """Take other limits from now on."""
+        self.limits = limits
+        for name, bucket in self._buckets.items():
+            bucket.change(limits.rate_bytes_s(name), now_s)
+
+    def join(self, priority: str, key: Hashable, now_s: float) -> Transfer:
+        """Return a new transfer; it rests until it asks."""
+        for old, (_, left_at_s) in list(self._left.items()):
+            if now_s - left_at_s > PLACE_KEPT_S:
+                del self._left[old]
+        number, _ = self._left.pop(key, (None, 0.0))
+        return Transfer(priority, key, next(self._numbers) if number is None else number)
+
+    def leave(self, transfer: Transfer, now_s: float, *, finished: bool) -> None:
+        """End a transfer; one that is not finished keeps its place for a while."""
+        self.rest(transfer)
+        if not finished:
+            self._left[transfer.key] = (transfer.number, now_s)
+
+    def ask(self, transfer: Transfer, size_bytes: float) -> None:
+        """Say that ``size_bytes`` are ready to be sent; the former piece is out."""
+        transfer.asks_bytes = size_bytes
+        self._active[transfer.priority].add(transfer)
+        self._asking[transfer.priority].append(transfer)
+
+    def rest(self, transfer: Transfer) -> None:
+        """Say that there is nothing to send now: the transfer gives up its slot, not its place."""
+        self._active[transfer.priority].discard(transfer)
+        if transfer.asks_bytes is not None:
+            transfer.asks_bytes = None
+            self._asking[transfer.priority].remove(transfer)
+
+    def spend(self, priority: str, size_bytes: float, now_s: float) -> None:
+        """Count what was sent without asking (small answers); what follows waits for it."""
+        self._buckets[priority].reserve(size_bytes, now_s)
+
+    def grants(self, now_s: float) -> tuple[list[Transfer], float | None]:
+        """Return who may send what it asked for now, and when to look again if nobody asks before."""
+        granted: list[Transfer] = []
+        look_at_s: float | None = None
+        slots = self.limits.max_concurrent
+        for priority in PRIORITIES:
+            bucket, admitted = self._buckets[priority], self._admitted(priority, slots)
+            held: deque[Transfer] = deque()
+            queue = self._asking[priority]
+            while queue:
+                transfer = queue.popleft()
+                assert transfer.asks_bytes is not None
+                if admitted is not None and transfer not in admitted:
+                    held.append(transfer)
+                elif bucket.take(transfer.asks_bytes, now_s):
+                    transfer.asks_bytes = None
+                    granted.append(transfer)
+                else:
+                    ready_at_s = bucket.ready_at_s(transfer.asks_bytes, now_s)
+                    look_at_s = ready_at_s if look_at_s is None else min(look_at_s, ready_at_s)
+                    held.append(transfer)
+                    break
+            held.extend(queue)
+            self._asking[priority] = held
+            if self._active[priority] and not self.limits.fill_spare_slots:
+                break
+            if slots is not None:
+                slots = max(0, slots - len(self._active[priority]))
+        return granted, look_at_s
+
+    def _admitted(self, priority: str, slots: int | None) -> set[Transfer] | None:
+        """Return those of a class that have a slot; ``None``: all."""
+        active = self._active[priority]
+        if slots is None or len(active) <= slots:
+            return None
+        return set(sorted(active, key=lambda transfer: transfer.number)[:slots])
+
+
+class Patience:
+    """Judges whether the other side moves enough: at least a rate, on average over a window of waiting.
+
+    Only the time spent waiting for the other side counts, never what this node's own limits take.
+    """
+
+    def __init__(self, least_bytes_s: float, window_s: float) -> None:
+        self._least_bytes_s = least_bytes_s
+        self._window_s = window_s
+        self._moved_bytes = 0
+        self._waited_s = 0.0
+
+    def longest_s(self, size_bytes: int) -> float:
+        """Return how long one piece may take at most."""
+        return self._window_s + size_bytes / self._least_bytes_s
+
+    def enough(self, size_bytes: int, waited_s: float) -> bool:
+        """Count a piece; return false at the end of a window in which too little moved."""
+        self._moved_bytes += size_bytes
+        self._waited_s += waited_s
+        if self._waited_s < self._window_s:
+            return True
+        enough = self._moved_bytes >= self._least_bytes_s * self._waited_s
+        self._moved_bytes, self._waited_s = 0, 0.0
+        return enough
