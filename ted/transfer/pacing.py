@@ -49,7 +49,7 @@ def burst_bytes(rate_bytes_s: float) -> float:
 
 
 def piece_bytes(rate_bytes_s: float | None) -> int:
-    """Return the size of one write or read: 20 ms of the rate, 512 bytes to 64 KiB, never above the burst; without one 128 KiB."""
+    """Return the size of a write or read: 20 ms of the rate, 512 bytes to 64 KiB, within the burst; else 128 KiB."""
     if rate_bytes_s is None:
         return UNLIMITED_PIECE_BYTES
     wanted = max(SMALLEST_PIECE_BYTES, rate_bytes_s / 50)

@@ -129,6 +129,7 @@ class PeerServer:
         data = await self._in_thread(read_metadata, directory, request.match_info["name"])
         if data is None:
             raise MissingContentError(f"{self._node} has no metadata {request.match_info['name']} of {distributor}")
+        await self._count(request, len(data))
         return web.Response(body=data, content_type="application/json")
 
     async def _record(self, request: web.Request) -> web.StreamResponse:
@@ -144,7 +145,17 @@ class PeerServer:
             data = await self._in_thread(path.read_bytes)
         except OSError as error:
             raise MissingContentError(f"{self._node} has not got {'/'.join(_pack_key(request))}/{name}") from error
+        await self._count(request, len(data))
         return web.Response(body=data, content_type="application/octet-stream")
+
+    async def _count(self, request: web.Request, size_bytes: int) -> None:
+        """Count a small answer, which waits for nothing, at the rate of its priority: blocks wait for it."""
+        limits, asked = self._gate.limits, request.match_info
+        if (limits.high, limits.medium, limits.low) != (None, None, None):
+            priority = "medium"
+            if "distribution" in asked:
+                priority = await self._exchange.priority(_peer(request), asked["distributor"], asked["distribution"])
+            self._gate.spend(priority, size_bytes)
 
     async def _pack(self, request: web.Request) -> web.StreamResponse:
         peer = _peer(request)

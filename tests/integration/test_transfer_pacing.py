@@ -110,7 +110,8 @@ def test_the_sum_of_ten_distributions_to_four_children_keeps_the_output_rate(
     assert [result["incomplete"] for result in sent["sends"]] == [[]] * 10
     average = rate_between(samples, *busy(samples, 0.7))
     print("worst second", worst_second(samples) / rate, "average", average / rate)
-    assert worst_second(samples) <= 1.02 * rate + 65536
+    # the meter counts what comes as well: forty handshakes and requests
+    assert worst_second(samples) <= 1.02 * rate + 65536 + 40 * 4096
     assert average >= 0.95 * rate
 
 
