@@ -41,11 +41,19 @@ def _mode(value: object) -> int | None:
     if value is None:
         return None
     if isinstance(value, int):
-        # YAML makes 420 of 0644 and leaves 400 as it is: nobody can tell from the number which of them was meant.
+        # YAML makes 420 of 0644 and leaves 400 as it is: taken where only the first reading is a mode one would set.
+        if _is_usual(value) and not (_MODE.fullmatch(str(value)) and _is_usual(int(str(value), 8))):
+            return value
         raise ValueError("write the mode as a string, in octal: '0644'")
     if not isinstance(value, str) or not _MODE.fullmatch(value) or int(value, 8) > 0o7777:
         raise ValueError("a mode is a string in octal, from '0000' to '7777'")
     return int(value, 8)
+
+
+def _is_usual(mode: int) -> bool:
+    """Say whether the owner may read, the group no more than the owner, and others no more than the group."""
+    owner, group, others = mode >> 6 & 7, mode >> 3 & 7, mode & 7
+    return 0 <= mode <= 0o7777 and owner & 4 == 4 and group & ~owner == 0 and others & ~group == 0
 
 
 def _relative(paths: list[str]) -> list[str]:

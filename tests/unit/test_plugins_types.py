@@ -219,7 +219,7 @@ def test_a_type_that_is_not_available_here_skips_with_the_reason(
         ({}, ["targets: Field required"]),
         ({"targets": []}, ["targets:"]),
         ({"targets": [{"form": ["/x"]}], "ovrwrite": 1}, ["targets.0.form", "'from'", "'overwrite'"]),
-        *[({"targets": [{"mode": number}]}, ["targets.0.mode", "'0644'"]) for number in (644, 400, 440, 0o644, True)],
+        *[({"targets": [{"mode": number}]}, ["targets.0.mode", "'0644'"]) for number in (644, 755, 400, 440, True)],
         ({"targets": [{"mode": "0899"}]}, ["targets.0.mode"]),
         ({"targets": [{"remove": ["../x"]}]}, ["targets.0.remove", "../x"]),
         ({"targets": [{}], "overwrite": "sometimes"}, ["overwrite", "'newer'"]),
@@ -234,6 +234,9 @@ def test_every_problem_of_options_is_told_with_its_place(options: dict[str, Any]
 def test_options_travel_as_the_inventory_spells_them() -> None:
     plugins = Plugins([FILE])
     model = plugins.validate_options("file", {"targets": [{"path": "/x", "from": ["/y/"], "mode": "1777"}]})
+    for number in (0o644, 0o600, 0o640, 0o755, 0o750, 0o400, 0o444):  # what YAML makes of 0644 and the like
+        targets = [{"path": "/x", "from": ["/y/"], "mode": number}]
+        assert plugins.validate_options("file", {"targets": targets}).targets[0].mode == number
     dumped = model.model_dump(mode="json")
     assert dumped["targets"][0]["from"] == ["/y/"]
     assert dumped["targets"][0]["mode"] == "1777"
