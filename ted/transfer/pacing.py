@@ -86,6 +86,11 @@ class Bucket:
         self._level_bytes -= size_bytes
         return True
 
+    def drain(self, size_bytes: float, now_s: float) -> None:
+        """Lose ``size_bytes`` of what was saved up, as far as there is something."""
+        self._fill(now_s)
+        self._level_bytes = min(self._level_bytes, max(0.0, self._level_bytes - size_bytes))
+
     def reserve(self, size_bytes: float, now_s: float) -> float:
         """Take ``size_bytes`` whether they are there or not; return when they will be."""
         if self.rate_bytes_s is None:
@@ -184,6 +189,7 @@ class Pacer:
                 if admitted is not None and transfer not in admitted:
                     held.append(transfer)
                 elif bucket.take(transfer.asks_bytes, now_s):
+                    self._drain_below(priority, transfer.asks_bytes, now_s)
                     transfer.asks_bytes = None
                     granted.append(transfer)
                 else:
@@ -198,6 +204,12 @@ class Pacer:
             if slots is not None:
                 slots = max(0, slots - len(self._active[priority]))
         return granted, look_at_s
+
+    def _drain_below(self, priority: str, size_bytes: float, now_s: float) -> None:
+        """What a class sends, those below it cannot save up: they share its line."""
+        if not self.limits.fill_spare_slots:
+            for lower in PRIORITIES[PRIORITIES.index(priority) + 1 :]:
+                self._buckets[lower].drain(size_bytes, now_s)
 
     def _admitted(self, priority: str, slots: int | None) -> set[Transfer] | None:
         """Return those of a class that have a slot; ``None``: all."""
