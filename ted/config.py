@@ -69,6 +69,7 @@ class NodeConfig(BaseModel):
     min_free: Bytes | None = None
     retry_interval: Seconds = 120.0
     retry_for: Seconds = 1800.0
+    poll_interval: Seconds | None = Field(None, description="How often to ask the parent; unset: it says by itself.")
     message_levels: dict[str, int] = Field(default_factory=dict)
     log_max_age: Seconds | None = None
     variables: dict[str, str] = Field(default_factory=dict)

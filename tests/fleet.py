@@ -100,7 +100,7 @@ class Fleet:
         own = self.hostvars[name]
         keys = ("address", "port", "working_directory", "parent", "variables", "extract_schedule", "min_free",
                 "retry_interval", "retry_for", "timeout", "transport", "input_rate", "output_rates", "max_concurrent",
-                "fill_spare_slots", "min_rate")  # fmt: skip
+                "fill_spare_slots", "min_rate", "poll_interval")  # fmt: skip
         data = {**self.settings, **{key: own[f"ted_{key}"] for key in keys if f"ted_{key}" in own}}
         data["port"] = self.listens.get(name, own["ted_port"])
         data |= {"node": name, "listen": own["ted_address"], "distributor": name in self.groups["distributors"]}

@@ -7,8 +7,9 @@ Rules:
    goes on with them by itself.
  * The children are offered as soon as the record is here: they fetch while this node still does.
  * One revision of a distribution is fetched at a time; an offer issued later for another one takes its place.
- * A hop that fails is tried again, waiting longer each time up to ``retry_interval``, until nothing has come for
-   ``retry_for``; then it is reported and waits for the next offer. What came stays.
+ * A hop that fails is tried again, waiting longer each time up to ``retry_interval`` and at once when a sender that
+   was gone is back, until nothing has come for ``retry_for``; then it is reported and waits for the next
+   offer. What came stays.
  * A node that holds the revision fetches nothing, and still passes the offer on.
 """
 
@@ -43,7 +44,7 @@ from ted.errors import (
 )
 from ted.install.state import InstalledStates
 from ted.records.states import HOLDS, NodeState, State
-from ted.transfer.client import Connection, Peer
+from ted.transfer.client import Connection, Peer, answers
 from ted.transfer.fetch import Source, check_space, fetch_blocks, prepare_pack, receive_lock
 from ted.transfer.pacing import Patience
 from ted.transfer.packs import Incoming, runs_bytes
@@ -56,6 +57,7 @@ FIRST_RETRY_S = 0.5
 PROGRESS_EVERY_S = 2.0
 ANSWER_WITHIN_S = 3.0
 BUSY_WITHIN_S = 5.0
+LOOK_EVERY_S = 1.0
 
 Key = tuple[str, str, str]
 """(distributor, distribution, revision)."""
@@ -404,13 +406,21 @@ class _Transfer:
             await self._sender.forward(slip)
 
     async def pause(self, delay_s: float) -> None:
-        """Wait, unless there is a reason to go on at once: an end, or another source."""
+        """Wait, unless there is a reason to go on at once: an end, another source, or the sender is back."""
+        reasons = [asyncio.create_task(self._again.wait()), asyncio.create_task(self._sender_is_back())]
         try:
-            async with asyncio.timeout(delay_s):
-                await self._again.wait()
-        except TimeoutError:
-            return
+            await asyncio.wait(reasons, timeout=delay_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for reason in reasons:
+                reason.cancel()
         self._again.clear()
+
+    async def _sender_is_back(self) -> None:
+        """Return when the sender, which stopped answering, answers again."""
+        while await answers(self._source.peer):
+            await asyncio.sleep(LOOK_EVERY_S)
+        while not await answers(self._source.peer):
+            await asyncio.sleep(LOOK_EVERY_S)
 
     async def attempt(self) -> None:
         """Bring the revision here, from where the last attempt stopped.

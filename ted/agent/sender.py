@@ -4,6 +4,7 @@ Rules:
  * An offer to a child is in the journal before it is made, so a killed agent goes on with it by itself.
  * A child that does not answer is tried every ``retry_interval`` for ``retry_for``; then it is reported as failed,
    with all that lies behind it, until the next send.
+ * A child that cannot be reached from outside asks by itself; while it does, it is not called.
  * A child that refuses is reported with its own words and not tried again.
  * A newer offer of the same distribution to the same child takes the place of an older one whose nodes it reaches
    as well.
@@ -40,6 +41,7 @@ class Sender:
         self._learn = learn
         self._running: dict[tuple[str, str], tuple[RoutingSlip, asyncio.Task[None]]] = {}
         self._behind: set[asyncio.Task[None]] = set()
+        self._asks_before_s: dict[str, float] = {}
 
     async def forward(self, slip: RoutingSlip) -> list[asyncio.Task[None]]:
         """Start offering to every direct receiver of the slip; they are in the journal when this returns."""
@@ -73,14 +75,25 @@ class Sender:
         for other, (older, task) in list(self._running.items()):
             if _takes_the_place_of(slip, older):
                 task.cancel()
-                self._background(self._supersede(other))
+                self._background(self._close(other, "superseded"))
         task = asyncio.create_task(self._offer(slip, first_try_at_s or time.time()), name=f"offer to {key[1]}")
         self._running[key] = (slip, task)
         task.add_done_callback(lambda done: self._forget(key, done))
         return task
 
-    async def _supersede(self, key: tuple[str, str]) -> None:
-        await self._node.run(self._node.journal.close_offer, key[0], "superseded", child=key[1])
+    def asked_by(self, child: str, every_s: float) -> None:
+        """Note that ``child`` fetched its offers by itself and will do so again: it need not be called meanwhile."""
+        self._asks_before_s[child] = time.monotonic() + 2 * every_s + self._node.config.timeout
+        for key, (_, task) in list(self._running.items()):
+            if key[1] == child:
+                task.cancel()
+                self._background(self._close(key, "taken"))
+
+    def _asks_by_itself(self, child: str) -> bool:
+        return time.monotonic() < self._asks_before_s.get(child, 0)
+
+    async def _close(self, key: tuple[str, str], status: str) -> None:
+        await self._node.run(self._node.journal.close_offer, key[0], status, child=key[1])
 
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -99,6 +112,9 @@ class Sender:
         delay_s = min(FIRST_RETRY_S, config.retry_interval)
         told = False
         while True:
+            if self._asks_by_itself(peer.name):
+                await asyncio.sleep(delay_s)
+                continue
             try:
                 answer = await call(self._node.pool.call_json, peer, "POST", "/v1/offer", {"slip": slip.encode()})
                 await run(self._learn, _states_in(answer, slip))

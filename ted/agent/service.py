@@ -13,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
+import random
 import signal
 import sys
 from collections.abc import Coroutine
@@ -90,6 +92,8 @@ class Agent:
         self._background(self._watch_limits())
         if self.node.config.distributor:
             self._background(self.distributor.watch())
+        if self.node.config.poll_interval:
+            self._background(self._poll(self.node.config.poll_interval))
         await self.sender.resume()
         await self.receiver.resume()
         await self._extract_what_waits()
@@ -173,11 +177,13 @@ class Agent:
         """Take receipts from ``peer``."""
         await self._receipts.arrived(data, peer)
 
-    async def offers_for(self, peer: str) -> list[dict[str, Any]]:
+    async def offers_for(self, peer: str, every_s: float | None) -> list[dict[str, Any]]:
         """Return the newest slip of each distribution for ``peer``, one that asks by itself."""
         newest: dict[tuple[str, str], Any] = {}
         for offer in await self.node.run(self.node.journal.offers, child=peer):
             newest.setdefault((offer["distributor"], offer["distribution"]), offer["slip"])
+        if every_s is not None:
+            self.sender.asked_by(peer, every_s)
         return [{"slip": slip} for slip in newest.values()]
 
     async def priority(self, peer: str, distributor: str, distribution: str) -> str:
@@ -217,10 +223,23 @@ class Agent:
             self._asked = _Asked()  # not all of it was taken: the next check starts afresh
         return {"offers": taken, "refused": refused}
 
+    async def _poll(self, every_s: float) -> None:
+        """Ask the parent again and again: a node that cannot be reached from outside has no other way to hear."""
+        while True:
+            try:
+                refused = (await self._pull({}))["refused"]
+                if refused:
+                    log.warning("refused: %s", refused[0]["message"])
+            except TedError as error:
+                log.info("poll: %s", error)
+            await asyncio.sleep(every_s * random.uniform(0.9, 1.0))  # noqa: S311 -- siblings shall not keep step
+
     async def _ask(self, peer: Peer) -> tuple[list[Any], bool]:
         """Return what ``peer`` offers, and whether that is news."""
+        every_s = self.node.config.poll_interval
+        path = "/v1/offers" if every_s is None else f"/v1/offers?every={math.ceil(every_s)}"
         known = self._asked if self._asked.peer == peer else _Asked()
-        tag, answer = await self.node.call(self.node.pool.call_if_changed, peer, "/v1/offers", known.tag)
+        tag, answer = await self.node.call(self.node.pool.call_if_changed, peer, path, known.tag)
         if answer is None and known.tag is not None:
             return known.offers, False
         offers = answer.get("offers") if isinstance(answer, dict) else None

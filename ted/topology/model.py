@@ -123,6 +123,7 @@ class SubscriberSettings:
     fallbacks: tuple[str, ...] = ()
     fallback_when: Literal["unreachable", "stale"] = "unreachable"
     source_order: Literal["listed", "latency", "subnet"] = "listed"
+    poll_interval_s: float | None = None
 
 
 @dataclass(frozen=True)

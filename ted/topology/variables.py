@@ -267,6 +267,7 @@ DISTRIBUTOR_STRUCTURES = ("ted_distributions", "ted_routing_hierarchy")
 
 SUBSCRIBER_VARIABLES = _table(
     ("ted_parent", "parent", name),
+    ("ted_poll_interval", "poll_interval_s", _positive_duration_s),
     ("ted_extract_schedule", "extract_schedule", parse_schedule),
     ("ted_variables", "variables", variables),
     ("ted_inactive_channels", "inactive_channels", names),

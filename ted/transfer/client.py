@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
@@ -33,6 +34,7 @@ from ted.trust.realm import explain, require_peer
 MAX_JSON_BYTES = 64 * 1024 * 1024
 CONNECT_TIMEOUT_S = 20.0
 IDLE_S = 45.0
+LISTENS_WITHIN_S = 3.0
 SMALL_WITHIN_S = 120.0
 PACKED_FROM_BYTES = 400
 LEAST_SEGMENTS = 4
@@ -63,6 +65,17 @@ def packed(body: Any) -> tuple[bytes, dict[str, str]]:
     if len(data) < PACKED_FROM_BYTES:
         return data, {}
     return zlib.compress(data), {"Content-Encoding": "deflate"}
+
+
+async def answers(peer: Peer) -> bool:
+    """Return whether somebody listens where ``peer`` should."""
+    try:
+        async with asyncio.timeout(LISTENS_WITHIN_S):
+            _, writer = await asyncio.open_connection(peer.address, peer.port)
+    except (OSError, ValueError, OverflowError):  # TimeoutError is an OSError
+        return False
+    writer.transport.abort()
+    return True
 
 
 class Connection:

@@ -50,6 +50,7 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_SMALL_BODY_BYTES = 4 * 1024 * 1024
 MAX_RUNS = 65_536
 STREAMS_PER_PEER = 16
+MAX_EVERY_S = 86_400
 MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 64 * 1024, 4 * 1024 * 1024
 LARGE_BODY_BYTES = 256 * 1024
 READ_BYTES = 256 * 1024
@@ -66,8 +67,8 @@ class Exchange(Protocol):
     async def receipts(self, data: Any, peer: str) -> None:
         """Take receipts from a node below."""
 
-    async def offers_for(self, peer: str) -> list[dict[str, Any]]:
-        """Return the slips that ``peer`` should have."""
+    async def offers_for(self, peer: str, every_s: float | None) -> list[dict[str, Any]]:
+        """Return the slips that ``peer`` should have; it asks again within ``every_s`` seconds, if it says so."""
 
     async def priority(self, peer: str, distributor: str, distribution: str) -> str:
         """Return the priority of a distribution for ``peer``, as its Distributor signed it."""
@@ -115,7 +116,7 @@ class PeerServer:
         return _answer(await self._exchange.offered(await self._json(request, MAX_BODY_BYTES), peer))
 
     async def _offers(self, request: web.Request) -> web.Response:
-        return _tagged(request, {"offers": await self._exchange.offers_for(_peer(request))})
+        return _tagged(request, {"offers": await self._exchange.offers_for(_peer(request), _every_s(request))})
 
     async def _receipts(self, request: web.Request) -> web.Response:
         peer = _peer(request)
@@ -303,6 +304,20 @@ def _peer(request: web.Request) -> str:
     if not name:
         raise TrustError("the request does not say which node it is from", hint="peers speak ted's protocol only")
     return check_name(name)
+
+
+def _every_s(request: web.Request) -> float | None:
+    """Return within how many seconds the peer says that it asks again; ``None`` when it does not say.
+
+    Raises:
+        FormatError: That is no time.
+    """
+    said = request.query.get("every")
+    if said is None:
+        return None
+    if not said.isascii() or not said.isdigit() or not 0 < int(said[:9]) <= MAX_EVERY_S:
+        raise FormatError(f"every={said!r:.20} is not a time in whole seconds up to {MAX_EVERY_S}")
+    return float(said)
 
 
 def check_name(name: str) -> str:

@@ -34,7 +34,7 @@ ROLE_VARIABLES = frozenset(
 NODE_SETTINGS = (
     "address port transport working_directory database_url input_rate output_rates max_concurrent"
     " fill_spare_slots min_rate timeout min_free retry_interval retry_for message_levels log_max_age variables"
-    " extract_schedule inactive_channels fallbacks fallback_when source_order parent"
+    " extract_schedule inactive_channels fallbacks fallback_when source_order parent poll_interval"
 ).split()
 # Inside a template, touching an undefined part of a value raises Jinja's error before Ansible's.
 UNDEFINED = (AnsibleError, UndefinedError)
