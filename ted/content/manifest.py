@@ -8,7 +8,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,14 +95,7 @@ class ManifestWriter:
             BuildError: The index is larger than a frame may be.
         """
         self._end()
-        index = {
-            "format": INDEX_FORMAT,
-            "frames": self._frames,
-            "options": _sorted(options),
-            "settings": _sorted(settings),
-            "type": type_,
-        }
-        plain: bytes = msgpack.packb(index)
+        plain = pack_index(type_, settings, options, self._frames)
         if len(plain) > MAX_FRAME_BYTES:
             raise BuildError("too many files for one distribution", hint="make several distributions of it")
         return self._store(plain)
@@ -112,6 +105,21 @@ class ManifestWriter:
             self._frames.append((self._first, self._store(bytes(self._rows)), self._entries))
             self._rows.clear()
             self._entries = 0
+
+
+def pack_index(
+    type_: str, settings: Mapping[str, Any], options: Mapping[str, Any], frames: Sequence[tuple[bytes, bytes, int]]
+) -> bytes:
+    """Return the plain bytes of an index frame; ``frames`` are (first path, digest, entries)."""
+    index = {
+        "format": INDEX_FORMAT,
+        "frames": frames,
+        "options": _sorted(options),
+        "settings": _sorted(settings),
+        "type": type_,
+    }
+    plain: bytes = msgpack.packb(index)
+    return plain
 
 
 def _sorted(value: Any) -> Any:

@@ -16,7 +16,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from ted.content.frame import (
     DIGEST_BYTES,
@@ -98,14 +98,28 @@ class DigestTable:
         return os.pread(self._file.fileno(), DIGEST_BYTES, row * DIGEST_BYTES)
 
 
-class PackWriter:
-    """Write one pack; close it with ``finish`` or ``abandon``."""
+class Sink(Protocol):
+    """What the bytes of a pack can be written to, one after another."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "xb", buffering=_COPY_BYTES)  # noqa: SIM115 -- closed by finish() or abandon()
+    def write(self, data: bytes, /) -> object:
+        """Take the next bytes."""
+
+
+class PackWriter:
+    """Write one pack; close it with ``finish`` or ``abandon``.
+
+    Args:
+        path: The new file; where ``onto`` is given, only its directory is used (for what waits).
+        onto: What to write to instead; it is the caller's to make durable and to close.
+    """
+
+    def __init__(self, path: Path, onto: Sink | None = None) -> None:
+        self._own = open(path, "xb", buffering=_COPY_BYTES) if onto is None else None  # noqa: SIM115 -- finish()
+        self._file: Sink = onto if self._own is None else self._own  # type: ignore[assignment]
         self._rows: IO[bytes] = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 -- the same
         self._count = 0
-        self._offset = self._file.write(HEADER.pack(MAGIC, VERSION))
+        self._offset = HEADER.size
+        self._file.write(HEADER.pack(MAGIC, VERSION))
 
     @property
     def frames(self) -> int:
@@ -128,16 +142,17 @@ class PackWriter:
             index.update(rows)
             self._file.write(rows)
         self._file.write(TRAILER.pack(self._offset, self._count, index.digest(), VERSION, MAGIC))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        size = self._file.tell()
+        if self._own is not None:
+            self._own.flush()
+            os.fsync(self._own.fileno())
         self.abandon()
-        return size
+        return self._offset + self._count * ROW.size + TRAILER.size
 
     def abandon(self) -> None:
         """Close without finishing; harmless after ``finish``."""
         self._rows.close()
-        self._file.close()
+        if self._own is not None:
+            self._own.close()
 
     def _sorted_rows(self) -> Iterator[bytes]:
         # Digests are spread evenly, so that a pass over the rows for each range of first bytes sorts any

@@ -31,8 +31,8 @@ from ted.content.entry import (
     path_problem,
     printable,
 )
-from ted.content.frame import Location, frame_digest
-from ted.content.manifest import ManifestFrame, parse_frame, parse_index
+from ted.content.frame import Encoded, Location, frame_digest
+from ted.content.manifest import ManifestFrame, ManifestIndex, parse_frame, parse_index
 from ted.content.pack import PackReader
 from ted.content.record import PackRef, RevisionRecord
 from ted.errors import DigestMismatchError, FormatError, MissingContentError, UsageError
@@ -102,6 +102,11 @@ class RevisionReader:
     def close(self) -> None:
         """Close all packs."""
         self._packs.close()
+
+    @property
+    def index(self) -> ManifestIndex:
+        """What the manifest's index frame says."""
+        return self._index
 
     @property
     def type(self) -> str:
@@ -205,6 +210,29 @@ class RevisionReader:
         """Yield the entries of manifest frame ``number``; order and parents across frames are not checked."""
         frame = self._index.frames[number]
         return parse_frame(self._packs.read(frame.digest), frame, self._where)
+
+    # frames by name
+
+    def frame(self, digest: bytes) -> bytes:
+        """Return the plain bytes of any frame of the revision, checked.
+
+        Raises:
+            MissingContentError: No live pack holds it.
+        """
+        return self._packs.read(digest)
+
+    def stored_frame(self, digest: bytes) -> Encoded:
+        """Return a frame as it is stored; its bytes are not checked."""
+        return self._packs.stored(digest)
+
+    def frame_bytes(self, digest: bytes) -> int | None:
+        """Return the plain bytes a frame has, ``None`` if no live pack holds it."""
+        return self._packs.size_of(digest)
+
+    @property
+    def own_pack(self) -> PackReader:
+        """The pack that this revision added."""
+        return self._packs.own
 
     # how entries are found and checked
 
@@ -367,11 +395,29 @@ class _Packs:
             yield waiting.popleft()
         yield from waiting
 
-    def _find(self, digest: bytes) -> tuple[PackReader, Location]:
+    @property
+    def own(self) -> PackReader:
+        return self._open[0][1]
+
+    def stored(self, digest: bytes) -> Encoded:
+        reader, location = self._find(digest)
+        return Encoded(digest, location.codec, reader.stored(location), location.plain_bytes)
+
+    def size_of(self, digest: bytes) -> int | None:
+        found = self._look_up(digest)
+        return found[1].plain_bytes if found is not None else None
+
+    def _look_up(self, digest: bytes) -> tuple[PackReader, Location] | None:
         for ref, reader in self._open:
             location = reader.index.get(digest)
             if location is not None and _is_live(ref, location):
                 return reader, location
+        return None
+
+    def _find(self, digest: bytes) -> tuple[PackReader, Location]:
+        found = self._look_up(digest)
+        if found is not None:
+            return found
         raise MissingContentError(
             f"{self._where}: no pack holds the frame {digest.hex()}", hint="`ted verify --stored` says what is wrong"
         )

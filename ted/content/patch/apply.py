@@ -1,0 +1,247 @@
+"""Applying a patch: from a revision that is here and a patch to the pack of the next revision, byte for byte.
+
+Rules:
+ * The pack comes out in order, each frame compressed as the builder did; who takes it checks it block by block.
+ * The patch was checked against what was signed before it comes here; it is read as hostile all the same.
+ * Memory: some frames and one chunk of each stream, whatever the size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from ted.content.entry import MAX_ROW_BYTES, unpack_one
+from ted.content.frame import DIGEST_BYTES, MAX_FRAME_BYTES, Encoded, Location, decode, encode
+from ted.content.manifest import pack_index
+from ted.content.pack import PackWriter
+from ted.content.patch.base import Base
+from ted.content.patch.covers import CoverReader
+from ted.content.patch.entries import EntryReader
+from ted.content.patch.streams import StreamReader
+from ted.content.revision import RevisionReader
+
+_MAX_HEAD_BYTES = 4 << 20
+_MAX_LEVEL = 22
+_MAX_ENTRIES = 1 << 16
+_MAX_FRAMES = 1 << 24
+_CACHED_BYTES = 8 << 20
+
+
+class FrameKind(IntEnum):
+    """What a frame of the pack is."""
+
+    CONTENT = 0
+    MANIFEST = 1
+    LIST = 2
+    INDEX = 3
+    CARRIED = 4
+
+
+class PackOut(ABC):
+    """Where a rebuilt pack goes, in order."""
+
+    @abstractmethod
+    def write(self, data: bytes, /) -> None:
+        """Take the next bytes; raises ``DigestMismatchError`` when they are not those of the pack."""
+
+    @abstractmethod
+    def read(self, offset: int, count: int) -> bytes:
+        """Return bytes that were written before."""
+
+
+def apply_patch(path: Path, old: RevisionReader, out: PackOut) -> None:
+    """Rebuild a pack.
+
+    Args:
+        path: The patch, whole and checked against its signed block list.
+        old: The revision it was made against.
+        out: Takes the pack.
+
+    Raises:
+        FormatError: The patch cannot be one, or was made against another revision.
+        RepositoryError: Something of the old revision is damaged or not here.
+    """
+    patch = StreamReader(path)
+    try:
+        _Application(patch, old, out, path.parent).run()
+    finally:
+        patch.close()
+
+
+class _Application:
+    def __init__(self, patch: StreamReader, old: RevisionReader, out: PackOut, directory: Path) -> None:
+        self._patch = patch
+        self._old = old
+        self._out = out
+        self._writer = PackWriter(directory / "rebuilt", onto=out)
+        self._level, more, self._names = self._head()
+        self._frames, gone = self._index()
+        self._base = Base(old, sorted({*gone, *more}))
+        self._program = list(self._read_program())
+        content = sum(count for kind, count in self._program if kind == FrameKind.CONTENT)
+        self._sizes = array("I")
+        for _ in range(content):
+            size = patch.number("sizes")
+            if not 0 < size <= MAX_FRAME_BYTES:
+                raise patch.refuse("a frame of impossible size")
+            self._sizes.append(size)
+        self._locations: list[Location] = []
+        self._digests = bytearray()
+        self._numbers: dict[bytes, int] = {}
+        self._cache: OrderedDict[bytes, bytes] = OrderedDict()
+        self._cached_bytes = 0
+        self._covers = CoverReader(patch, self._base, sum(self._sizes))
+        self._entries = EntryReader(patch, self._base, self._digest_of, self._sizes.__getitem__, self._plain_of)
+        self._next_frame = 0
+
+    def run(self) -> None:
+        makers = {FrameKind.CONTENT: self._content, FrameKind.MANIFEST: self._manifest, FrameKind.LIST: self._list, FrameKind.INDEX: self._top}
+        try:
+            for kind, count in self._program:
+                for _ in range(count):
+                    if kind == FrameKind.CARRIED:
+                        self._writer.add(self._carried())
+                    else:
+                        makers[kind]()
+            self._writer.finish()
+        finally:
+            self._writer.abandon()
+
+    # the head of the patch
+
+    def _head(self) -> tuple[int, list[int], tuple[str, Any, Any]]:
+        patch, old = self._patch, self._old
+        size = patch.number("head")
+        if size > _MAX_HEAD_BYTES:
+            raise patch.refuse("a head that is too long")
+        head = unpack_one(patch.data("head", size), size, "patch")
+        if not isinstance(head, list) or len(head) != 4:
+            raise patch.refuse("a head that is none")
+        manifest, level, more, names = head
+        if manifest != bytes.fromhex(old.record.manifest):
+            raise patch.refuse("it was made against another revision")
+        frames = len(old.manifest_frames)
+        sound = type(level) is int and 1 <= level <= _MAX_LEVEL and isinstance(more, list)
+        if not sound or not all(type(number) is int and 0 <= number < frames for number in more):
+            raise patch.refuse("a head that is none")
+        if names is None:
+            return level, more, (old.index.type, old.index.settings, old.index.options)
+        if not isinstance(names, list) or [type(part) for part in names] != [str, dict, dict]:
+            raise patch.refuse("a head that is none")
+        return level, more, (names[0], names[1], names[2])
+
+    def _index(self) -> tuple[list[list[Any]], list[int]]:
+        """Return the new manifest's frames ([first path, digest, entries], or [none, emitted, entries] where new)."""
+        patch, old_frames = self._patch, self._old.manifest_frames
+        frames: list[list[Any]] = []
+        gone: list[int] = []
+        at = 0
+        while True:
+            skip, keep, new = (patch.number("index") for _ in range(3))
+            if not skip and not keep and not new:
+                break
+            if at + skip + keep > len(old_frames) or new > _MAX_FRAMES or len(frames) > _MAX_FRAMES:
+                raise patch.refuse("more manifest frames than there are")
+            gone += range(at, at + skip)
+            frames += [[f.first_path, f.digest, f.entries] for f in old_frames[at + skip : at + skip + keep]]
+            at += skip + keep
+            for _ in range(new):
+                told = patch.number("index")
+                if not 0 < told >> 1 <= _MAX_ENTRIES:
+                    raise patch.refuse("a manifest frame with impossibly many entries")
+                frames.append([None, bool(told & 1), told >> 1])
+        gone += range(at, len(old_frames))
+        return frames, gone
+
+    def _read_program(self) -> Iterator[tuple[int, int]]:
+        total = 0
+        while told := self._patch.number("program"):
+            total += told // len(FrameKind)
+            if total > _MAX_FRAMES or not told // len(FrameKind):
+                raise self._patch.refuse("more frames than a pack has")
+            yield told % len(FrameKind), told // len(FrameKind)
+
+    # the frames
+
+    def _content(self) -> None:
+        plain = self._covers.read(self._sizes[len(self._locations)])
+        frame = encode(plain, self._level)
+        self._numbers[frame.digest] = len(self._locations)
+        self._digests += frame.digest
+        self._locations.append(self._writer.add(frame))
+        self._remember(frame.digest, plain)
+
+    def _list(self) -> None:
+        self._writer.add(encode(self._entries.list(), self._level))
+
+    def _manifest(self) -> None:
+        """Rebuild manifest frames up to the next one that is in the pack."""
+        while not self._one_manifest_frame():
+            pass
+
+    def _one_manifest_frame(self) -> bool:
+        while self._next_frame < len(self._frames) and self._frames[self._next_frame][0] is not None:
+            self._next_frame += 1
+        if self._next_frame == len(self._frames):
+            raise self._patch.refuse("more manifest frames than were announced")
+        frame = self._frames[self._next_frame]
+        rows = bytearray()
+        first = b""
+        for number in range(frame[2]):
+            row, path = self._entries.entry()
+            first = path if not number else first
+            rows += row
+            if len(rows) > 2 * MAX_ROW_BYTES:
+                raise self._patch.refuse("a manifest frame that is too long")
+        packed = encode(bytes(rows), self._level)
+        emitted = frame[1]
+        frame[:2] = [first, packed.digest]
+        if emitted:
+            self._writer.add(packed)
+        return bool(emitted)
+
+    def _top(self) -> None:
+        while any(frame[0] is None for frame in self._frames[self._next_frame :]):
+            if self._one_manifest_frame():
+                raise self._patch.refuse("a manifest frame after the index")
+        plain = pack_index(*self._names, [(path, digest, entries) for path, digest, entries in self._frames])
+        if len(plain) > MAX_FRAME_BYTES:
+            raise self._patch.refuse("an index that is too long")
+        self._writer.add(encode(plain, self._level))
+
+    def _carried(self) -> Encoded:
+        return self._old.stored_frame(self._patch.data("digests", DIGEST_BYTES))
+
+    # frames looked up again
+
+    def _digest_of(self, number: int) -> bytes:
+        if not 0 <= number < len(self._locations):
+            raise self._patch.refuse("a new frame that is not there yet")
+        return bytes(self._digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES])
+
+    def _plain_of(self, digest: bytes) -> bytes:
+        plain = self._cache.get(digest)
+        if plain is not None:
+            return plain
+        number = self._numbers.get(digest)
+        if number is None:
+            return self._old.frame(digest)
+        location = self._locations[number]
+        stored = self._out.read(location.offset, location.stored_bytes)
+        plain = decode(stored, location, digest, "the rebuilt pack")
+        self._remember(digest, plain)
+        return plain
+
+    def _remember(self, digest: bytes, plain: bytes) -> None:
+        if digest in self._cache:
+            return
+        self._cache[digest] = plain
+        self._cached_bytes += len(plain)
+        while self._cached_bytes > _CACHED_BYTES:
+            self._cached_bytes -= len(self._cache.popitem(last=False)[1])

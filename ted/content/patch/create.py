@@ -1,0 +1,350 @@
+"""Making a patch: from a revision and the next one, both whole, to the file that makes the one's pack of the other.
+
+Rules:
+ * A patch is kept only when it is worth it and, applied, gives the very pack; both are tried out here.
+ * Nothing is remembered for each file of the distribution, only for what changed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgpack
+
+from ted.content.entry import Entry, Extent, Kind, extents_from_list
+from ted.content.frame import DEFAULT_LEVEL
+from ted.content.pack import PackReader
+from ted.content.patch.apply import FrameKind, PackOut, apply_patch
+from ted.content.patch.base import Base
+from ted.content.patch.covers import CoverWriter, OldFile
+from ted.content.patch.entries import EntryWriter
+from ted.content.patch.streams import StreamWriter
+from ted.content.revision import RevisionReader
+from ted.errors import DigestMismatchError, RepositoryError
+
+WORTH_PERCENT = 90
+MAX_FRAMES = 4_000_000
+_MAX_WANTED_NAMES = 200_000
+_MAX_WAITING = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """The frames of the new pack in the order they lie, and what each is; content frames have numbers."""
+
+    digests: Sequence[bytes]
+    kinds: bytes
+    number_of: Mapping[bytes, int]
+    starts: Sequence[int]
+
+
+class Piece(NamedTuple):
+    """A run of new bytes: ``place`` among them, at ``offset`` of the file ``entry``, perhaps like the old ``was``."""
+
+    place: int
+    length: int
+    offset: int
+    entry: Entry
+    was: Entry | None
+
+
+def in_order(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Yield pieces by place; they come nearly so: the files of a group before or after larger ones between them."""
+    waiting: list[Piece] = []
+    done = 0
+    for piece in pieces:
+        heapq.heappush(waiting, piece)
+        while waiting and (waiting[0].place <= done or len(waiting) > _MAX_WAITING):
+            first = heapq.heappop(waiting)
+            done = max(done, first.place + first.length)
+            yield first
+    while waiting:
+        yield heapq.heappop(waiting)
+
+
+def create_patch(
+    old: RevisionReader, new: RevisionReader, path: Path, *, small: bool, level: int = DEFAULT_LEVEL
+) -> int | None:
+    """Write a patch that rebuilds the own pack of ``new`` for whoever holds ``old``; return its bytes.
+
+    Args:
+        old: The revision before, open.
+        new: The revision, open.
+        path: The file to make; its directory is used for what waits meanwhile.
+        small: Take the time to find the smallest form of everything.
+        level: The zstd level the pack was built with.
+
+    Returns:
+        ``None``, and no file, when a patch would not be worth it or would not give the pack.
+    """
+    pack = new.own_pack
+    if len(pack.index) > MAX_FRAMES:
+        return None
+    out = StreamWriter(path.parent)
+    try:
+        _Creation(old, new, out, small=small, level=level).write()
+        size = out.finish(path, small=small)
+    finally:
+        out.close()
+    if size * 100 <= pack.bytes * WORTH_PERCENT and _rebuilds(path, old, pack):
+        return size
+    os.unlink(path)
+    return None
+
+
+def _rebuilds(path: Path, old: RevisionReader, pack: PackReader) -> bool:
+    with open(pack.path, "rb") as file:
+        try:
+            apply_patch(path, old, _Compare(file.fileno()))
+        except RepositoryError:
+            return False
+        return True
+
+
+class _Compare(PackOut):
+    """Takes the rebuilt pack and compares it with the one there is."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._at = 0
+
+    def write(self, data: bytes, /) -> None:
+        if os.pread(self._fd, len(data), self._at) != data:
+            raise DigestMismatchError(f"the patch gives another pack from byte {self._at} on")
+        self._at += len(data)
+
+    def read(self, offset: int, count: int) -> bytes:
+        return os.pread(self._fd, count, offset)
+
+
+class _Creation:
+    def __init__(self, old: RevisionReader, new: RevisionReader, out: StreamWriter, *, small: bool, level: int) -> None:
+        self._old, self._new, self._out, self._small, self._level = old, new, out, small, level
+        kept = {frame.digest for frame in new.manifest_frames}
+        there = {frame.digest for frame in old.manifest_frames}
+        self._changed = [number for number, frame in enumerate(new.manifest_frames) if frame.digest not in there]
+        self._gone = [number for number, frame in enumerate(old.manifest_frames) if frame.digest not in kept]
+
+    def write(self) -> None:
+        added = self._added_names()
+        more = self._frames_with(added) if added else []
+        numbers = sorted({*self._gone, *more})
+        base = Base(self._old, numbers)
+        ordered = self._order()
+        self._head(sorted(set(numbers) - set(self._gone)))
+        self._index(set(ordered.digests))
+        self._program(ordered)
+        self._entries(base, ordered)
+        self._covers(base, ordered, added)
+
+    # what is there
+
+    def _changed_entries(self) -> Iterator[Entry]:
+        for number in self._changed:
+            yield from self._new.frame_entries(number)
+
+    def _old_entries(self) -> Iterator[Entry]:
+        for number in self._gone:
+            yield from self._old.frame_entries(number)
+
+    def _added_names(self) -> dict[bytes, None]:
+        """Return the last components of the files that the old revision has not got where it changed."""
+        names: dict[bytes, None] = {}
+        old = self._old_entries()
+        was = next(old, None)
+        for entry in self._changed_entries():
+            while was is not None and was.components < entry.components:
+                was = next(old, None)
+            if (was is None or was.path != entry.path) and entry.kind is Kind.FILE and len(names) < _MAX_WANTED_NAMES:
+                names[entry.components[-1]] = None
+        return names
+
+    def _frames_with(self, names: Mapping[bytes, None]) -> list[int]:
+        """Return the manifest frames of the old revision in which a file has one of those names."""
+        return [
+            number for number in range(len(self._old.manifest_frames))
+            if any(entry.kind is Kind.FILE and entry.components[-1] in names for entry in self._old.frame_entries(number))
+        ]  # fmt: skip
+
+    def _order(self) -> Ordered:
+        index = self._new.own_pack.index
+        rows = [(location.offset, digest) for digest, location in map(index.at, range(len(index)))]
+        rows.sort()
+        manifest = {frame.digest for frame in self._new.manifest_frames}
+        lists = {each.frame for entry in self._changed_entries() for each in entry.lists}
+        top = bytes.fromhex(self._new.record.manifest)
+        kinds = bytearray()
+        numbers: dict[bytes, int] = {}
+        starts = [0]
+        for _, digest in rows:
+            if self._old.frame_bytes(digest) is not None:
+                kind = FrameKind.CARRIED
+            elif digest == top:
+                kind = FrameKind.INDEX
+            elif digest in manifest:
+                kind = FrameKind.MANIFEST
+            elif digest in lists:
+                kind = FrameKind.LIST
+            else:
+                kind = FrameKind.CONTENT
+                numbers[digest] = len(numbers)
+                starts.append(starts[-1] + index[digest].plain_bytes)
+            kinds.append(kind)
+        return Ordered([digest for _, digest in rows], bytes(kinds), numbers, starts)
+
+    # what is told
+
+    def _head(self, more: list[int]) -> None:
+        index, former = self._new.index, self._old.index
+        told: Any = (index.type, dict(index.settings), dict(index.options))
+        if told == (former.type, dict(former.settings), dict(former.options)):
+            told = None
+        data: bytes = msgpack.packb([bytes.fromhex(self._old.record.manifest), self._level, more, told])
+        self._out.number("head", len(data))
+        self._out.data("head", data)
+
+    def _index(self, in_pack: set[bytes]) -> None:
+        """Tell the manifest's frames: runs of [old ones left out, old ones kept, new ones] until all are told."""
+        place = {frame.digest: number for number, frame in enumerate(self._old.manifest_frames)}
+        frames, at, old_at = self._new.manifest_frames, 0, 0
+        while at < len(frames):
+            start = place.get(frames[at].digest, old_at)
+            first = at
+            while at < len(frames) and place.get(frames[at].digest) == start + at - first:
+                at += 1
+            self._out.number("index", start - old_at)
+            self._out.number("index", at - first)
+            old_at = start + at - first
+            first = at
+            while at < len(frames) and frames[at].digest not in place:
+                at += 1
+            self._out.number("index", at - first)
+            for frame in frames[first:at]:
+                self._out.number("index", frame.entries << 1 | (frame.digest in in_pack))
+        self._out.number("index", 0)
+        self._out.number("index", 0)
+        self._out.number("index", 0)
+
+    def _program(self, ordered: Ordered) -> None:
+        at = 0
+        kinds = ordered.kinds
+        while at < len(kinds):
+            first = at
+            while at < len(kinds) and kinds[at] == kinds[first]:
+                at += 1
+            self._out.number("program", (at - first) * len(FrameKind) + kinds[first])
+        self._out.number("program", 0)
+        for number in range(len(ordered.starts) - 1):
+            self._out.number("sizes", ordered.starts[number + 1] - ordered.starts[number])
+
+    def _entries(self, base: Base, ordered: Ordered) -> None:
+        in_order = [d for d, kind in zip(ordered.digests, ordered.kinds, strict=True) if kind == FrameKind.LIST]
+        starts = ordered.starts
+        writer = EntryWriter(
+            self._out, base, ordered.number_of.get, lambda number: starts[number + 1] - starts[number],
+            {digest: number for number, digest in enumerate(in_order)}.get,
+        )  # fmt: skip
+        changed = iter(self._changed)
+        for digest, kind in zip(ordered.digests, ordered.kinds, strict=True):
+            if kind == FrameKind.CARRIED:
+                self._out.data("digests", digest)
+            elif kind == FrameKind.LIST:
+                plain = self._new.frame(digest)
+                writer.list(_extents_in(plain))
+            elif kind == FrameKind.MANIFEST:
+                self._frames_up_to(digest, changed, writer)
+        self._frames_up_to(None, changed, writer)
+
+    def _frames_up_to(self, digest: bytes | None, changed: Iterator[int], writer: EntryWriter) -> None:
+        for number in changed:
+            for entry in self._new.frame_entries(number):
+                writer.entry(entry)
+            if self._new.manifest_frames[number].digest == digest:
+                return
+
+    # the bytes
+
+    def _covers(self, base: Base, ordered: Ordered, added: Mapping[bytes, None]) -> None:
+        starts, digests = ordered.starts, list(ordered.number_of)
+
+        def read(place: int, count: int) -> bytes:
+            return _read_line(self._new, starts, digests, place, count)
+
+        writer = CoverWriter(self._out, base, read, exact=not self._small)
+        done = 0
+        path, old = b"", None
+        for piece in in_order(self._pieces(base, ordered, self._files_named(base, added))):
+            if piece.place < done:
+                continue
+            writer.take(done, piece.place - done, None, 0)  # what no changed file shows
+            entry, was = piece.entry, piece.was
+            if was is None or not was.size:
+                writer.take(piece.place, piece.length, None, 0)
+            elif was.same_content(entry) and piece.length == entry.size:
+                writer.same(piece.place, base.spans(was))
+            else:
+                if old is None or entry.path != path:
+                    path, old = entry.path, OldFile(base, base.spans(was))
+                writer.take(piece.place, piece.length, old, piece.offset)
+            done = piece.place + piece.length
+        writer.take(done, starts[-1] - done, None, 0)
+        writer.finish()
+
+    def _pieces(self, base: Base, ordered: Ordered, alike: Mapping[bytes, Sequence[Entry]]) -> Iterator[Piece]:
+        """Yield the pieces of the changed files that lie in new frames."""
+        for entry, was in self._with_old(base):
+            offset = 0
+            for extent in self._new.extents(entry) if entry.kind is Kind.FILE else ():
+                number = ordered.number_of.get(extent.frame) if extent.frame is not None else None
+                if number is not None:
+                    like = was if was is not None else _nearest(entry.path, alike.get(entry.components[-1], ()))
+                    yield Piece(ordered.starts[number] + extent.offset, extent.length, offset, entry, like)
+                offset += extent.length if extent.frame is not None else 0
+
+    def _with_old(self, base: Base) -> Iterator[tuple[Entry, Entry | None]]:
+        """Yield the changed entries in order, each with the old file of that path."""
+        old = base.entries()
+        was = next(old, None)
+        for entry in self._changed_entries():
+            while was is not None and was.components < entry.components:
+                was = next(old, None)
+            yield entry, was if was is not None and was.path == entry.path and was.kind is Kind.FILE else None
+
+    def _files_named(self, base: Base, names: Mapping[bytes, None]) -> dict[bytes, list[Entry]]:
+        found: dict[bytes, list[Entry]] = {}
+        for entry in base.entries() if names else ():
+            if entry.kind is Kind.FILE and entry.size and entry.components[-1] in names:
+                same_name = found.setdefault(entry.components[-1], [])
+                if len(same_name) < 64:
+                    same_name.append(entry)
+        return found
+
+
+def _extents_in(plain: bytes) -> list[Extent]:
+    rows = msgpack.unpackb(plain)
+    return extents_from_list(plain, sum(row[2] for row in rows), "extent list")
+
+
+def _read_line(new: RevisionReader, starts: Sequence[int], digests: Sequence[bytes], place: int, count: int) -> bytes:
+    parts = []
+    number = bisect_right(starts, place) - 1
+    while count:
+        part = new.frame(digests[number])[place - starts[number] :][:count]
+        parts.append(part)
+        place, count, number = place + len(part), count - len(part), number + 1
+    return b"".join(parts)
+
+
+def _nearest(path: bytes, entries: Sequence[Entry]) -> Entry | None:
+    """Return the file whose path has most in common with ``path``, from both ends."""
+    def common(entry: Entry) -> int:
+        ends = os.path.commonprefix([entry.path[::-1], path[::-1]])
+        return len(os.path.commonprefix([entry.path, path])) + len(ends)
+
+    return max(entries, key=common, default=None)
