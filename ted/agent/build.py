@@ -11,9 +11,10 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ted.config import NodeConfig
 from ted.content import retention
 from ted.content.builder import BuildResult, RevisionBuilder
 from ted.content.durable import read_bounded
+from ted.content.patch.kept import make_patch, patches_of
 from ted.content.record import MAX_RECORD_BYTES
 from ted.content.working import LOCK_NAME, RECORD_NAME
 from ted.errors import BuildError, ConfigError, TedError, UnknownNameError
@@ -35,7 +37,10 @@ log = logging.getLogger("ted.build")
 
 @dataclass(frozen=True)
 class Built:
-    """What building one distribution did; ``revision`` is the newest one now (``None``: none yet, check mode)."""
+    """What building one distribution did; ``revision`` is the newest one now (``None``: none yet, check mode).
+
+    ``patch_bytes`` is the size of the patch from the revision before, ``None`` where there is none.
+    """
 
     distribution: str
     revision: str | None
@@ -46,12 +51,14 @@ class Built:
     content_bytes: int
     duration_s: float
     warnings: tuple[str, ...] = ()
+    patch_bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return one row of ``ted build --json``."""
         return {
             "distribution": self.distribution, "revision": self.revision, "changed": self.changed,
-            "bytes": self.bytes, "frames": self.frames, "files": self.files, "content_bytes": self.content_bytes,
+            "bytes": self.bytes, "patch_bytes": self.patch_bytes, "frames": self.frames, "files": self.files,
+            "content_bytes": self.content_bytes,
             "duration_s": round(self.duration_s, 3), "warnings": list(self.warnings),
         }  # fmt: skip
 
@@ -150,14 +157,29 @@ class Builder:
         except OSError as error:
             self._note("build_failed", distribution.name, None, str(error))
             raise BuildError(f"{distribution.name}: {error}", hint="the former revision stays current") from error
+        patch_bytes = self._patch(distribution, result) if result.changed and not check else None
         if not check:
             self._publish(distribution)
             if result.changed:
                 self._note("built", distribution.name, result.record.revision, f"{result.bytes_new} bytes")
         former = self._working.revisions(self._config.node, distribution.name)
         revision = result.record.revision if not check else (former[-1] if former else None)
+        duration_s = time.monotonic() - started_s
         return Built(distribution.name, revision, result.changed, result.bytes_new, result.frames_new, result.files,
-                     result.record.content_bytes, time.monotonic() - started_s, tuple(warnings))  # fmt: skip
+                     result.record.content_bytes, duration_s, tuple(warnings), patch_bytes)  # fmt: skip
+
+    def _patch(self, distribution: Distribution, result: BuildResult) -> int | None:
+        """Make the patch from the revision before; without one the pack is sent, so nothing that fails here matters."""
+        stamps = self._working.revisions(self._config.node, distribution.name)
+        if distribution.patches == "none" or len(stamps) < 2 or stamps[-1] != result.record.revision:
+            return None
+        directory = self._working.distribution(self._config.node, distribution.name)
+        try:
+            before = self._working.record(self._config.node, distribution.name, stamps[-2])
+            return make_patch(directory, before, result.record, distribution.patches)
+        except (TedError, OSError) as error:
+            log.warning("%s: no patch from %s: %s", distribution.name, stamps[-2], error)
+            return None
 
     def _gather(self, distribution: Distribution, *, force: bool, check: bool) -> tuple[BuildResult, list[str]]:
         options = plugins.validate_options(distribution.type, distribution.options)
@@ -200,8 +222,17 @@ class Builder:
             data = read_bounded(self._working.revision(node, name, stamp) / RECORD_NAME, MAX_RECORD_BYTES)
             if data is not None:
                 records[stamp] = data
-        self._catalog.publish(name, records)
+        self._catalog.publish(name, records, self._patches(name, records))
         retention.apply(self._working, node, name, removal)
+
+    def _patches(self, name: str, stamps: Iterable[str]) -> dict[str, dict[str, tuple[int, str]]]:
+        """Return the patches of the kept revisions, each from the one before it."""
+        found = {}
+        for before, stamp in pairwise(sorted(stamps)):
+            ref = patches_of(self._working.revision(self._config.node, name, stamp)).get(before)
+            if ref is not None:
+                found[stamp] = {before: (ref.bytes, ref.root)}
+        return found
 
     def _in_use(self, name: str) -> set[str]:
         """Return the revisions that an open send still needs, or that are installed on this node."""

@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ted.agent.node import Node
+from ted.agent.patching import Step, plan_steps, use_patch
 from ted.agent.sender import Sender
 from ted.content import retention
 from ted.content.durable import read_bounded, replace_file
@@ -35,6 +36,7 @@ from ted.errors import (
     MissingContentError,
     NoSpaceError,
     RecordsError,
+    RefusedError,
     RepositoryError,
     SlipError,
     TedError,
@@ -364,6 +366,9 @@ class _Transfer:
         self.bytes_total = bytes_done
         self._node, self._source, self._sender = node, source, sender
         self._incoming: dict[str, Incoming] = {}
+        self._with_patches = True
+        self._patch_bytes = 0
+        self._patched: set[str] = set()
         self._open = ExitStack()
         self._forwarded = False
         self._progress_at_s = time.monotonic()
@@ -434,11 +439,15 @@ class _Transfer:
         with self._node.working.lock(receive_lock(*self.key[:2])) as mine:
             if not mine:
                 raise TransferError(f"another process receives {self.key[1]} on this node")
+            steps = await self._node.call(self._plan_patches, record, loop)
             packs = await self._node.call(self._prepare, record, loop)
             if not self._forwarded:
                 self._forwarded = True
                 for slip in self.slips:
                     await self._sender.forward(slip)
+            for step in steps:
+                await self._node.call(self._use_patch, step, loop)
+                self._unless_stopped()
             for ref, incoming in packs:
                 await self._node.call(self._fetch_pack, ref, incoming)
                 self._unless_stopped()
@@ -478,6 +487,63 @@ class _Transfer:
                 replace_file(directory / "REVISION.TED", data)
         return record
 
+    def _plan_patches(self, record: RevisionRecord, loop: asyncio.AbstractEventLoop) -> list[Step]:
+        """Return the patches that save bytes on the way to ``record``; their block lists are here then."""
+        if not self._with_patches:
+            return []
+        working, (distributor, distribution, _) = self._node.working, self.key
+        directory = working.distribution(distributor, distribution)
+        try:
+            with _disk_errors(), self._node.catalog_of(distributor, self._node.config.timeout):
+                view = self._node.view(distributor, self._source.metadata)
+                steps = plan_steps(view, directory, record, working.received(distributor, distribution))
+            for step in steps:
+                self._incoming_of(step.patch, loop)
+        except (RefusedError, RepositoryError, UnknownNameError) as error:
+            log.info("%s: no patch: %s", "/".join(self.key), error)
+            self._with_patches = False
+            return []
+        self._patch_bytes = sum(runs_bytes(step.patch, self._incoming[step.patch.revision].pack.missing())
+                                for step in steps)  # fmt: skip
+        self._patched = {step.record.revision for step in steps}
+        return steps
+
+    def _use_patch(self, step: Step, loop: asyncio.AbstractEventLoop) -> None:
+        """Fetch a patch and rebuild a pack with it; where that fails, its blocks are fetched as without."""
+        if not self._with_patches:
+            return
+        own = self._incoming_of(step.record.packs[0], loop)
+        try:
+            self._fetch_pack(step.patch, self._incoming[step.patch.revision])
+            if not self._stopped.is_set():
+                directory = self._node.working.distribution(*self.key[:2])
+                with _disk_errors():
+                    use_patch(directory, step, own.pack, lambda: self._rebuilt(own))
+        except (RefusedError, RepositoryError) as error:
+            log.warning("%s: the patch is of no use: %s", "/".join(self.key), error)
+            self._with_patches = False
+        self._patched.discard(step.record.revision)
+
+    def _rebuilt(self, own: Incoming) -> None:
+        self._progressed, self._progress_at_s = True, time.monotonic()
+        own.advanced()
+        self._unless_stopped()
+
+    def _incoming_of(self, ref: PackRef, loop: asyncio.AbstractEventLoop) -> Incoming:
+        """Return the pack or patch as what comes in, its block list fetched and checked."""
+        incoming = self._incoming.get(ref.revision)
+        if incoming is None:
+            directory = self._node.working.distribution(*self.key[:2]) / ref.revision
+            with _disk_errors():
+                pack = prepare_pack(self._source, self.key[1], ref, directory)
+                pack.reclaim()
+                if pack.missing():
+                    pack.make()
+            self._open.callback(pack.close)
+            incoming = self._incoming[ref.revision] = Incoming(pack, loop)
+            self._node.packs.announce((*self.key[:2], ref.revision), incoming)
+        return incoming
+
     def _prepare(self, record: RevisionRecord, loop: asyncio.AbstractEventLoop) -> list[tuple[PackRef, Incoming]]:
         packs = []
         for ref in record.packs:
@@ -490,7 +556,10 @@ class _Transfer:
                 self._incoming[ref.revision] = Incoming(pack, loop)
             packs.append((ref, self._incoming[ref.revision]))
         missing_bytes = sum(runs_bytes(ref, incoming.pack.missing()) for ref, incoming in packs)
-        self.bytes_total = self.bytes_done + missing_bytes
+        fetched_bytes = sum(runs_bytes(ref, incoming.pack.missing()) for ref, incoming in packs
+                            if ref.revision not in self._patched)  # fmt: skip
+        self.bytes_total = self.bytes_done + fetched_bytes + self._patch_bytes
+        missing_bytes += self._patch_bytes
         check_space(self._node.working.path, missing_bytes, self._node.config.min_free)
         for ref, incoming in packs:
             with _disk_errors():

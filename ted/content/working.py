@@ -299,6 +299,8 @@ def drop_record(directory: Path) -> None:
     for name in (STATUS_NAME, RECORD_NAME):
         with suppress(FileNotFoundError):
             os.unlink(directory / name)
+    for patch in directory.glob("PATCH-*"):
+        shutil.rmtree(patch, ignore_errors=True)
     if directory.is_dir():
         sync_directory(directory)
 

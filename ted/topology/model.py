@@ -17,6 +17,7 @@ from ted.errors import UnknownNameError
 from ted.topology.schedule import Schedule
 
 Priority = Literal["high", "medium", "low"]
+PatchMode = Literal["auto", "small", "fast", "none"]
 
 DEFAULT_PORT = 7465
 DEFAULT_WORKING_DIRECTORY = "/var/lib/ted"
@@ -86,6 +87,7 @@ class Distribution:
     send_after_build: bool = False
     platforms: tuple[Mapping[str, Any], ...] = ()
     on_failure: Literal["rollback", "leave"] = "rollback"
+    patches: PatchMode = "auto"
     verify: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     description: str = ""

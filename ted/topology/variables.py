@@ -290,6 +290,7 @@ DISTRIBUTION_FIELDS = _table(
     ("send_after_build", "send_after_build", flag),
     ("platforms", "platforms", platforms),
     ("on_failure", "on_failure", one_of("rollback", "leave")),
+    ("patches", "patches", one_of("auto", "small", "fast", "none")),
     ("verify", "verify", texts),
     ("options", "options", options),
     ("description", "description", text),

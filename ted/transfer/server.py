@@ -27,6 +27,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
+from ted.content.patch.kept import is_patch_name
 from ted.content.record import PackRef, is_name, is_stamp
 from ted.errors import (
     BusyError,
@@ -104,6 +105,8 @@ class PeerServer:
             web.get(f"/v1/record/{pack}", self._record),
             web.get(f"/v1/blocks/{pack}", self._blocks),
             web.post(f"/v1/pack/{pack}", self._pack),
+            web.get(f"/v1/blocks/{pack}/{{patch}}", self._blocks),
+            web.post(f"/v1/pack/{pack}/{{patch}}", self._pack),
         ])  # fmt: skip
         return app
 
@@ -344,7 +347,12 @@ def check_stamp(stamp: str) -> str:
 
 def _pack_key(request: web.Request) -> tuple[str, str, str]:
     info = request.match_info
-    return check_name(info["distributor"]), check_name(info["distribution"]), check_stamp(info["revision"])
+    place = check_stamp(info["revision"])
+    if patch := info.get("patch"):
+        if not is_patch_name(patch):
+            raise FormatError(f"{patch!r:.60} is not a patch")
+        place = f"{place}/{patch}"
+    return check_name(info["distributor"]), check_name(info["distribution"]), place
 
 
 def _wanted(revision: str, asked: Any) -> tuple[PackRef, list[Run]]:

@@ -146,12 +146,16 @@ class Catalog:
             self._create(distributor)
             return True
 
-    def publish(self, distribution: str, records: Mapping[str, bytes]) -> bool:
+    def publish(
+        self, distribution: str, records: Mapping[str, bytes],
+        patches: Mapping[str, Mapping[str, tuple[int, str]]] | None = None,
+    ) -> bool:  # fmt: skip
         """Make ``records`` the whole list of the distribution's revisions.
 
         Args:
             distribution: Its name.
             records: Time stamp -> bytes of ``REVISION.TED``, of every revision that is kept.
+            patches: Time stamp -> the patches that lead to it: stamp before -> (bytes, root of the block list).
 
         Returns:
             False if that was published already (whatever is due for renewal is still renewed).
@@ -165,6 +169,10 @@ class Catalog:
             names.target_path(distribution, stamp): _target(distribution, stamp, data)
             for stamp, data in records.items()
         }
+        for stamp, told in (patches or {}).items():
+            wanted[names.target_path(distribution, stamp)].unrecognized_fields["custom"] = {
+                "patches": {before: [size, root] for before, (size, root) in told.items()}
+            }
         with self._edit() as chain:
             changed = self._publish(chain, distribution, wanted)
             self._renew()

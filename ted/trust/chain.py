@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +33,7 @@ from ted.trust.tuf_api import (
 )
 
 KEPT_VERSIONS = 4
+_ROOT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 DISTRIBUTOR_FIELD = "x-ted-distributor"
 
 S = TypeVar("S", bound=Signed)
@@ -78,6 +80,14 @@ class Chain:
         parsed = [names.parse_target(path) for path in role.targets] if role else []
         return sorted(item[1] for item in parsed if item and item[0] == distribution)
 
+    def patches(self, distribution: str, stamp: str) -> dict[str, tuple[int, str]]:
+        """Return the patches that lead to a revision: stamp before -> (bytes, root of the block list)."""
+        target = self.target(distribution, stamp)
+        custom = target.unrecognized_fields.get("custom") if target else None
+        told = custom.get("patches") if isinstance(custom, dict) else None
+        rows = told.items() if isinstance(told, dict) else ()
+        return {before: (row[0], row[1]) for before, row in rows if names.is_stamp(before) and _is_patch(row)}
+
     def target(self, distribution: str, stamp: str) -> TargetFile | None:
         """Return what is signed of a revision's record; only the distribution's own role is asked."""
         role, path = names.role_of(distribution), names.target_path(distribution, stamp)
@@ -87,6 +97,13 @@ class Chain:
             return None
         signed = self.delegated.get(role)
         return signed.targets.get(path) if signed else None
+
+
+def _is_patch(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    size, root = value
+    return type(size) is int and 0 < size < 1 << 50 and isinstance(root, str) and _ROOT.fullmatch(root) is not None
 
 
 def distributor_of(root: Root) -> str | None:

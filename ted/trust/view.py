@@ -148,6 +148,10 @@ class CatalogView:
         """Return the published stamps of ``distribution``, oldest first; empty if it is not published."""
         return self.chain.revisions(distribution)
 
+    def patches(self, distribution: str, stamp: str) -> dict[str, tuple[int, str]]:
+        """Return the patches that lead to a revision: stamp before -> (bytes, root of the block list)."""
+        return self.chain.patches(distribution, stamp)
+
     def record(self, distribution: str, stamp: str) -> bytes:
         """Return the verified ``REVISION.TED``: the one beside the catalog if it holds, else fetched.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ted.content.entry import MAX_ROW_BYTES, unpack_one
-from ted.content.frame import DIGEST_BYTES, MAX_FRAME_BYTES, Encoded, Location, decode, encode
+from ted.content.frame import DIGEST_BYTES, MAX_FRAME_BYTES, Location, decode, encode
 from ted.content.manifest import pack_index
 from ted.content.pack import PackWriter
 from ted.content.patch.base import Base
@@ -101,14 +101,14 @@ class _Application:
         self._next_frame = 0
 
     def run(self) -> None:
-        makers = {FrameKind.CONTENT: self._content, FrameKind.MANIFEST: self._manifest, FrameKind.LIST: self._list, FrameKind.INDEX: self._top}
+        makers = {
+            FrameKind.CONTENT: self._content, FrameKind.MANIFEST: self._manifest, FrameKind.LIST: self._list,
+            FrameKind.INDEX: self._top, FrameKind.CARRIED: self._carried,
+        }  # fmt: skip
         try:
             for kind, count in self._program:
                 for _ in range(count):
-                    if kind == FrameKind.CARRIED:
-                        self._writer.add(self._carried())
-                    else:
-                        makers[kind]()
+                    makers[FrameKind(kind)]()
             self._writer.finish()
         finally:
             self._writer.abandon()
@@ -215,8 +215,8 @@ class _Application:
             raise self._patch.refuse("an index that is too long")
         self._writer.add(encode(plain, self._level))
 
-    def _carried(self) -> Encoded:
-        return self._old.stored_frame(self._patch.data("digests", DIGEST_BYTES))
+    def _carried(self) -> None:
+        self._writer.add(self._old.stored_frame(self._patch.data("digests", DIGEST_BYTES)))
 
     # frames looked up again
 

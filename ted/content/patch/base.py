@@ -48,7 +48,7 @@ class Base:
             yield from self._reader.frame_entries(number)
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """The bytes of the line."""
         return self._starts[-1]
 

@@ -455,7 +455,7 @@ class CoverReader:
         told = patch.number("lengths")
         start = self._old_end + patch.signed("places")
         length = told >> 1
-        if not length or start < 0 or start + length > self._base.bytes:
+        if not length or start < 0 or start + length > self._base.size:
             raise patch.refuse("a copy of what is not there")
         self._old_end = start + length
         self._copy = (start, length, bool(told & 1))

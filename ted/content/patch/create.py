@@ -169,7 +169,7 @@ class _Creation:
         """Return the manifest frames of the old revision in which a file has one of those names."""
         return [
             number for number in range(len(self._old.manifest_frames))
-            if any(entry.kind is Kind.FILE and entry.components[-1] in names for entry in self._old.frame_entries(number))
+            if any(each.kind is Kind.FILE and each.components[-1] in names for each in self._old.frame_entries(number))
         ]  # fmt: skip
 
     def _order(self) -> Ordered:
@@ -343,8 +343,9 @@ def _read_line(new: RevisionReader, starts: Sequence[int], digests: Sequence[byt
 
 def _nearest(path: bytes, entries: Sequence[Entry]) -> Entry | None:
     """Return the file whose path has most in common with ``path``, from both ends."""
-    def common(entry: Entry) -> int:
-        ends = os.path.commonprefix([entry.path[::-1], path[::-1]])
-        return len(os.path.commonprefix([entry.path, path])) + len(ends)
+    return max(entries, key=lambda e: _shared(e.path, path) + _shared(e.path[::-1], path[::-1]), default=None)
 
-    return max(entries, key=common, default=None)
+
+def _shared(one: bytes, other: bytes) -> int:
+    """Return how many first bytes two paths have in common."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

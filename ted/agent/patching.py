@@ -1,0 +1,128 @@
+"""Receiving by patches: which ones lead from what is here to what is offered, and using them.
+
+Rules:
+ * A patch only saves bytes: without one, or when one fails, the blocks of the pack are fetched.
+ * Steps follow one another: each starts from the revision that the one before has made whole.
+ * What is rebuilt is taken block by block against the signed list, as if it had come over the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ted.content.blocks import PACK_NAME, PartialPack
+from ted.content.durable import read_bounded, replace_file
+from ted.content.patch.apply import apply_patch
+from ted.content.patch.kept import RebuiltPack, patch_ref
+from ted.content.record import MAX_RECORD_BYTES, PackRef, RevisionRecord
+from ted.content.revision import Revision
+from ted.content.working import RECORD_NAME
+from ted.errors import TrustError
+from ted.transfer.saver import Saver
+from ted.trust.view import CatalogView
+
+MAX_STEPS = 32
+WORTH_PERCENT = 90
+
+Leads = Callable[[str], Mapping[str, tuple[int, str]]]
+"""Stamp -> the patches that lead to it: stamp before -> (bytes, root)."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """``patch`` makes the own pack of ``record`` of the revision ``before``."""
+
+    before: RevisionRecord
+    record: RevisionRecord
+    patch: PackRef
+
+
+def chain_of_patches(wanted: str, held: Sequence[str], leads: Leads) -> list[tuple[str, str, PackRef]]:
+    """Return (before, stamp, patch) from the newest held revision up to ``wanted``, empty where none leads there."""
+    steps: list[tuple[str, str, PackRef]] = []
+    at = wanted
+    while at not in held:
+        known = {before: told for before, told in leads(at).items() if before < at}
+        if not known or len(steps) >= MAX_STEPS:
+            return []
+        before = max((stamp for stamp in known if stamp in held), default=max(known))
+        size, root = known[before]
+        steps.append((before, at, patch_ref(at, before, size, root)))
+        at = before
+    return steps[::-1]
+
+
+def plan_steps(view: CatalogView, directory: Path, wanted: RevisionRecord, held: Sequence[str]) -> list[Step]:
+    """Return the patches to use for ``wanted``; what they need besides is here already.
+
+    Args:
+        view: The Distributor's catalog; asked for the records of the revisions between.
+        directory: The distribution's.
+        wanted: The record of the revision that is wanted.
+        held: The revisions that are here as a whole.
+
+    Raises:
+        TransferError: The sender was asked for a record and did not answer.
+    """
+    name = wanted.distribution
+    chain = chain_of_patches(wanted.revision, held, lambda stamp: view.patches(name, stamp))
+    missing_bytes = sum(_missing_bytes(directory, ref) for ref in wanted.packs)
+    if sum(patch.bytes for _, _, patch in chain) * 100 > missing_bytes * WORTH_PERCENT:
+        return []
+    steps: list[Step] = []
+    for before, stamp, patch in chain:
+        old = steps[-1].record if steps else _record(view, directory, name, before)
+        new = wanted if stamp == wanted.revision else _record(view, directory, name, stamp)
+        made = {step.record.revision for step in steps}
+        between = new.packs[1:] if new is not wanted else ()
+        if any(ref.revision not in made and _missing_bytes(directory, ref) for ref in between):
+            return []
+        steps.append(Step(old, new, patch))
+    return steps
+
+
+def _missing_bytes(directory: Path, ref: PackRef) -> int:
+    pack = PartialPack(directory / ref.revision, ref)
+    try:
+        return sum(min(count * ref.block_bytes, ref.bytes) for _, count in pack.missing())
+    finally:
+        pack.close()
+
+
+def _record(view: CatalogView, directory: Path, distribution: str, stamp: str) -> RevisionRecord:
+    data = view.record(distribution, stamp)
+    record = RevisionRecord.from_bytes(data)
+    if (record.distributor, record.distribution, record.revision) != (view.distributor, distribution, stamp):
+        raise TrustError(f"the record signed as {distribution} {stamp} speaks of another revision")
+    place = directory / stamp
+    place.mkdir(parents=True, exist_ok=True)
+    if read_bounded(place / RECORD_NAME, MAX_RECORD_BYTES) != data:
+        replace_file(place / RECORD_NAME, data)
+    return record
+
+
+class _Rebuilt(RebuiltPack):
+    def __init__(self, pack: PartialPack, came: Callable[[], None], check: Callable[[], None]) -> None:
+        super().__init__(pack)
+        self._came = came
+        self._check = check
+
+    def came(self) -> None:
+        self._check()
+        self._came()
+
+
+def use_patch(directory: Path, step: Step, pack: PartialPack, came: Callable[[], None]) -> None:
+    """Rebuild the own pack of a step's revision; ``came`` is called for each block that is here now.
+
+    Raises:
+        RepositoryError: The patch does not give the pack (another zstd, or something is damaged).
+        TransferError: The disk failed.
+    """
+    if not pack.missing([(0, pack.ref.blocks)]):
+        return
+    with Saver(pack) as saver, Revision(directory, step.before).open() as old:
+        apply_patch(directory / step.patch.revision / PACK_NAME, old, _Rebuilt(pack, came, saver.check))
+

@@ -1,0 +1,136 @@
+"""Patches where they lie: ``<stamp>/PATCH-<stamp before>/``, a pack's files in a directory of their own.
+
+Rules:
+ * A patch is made in ``PATCH-<stamp before>_TEMP`` and renamed when it is whole and durable.
+ * It goes with the revision it leads to.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from ted.content.blocks import BLOCKS_NAME, PACK_NAME, BlockList, PartialPack, block_bytes_for, root_of
+from ted.content.durable import read_bounded, sync_directory, write_synced
+from ted.content.patch.apply import PackOut, apply_patch
+from ted.content.patch.create import create_patch
+from ted.content.record import PackRef, RevisionRecord, is_stamp
+from ted.content.revision import Revision
+from ted.errors import MissingContentError
+
+PREFIX = "PATCH-"
+TEMP_SUFFIX = "_TEMP"
+MAX_PATCH_BYTES = 1 << 50
+SMALL_UP_TO_BYTES = 64 << 20
+_DIGEST_BYTES = 32
+
+
+def patch_place(revision: str, before: str) -> str:
+    """Return where, below the distribution, the patch from ``before`` to ``revision`` lies."""
+    return f"{revision}/{PREFIX}{before}"
+
+
+def is_patch_name(name: str) -> bool:
+    """Whether ``name`` may be a patch's directory."""
+    return name.startswith(PREFIX) and is_stamp(name.removeprefix(PREFIX))
+
+
+def patch_ref(revision: str, before: str, size: int, root: str) -> PackRef:
+    """Return the patch as what is fetched and served: ``revision`` of the reference is its place."""
+    block_bytes = block_bytes_for(size)
+    blocks = -(-size // block_bytes)
+    return PackRef(patch_place(revision, before), size, block_bytes, blocks, root, ((0, blocks),))
+
+
+def patches_of(directory: Path) -> dict[str, PackRef]:
+    """Return the patches that were made in a revision's directory, by the stamp they start from."""
+    found = {}
+    for name in sorted(os.listdir(directory)) if directory.is_dir() else ():
+        if not is_patch_name(name):
+            continue
+        path = directory / name / PACK_NAME
+        size = path.stat().st_size if path.is_file() else 0
+        blocks = -(-size // block_bytes_for(size)) if size else 0
+        digests = read_bounded(directory / name / BLOCKS_NAME, max(blocks, 1) * _DIGEST_BYTES)
+        if size and digests is not None and len(digests) == blocks * _DIGEST_BYTES:
+            root = root_of(digests, block_bytes_for(size), size).hex()
+            before = name.removeprefix(PREFIX)
+            found[before] = patch_ref(directory.name, before, size, root)
+    return found
+
+
+def make_patch(directory: Path, old: RevisionRecord, new: RevisionRecord, mode: str) -> int | None:
+    """Make the patch from one revision to the next beside the next one's pack; return its bytes.
+
+    Args:
+        directory: The distribution's.
+        old: The revision before.
+        new: The revision.
+        mode: ``small``, ``fast``, or ``auto``, which decides by the size of the new content.
+
+    Returns:
+        ``None`` when a patch is not worth it.
+    """
+    place = directory / patch_place(new.revision, old.revision)
+    temporary = place.with_name(place.name + TEMP_SUFFIX)
+    for left in place.parent.glob(f"{PREFIX}*{TEMP_SUFFIX}"):
+        shutil.rmtree(left)
+    if place.is_dir():
+        return (place / PACK_NAME).stat().st_size
+    temporary.mkdir()
+    try:
+        with Revision(directory, old).open() as before, Revision(directory, new).open() as after:
+            plain_bytes = sum(location.plain_bytes for location in after.own_pack.index.values())
+            small = mode == "small" or (mode == "auto" and plain_bytes <= SMALL_UP_TO_BYTES)
+            size = create_patch(before, after, temporary / PACK_NAME, small=small)
+        if size is None:
+            return None
+        write_synced(temporary / BLOCKS_NAME, BlockList.of_pack(temporary / PACK_NAME).digests)
+        sync_directory(temporary)
+        temporary.rename(place)
+        sync_directory(place.parent)
+        return size
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class RebuiltPack(PackOut):
+    """Puts the bytes of a rebuilt pack into a pack that is coming in, block by block, each checked.
+
+    Args:
+        pack: Where they go; blocks that are here stay as they are.
+    """
+
+    def __init__(self, pack: PartialPack) -> None:
+        self._pack = pack
+        self._buffer = bytearray()
+        self._block = 0
+
+    def write(self, data: bytes, /) -> None:
+        """Take the next bytes; raises ``DigestMismatchError`` when a block is not the one that was signed."""
+        self._buffer += data
+        while self._block < self._pack.ref.blocks and len(self._buffer) >= self._pack.block_size(self._block):
+            size = self._pack.block_size(self._block)
+            self._pack.write(self._block, self._buffer[:size])
+            self.came()
+            del self._buffer[:size]
+            self._block += 1
+
+    def came(self) -> None:
+        """Called for each block that is here now."""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return bytes that were written before."""
+        size = self._pack.ref.block_bytes
+        data = bytearray()
+        for block in range(offset // size, min((offset + count - 1) // size + 1, self._block)):
+            data += self._pack.read(block)
+        data += self._buffer
+        start = offset - offset // size * size if offset // size < self._block else offset - self._block * size
+        if len(data) < start + count:
+            raise MissingContentError("the rebuilt pack is shorter than it should be")
+        return bytes(data[start : start + count])
+
+
+__all__ = ["RebuiltPack", "apply_patch", "is_patch_name", "make_patch", "patch_place", "patch_ref", "patches_of"]
