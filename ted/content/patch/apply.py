@@ -79,7 +79,6 @@ class _Application:
         self._patch = patch
         self._old = old
         self._out = out
-        self._writer = PackWriter(directory / "rebuilt", onto=out)
         self._level, more, self._names = self._head()
         self._frames, gone = self._index()
         self._base = Base(old, sorted({*gone, *more}))
@@ -99,6 +98,7 @@ class _Application:
         self._covers = CoverReader(patch, self._base, sum(self._sizes))
         self._entries = EntryReader(patch, self._base, self._digest_of, self._sizes.__getitem__, self._plain_of)
         self._next_frame = 0
+        self._writer = PackWriter(directory / "rebuilt", onto=out)  # the last that may fail: it is open from here on
 
     def run(self) -> None:
         makers = {

@@ -333,8 +333,10 @@ def _found_by_hdiffpatch(old: bytes, new: bytes) -> Iterator[tuple[int, int, int
     Only the list of covers in its own format (``HDIFF13``) is used: sizes, then for each cover the step in the old
     bytes (with a sign bit), the gap in the new ones, the length; numbers are seven bits a byte, highest first.
     """
-    import hdiffpatch
-
+    try:
+        import hdiffpatch
+    except ImportError:  # no wheel for this machine: only equal chunks are found
+        return
     found = hdiffpatch.diff(old, new, None, validate=False)
     at = found.index(b"\0") + 1
     sizes = []

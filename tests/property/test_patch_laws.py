@@ -1,0 +1,293 @@
+"""A patch applied to the old revision gives the new one's very pack, whatever the trees hold; else there is none."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ted.content.blocks import PACK_NAME, BlockList, PartialPack
+from ted.content.builder import RevisionBuilder
+from ted.content.patch.apply import apply_patch
+from ted.content.patch.covers import added, difference
+from ted.content.patch.create import create_patch
+from ted.content.patch.kept import RebuiltPack, make_patch, patch_place, patches_of
+from ted.content.patch.streams import STREAMS, StreamReader, StreamWriter
+from ted.content.record import PackRef, RevisionRecord
+from ted.content.revision import Revision
+from ted.errors import FormatError, RepositoryError
+
+STEP_NS = 1_000_000_007
+
+
+def build(directory: Path, source: Path) -> RevisionRecord:
+    with RevisionBuilder(directory, "hq", "app", "file", {}, {}, allow_empty=True) as builder:
+        builder.add_tree(source, "data/0", contents_only=True, outside_links="keep")
+        return builder.finish(force=True).record
+
+
+def rebuild(directory: Path, patch: Path, old: RevisionRecord, new: RevisionRecord, into: Path) -> PartialPack:
+    """Apply a patch as a receiver does."""
+    ref = new.packs[0]
+    blocks = BlockList.of_pack(directory / new.revision / PACK_NAME, ref.block_bytes).digests
+    pack = PartialPack.prepare(into, ref, blocks)
+    with Revision(directory, old).open() as before:
+        apply_patch(patch, before, RebuiltPack(pack))
+    pack.flush()
+    return pack
+
+
+def assert_rebuilt(directory: Path, old: RevisionRecord, new: RevisionRecord, *, small: bool) -> int | None:
+    patch = directory / "patch"
+    patch.unlink(missing_ok=True)
+    with Revision(directory, old).open() as before, Revision(directory, new).open() as after:
+        size = create_patch(before, after, patch, small=small)
+    assert (size is None) is not patch.exists()
+    if size is None:
+        return None
+    with tempfile.TemporaryDirectory() as into:
+        pack = rebuild(directory, patch, old, new, Path(into) / "pack")
+        assert pack.complete()
+        assert pack.path.read_bytes() == (directory / new.revision / PACK_NAME).read_bytes()
+        pack.close()
+    return size
+
+
+class Tree:
+    """A source tree that is edited without mercy."""
+
+    def __init__(self, root: Path, seed: int) -> None:
+        self.root = root
+        self.random = random.Random(seed)
+        root.mkdir()
+
+    def content(self) -> bytes:
+        kind = self.random.randrange(5)
+        if kind == 0:
+            return b""
+        if kind == 1:
+            return self.random.randbytes(self.random.randrange(1, 200_000))
+        words = [b"alpha ", b"beta\n", b"gamma;", b"\0\1\2", b"%d " % self.random.randrange(99)]
+        return b"".join(self.random.choices(words, k=self.random.randrange(1, 40_000)))
+
+    def edit(self) -> None:
+        for _ in range(self.random.randrange(1, 12)):
+            path = self.root / self.random.choice("abc") / f"f{self.random.randrange(12)}"
+            self.act(path, self.random.randrange(9))
+
+    def act(self, path: Path, what: int) -> None:
+        path.parent.mkdir(exist_ok=True)
+        there = path.is_file() and not path.is_symlink()
+        if what == 0 and there:
+            path.unlink()
+        elif what == 1 and there and path.stat().st_size:
+            data = bytearray(path.read_bytes())
+            at = self.random.randrange(len(data))
+            data[at : at + self.random.randrange(50)] = self.random.randbytes(self.random.randrange(90))
+            path.write_bytes(data)
+        elif what == 2 and there:
+            other = path.with_name(f"moved{self.random.randrange(9)}")
+            other.unlink(missing_ok=True)
+            path.rename(other)
+        elif what == 3 and there:
+            path.chmod(self.random.choice((0o600, 0o755)))
+            os.utime(path, ns=(0, self.random.randrange(10**9) * STEP_NS))
+        elif what == 4:
+            path.unlink(missing_ok=True)
+            path.symlink_to("nowhere")
+        elif what == 5 and there:
+            other = path.with_name("linked")
+            other.unlink(missing_ok=True)
+            os.link(path, other)
+        elif what == 6:
+            path.unlink(missing_ok=True)
+            with path.open("wb") as file:
+                file.truncate(self.random.randrange(1, 3) << 20)
+                file.seek(self.random.randrange(1 << 20))
+                file.write(self.random.randbytes(70_000))
+        else:
+            path.unlink(missing_ok=True)
+            path.write_bytes(self.content())
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32), small=st.booleans())
+def test_a_patch_gives_the_very_pack_whatever_the_trees_hold(seed: int, small: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        tree, directory = Tree(Path(name) / "source", seed), Path(name) / "work"
+        tree.edit()
+        old = build(directory, tree.root)
+        tree.edit()
+        assert_rebuilt(directory, old, build(directory, tree.root), small=small)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, RevisionRecord, RevisionRecord]:
+    """Two revisions of a file of several frames, text and noise, edited here and there."""
+    source, generator = tmp_path / "source", random.Random(3)
+    source.mkdir()
+    data = bytearray(generator.randbytes(3_000_000))
+    (source / "big").write_bytes(data)
+    (source / "text").write_text("".join(f"line {generator.random()}\n" for _ in range(3000)))
+    directory = tmp_path / "work"
+    old = build(directory, source)
+    for _ in range(40):
+        at = generator.randrange(len(data))
+        data[at : at + 8] = generator.randbytes(12)
+    (source / "big").write_bytes(data)
+    (source / "text").write_text((source / "text").read_text().replace("line 0.5", "row 0.5"))
+    return directory, old, build(directory, source)
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_scattered_edits_cost_little(two: tuple[Path, RevisionRecord, RevisionRecord], small: bool) -> None:
+    size = assert_rebuilt(*two, small=small)
+    assert size is not None
+    assert size < 6000
+
+
+def test_a_patch_for_another_revision_is_refused(two: tuple[Path, RevisionRecord, RevisionRecord]) -> None:
+    directory, old, new = two
+    assert assert_rebuilt(directory, old, new, small=False)
+    with pytest.raises(FormatError, match="another revision"):
+        rebuild(directory, directory / "patch", new, new, directory / "other")
+
+
+def test_a_damaged_patch_gives_an_error_and_no_false_block(two: tuple[Path, RevisionRecord, RevisionRecord]) -> None:
+    directory, old, new = two
+    assert assert_rebuilt(directory, old, new, small=True)
+    sound, generator = (directory / "patch").read_bytes(), random.Random(1)
+    truth = (directory / new.revision / PACK_NAME).read_bytes()
+    for number in range(120):
+        data = bytearray(sound)
+        if number % 4:
+            data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+        else:
+            del data[generator.randrange(len(data)) :]
+        (directory / "patch").write_bytes(data)
+        into = directory / f"into{number}"
+        try:
+            pack = rebuild(directory, directory / "patch", old, new, into)
+        except RepositoryError:
+            pack = PartialPack(into, new.packs[0])
+        for block in range(new.packs[0].blocks):
+            if pack.has(block):
+                start = block * new.packs[0].block_bytes
+                assert pack.read(block) == truth[start : start + pack.block_size(block)]
+        pack.close()
+
+
+def test_sizes_that_a_patch_declares_are_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "patch"
+    for hostile in (b"", b"TEDPATC\0", b"TEDPATC\0\x02\0\x14\0", b"TEDPATC\0\x01\0\x14\0\x01" + b"\xff" * 9):
+        path.write_bytes(hostile)
+        with pytest.raises(FormatError):
+            StreamReader(path)
+    out = StreamWriter(tmp_path)
+    out.number("head", 1 << 40)
+    path.unlink()
+    out.finish(path, small=False)
+    reader = StreamReader(path)
+    assert reader.number("head") == 1 << 40
+    with pytest.raises(FormatError, match="ends too early"):
+        reader.number("head")
+    assert all(reader.at_end(name) for name in STREAMS)
+    reader.close()
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300))
+def test_differences_are_undone_by_adding(one: bytes, other: bytes) -> None:
+    size = min(len(one), len(other))
+    old, new = one[:size], other[:size]
+    differs = difference(new, old)
+    assert added(old, differs) == new
+    assert differs == bytes((n - o) % 256 for n, o in zip(new, old, strict=True))
+
+
+def test_a_patch_is_made_once_and_listed_with_its_root(two: tuple[Path, RevisionRecord, RevisionRecord]) -> None:
+    directory, old, new = two
+    (directory / new.revision / "PATCH-20200101T000000000000Z_TEMP").mkdir()
+    size = make_patch(directory, old, new, "fast")
+    assert make_patch(directory, old, new, "small") == size
+    assert [path.name for path in (directory / new.revision).glob("PATCH-*")] == [f"PATCH-{old.revision}"]
+    (ref,) = patches_of(directory / new.revision).values()
+    assert (ref.revision, ref.bytes) == (patch_place(new.revision, old.revision), size)
+    assert isinstance(ref, PackRef)
+    BlockList.load(directory / ref.revision, ref)
+
+
+def test_what_is_nothing_like_the_old_gets_no_patch(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").write_bytes(random.Random(1).randbytes(200_000))
+    old = build(tmp_path / "work", source)
+    (source / "a").write_bytes(random.Random(2).randbytes(200_000))
+    new = build(tmp_path / "work", source)
+    assert make_patch(tmp_path / "work", old, new, "small") is None
+    assert not list((tmp_path / "work" / new.revision).glob("PATCH-*"))
+
+
+def test_a_file_of_very_many_pieces_keeps_its_lists_in_the_patch(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    with (source / "sparse").open("wb") as file:
+        for number in range(1300):
+            file.seek(number * 131_072)
+            file.write(b"%d " % number * 900)
+    old = build(tmp_path / "work", source)
+    with (source / "sparse").open("r+b") as file:
+        file.seek(700 * 131_072)
+        file.write(b"something else")
+    size = assert_rebuilt(tmp_path / "work", old, build(tmp_path / "work", source), small=True)
+    assert size is not None
+    assert size < 1500
+
+
+MEASURED = """
+import random, resource, sys
+from pathlib import Path
+from ted.content.patch.apply import apply_patch
+from ted.content.patch.create import create_patch
+from ted.content.patch.kept import RebuiltPack
+from ted.content.blocks import BlockList, PartialPack
+from ted.content.revision import Revision
+from ted.content.working import read_record, record_stamps
+directory, what = Path(sys.argv[1]), sys.argv[2]
+old, new = (read_record(directory / stamp)[0] for stamp in record_stamps(directory))
+with Revision(directory, old).open() as before, Revision(directory, new).open() as after:
+    if what == "create":
+        assert create_patch(before, after, directory / "patch", small=True)
+    else:
+        ref = new.packs[0]
+        blocks = BlockList.of_pack(directory / new.revision / "DISTFILE.TED", ref.block_bytes).digests
+        apply_patch(directory / "patch", before, RebuiltPack(PartialPack.prepare(directory / "into", ref, blocks)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_stays_bounded_at_both_ends(tmp_path: Path) -> None:
+    source, generator = tmp_path / "source", random.Random(5)
+    source.mkdir()
+    with (source / "big").open("wb") as file:
+        for number in range(120):
+            file.seek(number * 5_000_000)
+            file.write(generator.randbytes(300_000) + b"text and numbers %d " % number * 4000)
+    old = build(tmp_path / "work", source)
+    with (source / "big").open("r+b") as file:
+        for number in range(0, 120, 2):
+            file.seek(number * 5_000_000 + generator.randrange(300_000))
+            file.write(generator.randbytes(20_000))
+    new = build(tmp_path / "work", source)
+    assert old.content_bytes == new.content_bytes > 590_000_000
+    for what in ("create", "apply"):
+        command = [sys.executable, "-c", textwrap.dedent(MEASURED), str(tmp_path / "work"), what]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert int(done.stdout) < 256 << 10
