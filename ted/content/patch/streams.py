@@ -103,7 +103,7 @@ class StreamWriter:
             out.write(_HEADER.pack(MAGIC, VERSION, len(STREAMS)))
             for name in STREAMS:
                 for plain in self._chunks(name):
-                    codec, stored = _smallest(plain, small=small)
+                    codec, stored = _smallest(plain, small=small, wordy=name in {"text", "literals"})
                     head = bytearray((codec + 1,))
                     append_number(head, len(plain))
                     append_number(head, len(stored))
@@ -133,14 +133,15 @@ class StreamWriter:
         self._files.clear()
 
 
-def _smallest(plain: bytes, *, small: bool) -> tuple[int, bytes]:
-    """Return the codec and the stored bytes of a chunk."""
+def _smallest(plain: bytes, *, small: bool, wordy: bool) -> tuple[int, bytes]:
+    """Return the codec and the stored bytes of a chunk; what is new is worth bzip2 even when time counts."""
     forms = [(CODEC_RAW, plain)]
     if len(plain) >= _SMALLEST_WORTH_COMPRESSING:
         level = 19 if small and len(plain) < 1 << 20 else 12 if small else 9
         forms.append((CODEC_ZSTD, zstd_compress(plain, level)))
         if small:
             forms.append((CODEC_LZMA, lzma.compress(plain, format=lzma.FORMAT_RAW, filters=_LZMA_FILTERS)))
+        if small or wordy:
             forms.append((CODEC_BZIP2, bz2.compress(plain)))
     return min(forms, key=lambda form: len(form[1]))
 
