@@ -180,6 +180,9 @@ class Builder:
         except (TedError, OSError) as error:
             log.warning("%s: no patch from %s: %s", distribution.name, stamps[-2], error)
             return None
+        except Exception:
+            log.exception("%s: no patch from %s: a fault of ted", distribution.name, stamps[-2])
+            return None
 
     def _gather(self, distribution: Distribution, *, force: bool, check: bool) -> tuple[BuildResult, list[str]]:
         options = plugins.validate_options(distribution.type, distribution.options)

@@ -308,6 +308,8 @@ class Joined:
 
     def at(self, place: int, count: int) -> bytes:
         """Return the bytes at a place (of parts in rising order)."""
+        if not count:
+            return b""
         number = bisect_right(self._places, place) - 1
         start = self._starts[number] + place - self._places[number]
         return self.data[start : start + count]
