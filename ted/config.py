@@ -43,6 +43,9 @@ class OutputRates(BaseModel):
     low: Rate | None = None
 
 
+LIMITS = {"input_rate", "output_rates", "max_concurrent", "fill_spare_slots"}
+
+
 class NodeConfig(BaseModel):
     """What one node must know about itself."""
 
@@ -109,6 +112,10 @@ class NodeConfig(BaseModel):
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
             raise ConfigError(f"{where}: " + "; ".join(problems)) from error
+
+    def is_but_for_limits(self, other: NodeConfig) -> bool:
+        """Say whether ``other`` differs in nothing but the limits, which a running agent takes over."""
+        return self.model_dump(exclude=LIMITS) == other.model_dump(exclude=LIMITS)
 
     @property
     def working(self) -> WorkingDirectory:

@@ -263,7 +263,15 @@ class Agent:
         return {"settled": await self._receipts.settle()}
 
     async def _status(self, _asked: dict[str, Any]) -> dict[str, Any]:
-        return {"node": self.node.name, "pid": os.getpid(), "port": self._port}
+        return {"node": self.node.name, "pid": os.getpid(), "port": self._port,
+                "outdated": await self.node.run(self._is_outdated)}  # fmt: skip
+
+    def _is_outdated(self) -> bool:
+        """Return whether ``node.yml`` says what only a new start takes up."""
+        try:
+            return not self.node.config.is_but_for_limits(NodeConfig.load(self.node.config.config_directory))
+        except TedError:
+            return True
 
     async def _stop(self, _asked: dict[str, Any]) -> dict[str, Any]:
         self._stopping.set()

@@ -70,7 +70,10 @@ def stop(config: NodeConfig) -> bool:
 
 
 def status(config: NodeConfig) -> dict[str, Any]:
-    """Return ``{"running", "supervised", "pid", "supervisor_pid", "port"}``."""
+    """Return ``{"running", "supervised", "pid", "supervisor_pid", "port", "outdated"}``.
+
+    ``outdated``: the agent runs with settings that ``node.yml`` has no more, limits apart.
+    """
     state = config.working.state
     supervisor, agent = lock_owner(state, "supervisor.lock"), lock_owner(state, "agent.lock")
     answers = None
@@ -78,7 +81,8 @@ def status(config: NodeConfig) -> dict[str, Any]:
         with suppress(TedError):
             answers = call_agent(state, "status", timeout_s=5)
     return {"node": config.node, "running": answers is not None, "supervised": supervisor is not None,
-            "pid": agent, "supervisor_pid": supervisor, "port": config.port}  # fmt: skip
+            "pid": agent, "supervisor_pid": supervisor, "port": config.port,
+            "outdated": bool(answers and answers.get("outdated", True))}  # fmt: skip
 
 
 def supervise(config: NodeConfig) -> None:

@@ -189,6 +189,11 @@ def test_refresh_takes_a_changed_inventory_over(site: Any) -> None:
     site.play("refresh")
     assert "retry_interval: 2\n" in (site.run_directory / "e01" / "etc" / "node.yml").read_text()
     assert site.play("refresh").changed == dict.fromkeys(EVERYBODY, 0)
+    before = site.ted("e01", "agent", "status")
+    settings.write_text(settings.read_text() + "ted_output_rates: {low: 50MB}\n")
+    said = site.play("refresh")
+    assert said.changed == dict.fromkeys(EVERYBODY, 1)  # node.yml, and on the Distributor the tree with it
+    assert site.ted("e01", "agent", "status") == before, "a changed limit needs no new start"
 
 
 def test_a_mistake_in_the_inventory_is_refused_before_it_reaches_anybody(site: Any) -> None:

@@ -281,15 +281,17 @@ def with_temporary(module, text, suffix=""):
 def is_stale(ted, status):
     """Say whether the running agent is older than its configuration, its certificate or its program.
 
-    Its age is that of its socket: the same clock as that of the files it is compared with.
+    It knows its configuration itself. Its age is that of its socket: the same clock as that of the other files.
     """
+    if status.get("outdated"):
+        return True
     settings = read_text(os.path.join(ted.config, "node.yml")) or ""
     found = re.search(r"^working_directory: *[\"']?(.+?)[\"']? *$", settings, re.MULTILINE)
     working = status.get("working_directory") or (found.group(1) if found else "/var/lib/ted")
     started = modified(os.path.join(working, ".ted", "agent.sock"))
     if started is None:
         return False
-    parts = [os.path.join(ted.config, part) for part in ("node.yml", "realm/node.pem", "realm/ca.pem")]
+    parts = [os.path.join(ted.config, part) for part in ("realm/node.pem", "realm/ca.pem")]
     times = [modified(path) for path in parts + [ted.executable]]
     return any(time is not None and time > started for time in times)
 

@@ -119,6 +119,11 @@ roots:
   returned: success
   type: dict
   sample: {}
+outdated:
+  description: Whether a running agent must be started anew for it. Rates and the like it takes over by itself.
+  returned: success
+  type: bool
+  sample: false
 written:
   description: What was changed, or would be.
   returned: success
@@ -149,6 +154,8 @@ from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
 # A certificate lives 825 days; a new one is asked for in the last third. The authority decides.
 RENEW_AFTER_S = 550 * 86400
 SECRET = re.compile(r"(?i)passw|pwd|secret|token|key|credential|(^|[^a-z])pin([^a-z]|$)")
+# A running agent takes these over by itself.
+LIMITS = ("input_rate", "output_rates", "max_concurrent", "fill_spare_slots")
 VARIABLES = ("variables", "ted_variables")
 IN_ADDRESS = re.compile(r"(?<=://)\S*@")
 TOP = re.compile(r"([A-Za-z_]+):(?=\s)")
@@ -164,6 +171,7 @@ class Place:
         self.config = module.params["config"]
         self.texts = take_secrets(module)
         self.written = []
+        self.outdated = False
         self.diffs = []
 
     def path(self, *parts):
@@ -290,6 +298,11 @@ def settings_in(text):
     return [(name, block) for name, block in blocks]
 
 
+def but_limits(text):
+    """Return the settings in a text that an agent reads only when it starts."""
+    return [item for item in settings_in(text) if item[0] not in LIMITS]
+
+
 def digest(text):
     """Return the SHA-256 of a text, or nothing of nothing."""
     return hashlib.sha256(text.encode()).hexdigest() if text else ""
@@ -301,7 +314,9 @@ def write_settings(place, ted):
     place.directory(place.config, 0o750)
     place.directory(params["working_directory"], 0o750)
     if "settings" in place.texts:
-        place.text(("node.yml",), WRITTEN_BY + place.texts["settings"])
+        text = WRITTEN_BY + place.texts["settings"]
+        place.outdated = but_limits(place.read("node.yml") or "") != but_limits(text)
+        place.text(("node.yml",), text)
     if "topology" in place.texts:
         if place.read("topology.json") != place.texts["topology"] and not ted.missing:
             check_tree(place.module, ted, place.texts["topology"])
@@ -435,6 +450,7 @@ def main():
     result = {
         "changed": bool(place.written),
         "written": place.written,
+        "outdated": place.outdated,
         "request": request,
         "renew": renew,
         "authority": digest(place.read("realm", "ca.pem")),
