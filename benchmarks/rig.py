@@ -14,9 +14,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from fleet import Fleet
-from lab_rig import HERE, WIRE, Lab, LabFleet, goodput_s
+from lab_rig import HERE, WIRE, Clock, Lab, LabFleet, goodput_s
 
-__all__ = ["HERE", "WIRE", "Fleet", "Lab", "LabFleet", "directory", "goodput_s", "need", "need_python", "write_random"]
+__all__ = [
+    "HERE", "WIRE", "Clock", "Fleet", "Lab", "LabFleet", "directory", "goodput_s", "need", "need_python",
+    "write_random",
+]  # fmt: skip
 
 
 def need(**packages: str) -> None:

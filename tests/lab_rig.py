@@ -32,15 +32,19 @@ class Lab:
     def __init__(self, name: str, home: Path, spec: dict[str, Any]) -> None:
         self.name = name
         self.home = home
-        self._env = {**os.environ, "LAB_NAME": name, "LAB_HOME": str(home)}
+        self.environment = {**os.environ, "LAB_NAME": name, "LAB_HOME": str(home)}
         path = home.parent / f"{name}.yml"
         path.write_text(yaml.safe_dump(spec, sort_keys=False))
         self.call("up", str(path), "--owner", str(os.getpid()))
         self._hosts: dict[str, dict[str, Any]] = json.loads((home / name / "lab.json").read_text())["hosts"]
 
+    def command(self, *words: str) -> list[str]:
+        """Return the words of a ``lab`` command; it needs ``environment``."""
+        return [sys.executable, str(HERE / "lab"), *words]
+
     def call(self, *words: str, check: bool = True) -> str:
-        command = [sys.executable, str(HERE / "lab"), *words]
-        done = subprocess.run(command, env=self._env, capture_output=True, text=True, check=False, timeout=100)
+        done = subprocess.run(self.command(*words), env=self.environment, capture_output=True, text=True, check=False,
+                              timeout=100)  # fmt: skip
         assert not (check and done.returncode), f"lab {' '.join(words)}: {done.stderr}"
         return done.stdout
 
