@@ -1,7 +1,7 @@
 """64 MiB to sixty hosts on six sites, by playbook, beside what is used today; in the lab (root).
 
-Every host is reached through ssh by the peers; ted's agents run there already, as install.yml leaves them, and its send is
-``playbooks/send.yml``. The bound is one copy over each line. Every copy is compared.
+Every host is reached through ssh by the peers; ted's agents run there already, as install.yml leaves them, and its send
+is ``playbooks/send.yml``. The bound is one copy over each line. Every copy is compared.
 """
 
 from __future__ import annotations

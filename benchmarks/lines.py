@@ -81,15 +81,15 @@ def table(options: Options) -> Report:
             return run_once(root, size * 1024 * 1024, leaves, seed=5)
 
     found = interleaved([Contender("ted", run)], options.rounds)
-    rows: list[tuple[object, ...]] = [
-        (f"line of {RATES_MBIT_S[relay]} Mbit/s, copies", spread(found.median("ted", relay), found.worst("ted", relay), 4),
-         "1.02") for relay in RATES_MBIT_S
-    ]  # fmt: skip
-    rows.append(("last leaf, of what the slowest line needs", spread(
-        found.median("ted", "of_slowest"), found.worst("ted", "of_slowest"), 3), ""))  # fmt: skip
+    rows: list[tuple[object, ...]] = []
+    for relay, mbit_s in RATES_MBIT_S.items():
+        carried = spread(found.median("ted", relay), found.worst("ted", relay), 4)
+        rows.append((f"line of {mbit_s} Mbit/s, copies", carried, "1.02"))
+    last = spread(found.median("ted", "of_slowest"), found.worst("ted", "of_slowest"), 3)
+    rows.append(("last leaf, of what the slowest line needs", last, ""))
     columns = (f"{size} MiB to {3 * leaves} leaves on 3 sites", "median (worst)", "reach")
     note = (
-        f"The leaves start at random within {JOIN_WITHIN_S} s; the relay {VICTIM} is killed (SIGKILL) when its line has "
-        "carried half, and started again. All that crosses a line into its site counts, headers included."
+        f"The leaves start at random within {JOIN_WITHIN_S} s; the relay {VICTIM} is killed (SIGKILL) when its line "
+        "has carried half, and started again. All that crosses a line into its site counts, headers included."
     )
     return Report("lines", "One copy per line", columns, rows, [note])
