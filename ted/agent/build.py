@@ -23,7 +23,7 @@ from ted.config import NodeConfig
 from ted.content import retention
 from ted.content.builder import BuildResult, RevisionBuilder
 from ted.content.durable import read_bounded
-from ted.content.patch.kept import make_patch, patches_of
+from ted.content.patch.kept import make_patch, patches_of, was_cut_short
 from ted.content.record import MAX_RECORD_BYTES
 from ted.content.working import LOCK_NAME, RECORD_NAME
 from ted.errors import BuildError, ConfigError, TedError, UnknownNameError
@@ -157,7 +157,7 @@ class Builder:
         except OSError as error:
             self._note("build_failed", distribution.name, None, str(error))
             raise BuildError(f"{distribution.name}: {error}", hint="the former revision stays current") from error
-        patch_bytes = self._patch(distribution, result) if result.changed and not check else None
+        patch_bytes = None if check else self._patch(distribution, result)
         if not check:
             self._publish(distribution)
             if result.changed:
@@ -174,6 +174,8 @@ class Builder:
         if distribution.patches == "none" or len(stamps) < 2 or stamps[-1] != result.record.revision:
             return None
         directory = self._working.distribution(self._config.node, distribution.name)
+        if not result.changed and not was_cut_short(directory / stamps[-1]):
+            return None
         try:
             before = self._working.record(self._config.node, distribution.name, stamps[-2])
             return make_patch(directory, before, result.record, distribution.patches)

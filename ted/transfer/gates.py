@@ -210,9 +210,9 @@ class InputGate:
             time.sleep(wait_s)
 
 
-def keep_little_unsent(sock: socket.socket | None) -> None:
+def keep_little_unsent(sock: socket.socket | None, *, little: bool) -> None:
     """Keep what is not on its way yet out of the system's queue: there nothing could overtake it any more."""
-    _set(sock, socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+    _set(sock, socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES if little else LARGE_BUFFER_BYTES)
 
 
 def fit_send_buffer(sock: socket.socket | None, rate_bytes_s: int | None) -> None:

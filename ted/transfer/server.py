@@ -55,6 +55,7 @@ MAX_EVERY_S = 86_400
 MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 64 * 1024, 4 * 1024 * 1024
 LARGE_BODY_BYTES = 256 * 1024
 READ_BYTES = 256 * 1024
+FAST_BYTES_S, FAST_AFTER_WRITES = 40e6, 4
 ALIVE_EVERY_S = 10.0
 PROTOCOL = 1
 
@@ -248,9 +249,9 @@ class _Stream:
         self._patience = patience
         self._alive_every_s = alive_every_s
         self._granted_bytes = 0
-        keep_little_unsent(self._socket)
-        if isinstance(transport, asyncio.WriteTransport):
-            transport.set_write_buffer_limits(high=1)  # 0 would be reached by nothing
+        self._transport = transport if isinstance(transport, asyncio.WriteTransport) else None
+        self._quick_writes = 0
+        self._queue(little=True)
 
     async def begin(self, size_bytes: int) -> None:
         """Wait for the first turn.
@@ -271,7 +272,7 @@ class _Stream:
         """Write a block, piece by piece, each when it may."""
         start = 0
         while start < len(data):
-            size_bytes = min(self._granted_bytes or self._turn.piece_bytes, len(data) - start)
+            size_bytes = min(self._granted_bytes or self._piece_bytes, len(data) - start)
             if not self._granted_bytes:
                 while not await self._turn.take(size_bytes * self._factor, self._alive_every_s):
                     if len(data) - start > 1:  # a sign of life; the block is never finished by it
@@ -289,8 +290,30 @@ class _Stream:
         before_s = time.monotonic()
         async with asyncio.timeout(self._patience.longest_s(len(data))):
             await self._response.write(data)
-        if not self._patience.enough(len(data), time.monotonic() - before_s):
+        took_s = time.monotonic() - before_s
+        self._learn_speed(took_s < len(data) / FAST_BYTES_S)
+        if not self._patience.enough(len(data), took_s):
             raise TransferError("the reader takes less than ted_min_rate")
+
+    def _learn_speed(self, quick: bool) -> None:
+        """Give a line that is fast larger pieces and a longer queue: there even a full one is soon empty."""
+        fast_before = self._is_fast
+        self._quick_writes = self._quick_writes + 1 if quick and self._rate_bytes_s is None else 0
+        if self._is_fast != fast_before:
+            self._queue(little=fast_before)
+
+    @property
+    def _is_fast(self) -> bool:
+        return self._quick_writes >= FAST_AFTER_WRITES
+
+    @property
+    def _piece_bytes(self) -> int:
+        return READ_BYTES if self._is_fast else self._turn.piece_bytes
+
+    def _queue(self, *, little: bool) -> None:
+        keep_little_unsent(self._socket, little=little)
+        if self._transport is not None:
+            self._transport.set_write_buffer_limits(high=1 if little else READ_BYTES)  # 0 would be reached by nothing
 
 
 def _peer(request: web.Request) -> str:

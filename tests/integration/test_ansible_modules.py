@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -164,7 +163,7 @@ def test_agent_is_stopped_and_started(bench: Bench) -> None:
 
 def test_agent_with_older_settings_is_started_anew_and_once(bench: Bench) -> None:
     settings = bench.tree.run_directory / "s01" / "etc" / "node.yml"
-    os.utime(settings)
+    settings.write_text(settings.read_text().replace("retry_interval: 1\n", "retry_interval: 2\n"))
     bench.four_times("s01", "ted.distribution.agent: {state: started, fresh: true}")
 
 

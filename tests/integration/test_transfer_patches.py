@@ -107,3 +107,17 @@ def test_an_agent_killed_while_it_fetches_and_applies_goes_on(fleet: Fleet, mete
     assert packs(fleet, "e01") == packs(fleet, "hq") == packs(fleet, "s01")
     leftovers: list[Path] = [path for path in fleet.root.rglob("*_TEMP") if "PATCH-" in path.name]
     assert leftovers == []
+
+
+def test_a_build_killed_while_it_makes_the_patch_makes_it_the_next_time(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.install()
+    fleet.ted("hq", "build")
+    (fleet.root / "source" / "d1" / "file00001.txt").write_text("another line\n" * 300)
+    changed = fleet.ted("hq", "build")["distributions"][0]
+    place = fleet.working("hq") / "hq" / "app" / changed["revision"]
+    (patch,) = place.glob("PATCH-*")
+    patch.rename(f"{patch}_TEMP")  # as a kill at the last moment leaves it
+    again = fleet.ted("hq", "build")["distributions"][0]
+    assert (again["changed"], again["patch_bytes"]) == (False, changed["patch_bytes"])
+    assert [path.name for path in place.glob("PATCH-*")] == [patch.name]

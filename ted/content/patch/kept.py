@@ -74,7 +74,7 @@ def make_patch(directory: Path, old: RevisionRecord, new: RevisionRecord, mode: 
     """
     place = directory / patch_place(new.revision, old.revision)
     temporary = place.with_name(place.name + TEMP_SUFFIX)
-    for left in place.parent.glob(f"{PREFIX}*{TEMP_SUFFIX}"):
+    for left in _left_overs(place.parent):
         shutil.rmtree(left)
     if place.is_dir():
         return (place / PACK_NAME).stat().st_size
@@ -93,6 +93,15 @@ def make_patch(directory: Path, old: RevisionRecord, new: RevisionRecord, mode: 
         return size
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def was_cut_short(revision: Path) -> bool:
+    """Return whether whoever made a patch in a revision's directory was killed before its end."""
+    return bool(_left_overs(revision))
+
+
+def _left_overs(revision: Path) -> list[Path]:
+    return list(revision.glob(f"{PREFIX}*{TEMP_SUFFIX}"))
 
 
 class RebuiltPack(PackOut):
@@ -133,4 +142,7 @@ class RebuiltPack(PackOut):
         return bytes(data[start : start + count])
 
 
-__all__ = ["RebuiltPack", "apply_patch", "is_patch_name", "make_patch", "patch_place", "patch_ref", "patches_of"]
+__all__ = [
+    "RebuiltPack", "apply_patch", "is_patch_name", "make_patch", "patch_place", "patch_ref", "patches_of",
+    "was_cut_short",
+]  # fmt: skip
