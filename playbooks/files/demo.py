@@ -94,7 +94,8 @@ def story(facts: dict) -> str:
             "  It went to s01 and s02, and from them to e01 to e04. Each line carried it once, each node checked every",
             "  block and passed it on while it still received, and each installed it in one transaction.",
             "  Then one line of one file was changed, one file added, one removed:"
-            f" the second revision is {amount(update['bytes'])}.",
+            f" the second revision adds {amount(update['bytes'])}"
+            + (f" and travels as a patch of {amount(update['patch_bytes'])}." if update.get("patch_bytes") else "."),
             "  Every node installed that too, byte for byte what hq has (another program compared), and took it back:",
             "  they hold the first revision again, on purpose, and hq's source the second.",
             "",
