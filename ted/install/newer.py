@@ -54,7 +54,7 @@ class PutBack:
                 at, name = base.parent(path)
                 if stat.S_ISLNK(status.st_mode) and os.readlink(name, dir_fd=at) == what:
                     return True
-            elif same_file(what, stamp_of(status)):
+            elif same_file(what, stamp_of(status), base, path):
                 return True
         return False
 
@@ -70,9 +70,17 @@ class PutBack:
                     found.setdefault(_whole(bases.places[number].path, path), []).append(what)
 
 
-def same_file(one: list[int], other: list[int]) -> bool:
-    """Return whether two stamps are of one file, or of a file and what was put back of it from a copy."""
-    return bool(one) and one[0] == other[0] and (one[1:3] == other[1:3] or one[3:5] == other[3:5])
+def same_file(noted: list[int], there: list[int], base: Base, path: bytes) -> bool:
+    """Return whether ``there``, the stamp of what is at ``path`` now, is of the file whose stamp was ``noted``.
+
+    So is what was put back of it from a copy. A file that was born after the stamp is another one, though it may
+    have been given the inode of the noted one.
+    """
+    if not noted or noted[0] != there[0]:
+        return False
+    if noted[3:5] == there[3:5]:
+        return True
+    return noted[1:3] == there[1:3] and not base.born_after(path, noted[5])
 
 
 def _handed(directory: Path) -> list[Path]:

@@ -17,6 +17,7 @@ import errno
 import os
 import re
 import stat
+import struct
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -161,6 +162,12 @@ class Base:
         except UnsafePathError:
             return None
 
+    def born_after(self, path: bytes, moment_ns: int) -> bool:
+        """Return whether what is at ``path`` came to be after that moment; false where nothing tells."""
+        at, name = self.parent(path)
+        born = born_ns(name, at)
+        return born is not None and born > moment_ns
+
     def forget(self, path: bytes) -> None:
         """Close what is held of ``path`` and below: it is about to be another directory."""
         inside = path + b"/"
@@ -225,6 +232,20 @@ def stamp_of(status: os.stat_result | None) -> list[int]:
     ]  # fmt: skip
 
 
+def born_ns(name: bytes, at: int) -> int | None:
+    """Return when the file ``name`` of the directory ``at`` came to be (ns); ``None`` where nothing tells.
+
+    An inode's number is given to the next file, its time of birth is not. Source: statx(2).
+    """
+    answer = bytearray(_STATX_BYTES)
+    buffer = (ctypes.c_char * _STATX_BYTES).from_buffer(answer)
+    if _libc.statx(at, name, _NO_FOLLOW, _STATX_BTIME, buffer) != 0:
+        return None
+    (mask,) = struct.unpack_from("=I", answer)
+    seconds, nanoseconds = struct.unpack_from("=qI", answer, _STATX_BTIME_AT)
+    return int(seconds * 10**9 + nanoseconds) if mask & _STATX_BTIME else None
+
+
 def walk_below(base: Base, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
     """Yield everything below the directory ``path``, a directory before what it holds, sorted by components."""
     for name in names(base.directory(path)):
@@ -284,6 +305,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 _KEEP_SIZE = 1
 _NO_REPLACE = 1
+_NO_FOLLOW = 0x100
+_STATX_BTIME = 0x800
+_STATX_BYTES = 256
+_STATX_BTIME_AT = 80
 
 
 def reserve_room(fd: int, offset: int, length: int) -> None:

@@ -32,12 +32,15 @@ class Grown(NamedTuple):
     size: int
     mtime_ns: int
 
-    def is_same(self, status: os.stat_result) -> bool:
-        """Return whether ``status`` is of that thing, or of what was put back of it: another directory, a copy."""
+    def is_alike(self, status: os.stat_result) -> bool:
+        """Return whether ``status`` looks like it, or like what was put back of it: another directory, a copy."""
         if stat.S_IFMT(status.st_mode) != self.kind:
             return False
-        alike = self.kind == stat.S_IFDIR or (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
-        return alike or status.st_ino == self.inode
+        return self.kind == stat.S_IFDIR or (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
+
+    def is_same_inode(self, status: os.stat_result) -> bool:
+        """Return whether ``status`` is of its inode: it was changed in place, or another was given the number."""
+        return (stat.S_IFMT(status.st_mode), status.st_ino) == (self.kind, self.inode)
 
 
 class TreeWriter:
@@ -83,7 +86,10 @@ class TreeReader:
     def __init__(self, directory: Path) -> None:
         self._log: LogReader | None = None
         self._records: Iterator[list[Any]] = iter(())
+        self.noted_at_ns = 0
+        """When the last note was made, at the latest."""
         with suppress(FileNotFoundError):
+            self.noted_at_ns = os.stat(directory / LOG_NAME).st_mtime_ns
             self._log = LogReader(directory / LOG_NAME)
             self._records = self._log.backwards()
         self._next: list[Any] | None = next(self._records, None)

@@ -29,7 +29,7 @@ from ted.install.capture import copy_data
 from ted.install.newer import PutBack, same_file
 from ted.install.paths import Base, join, remove_tree, show, stamp_of
 from ted.install.perform import run_command
-from ted.install.trees import TreeReader
+from ted.install.trees import Grown, TreeReader
 from ted.install.words import shown
 
 _MAX_NAME = 60
@@ -147,7 +147,7 @@ class Undoer:
         before = rest[1] if len(rest) == 3 else []
         both_directories = bool(ours) and ours[0] == there[0] == stat.S_IFDIR
         link = len(rest) == 2 and there[0] == stat.S_IFLNK
-        if both_directories or link or same_file(ours, there) or there[3:5] == before[3:5]:
+        if both_directories or link or same_file(ours, there, base, path) or there[3:5] == before[3:5]:
             return
         if not (rest and self._was_put_back(base, path)):
             raise OSError(errno.EEXIST, "it was changed since")
@@ -202,20 +202,27 @@ class Undoer:
             return  # it was never placed, or is gone already
         for rows in self._trees.rows(act):
             for grown in rows:
-                self._take_away(base, join(path, grown.path), grown.is_same)
+                self._take_away(base, join(path, grown.path), grown)
             self._step()
-        self._take_away(base, path, lambda _status: True)
+        self._take_away(base, path, None)
 
-    def _take_away(self, base: Base, path: bytes, is_same: Callable[[os.stat_result], bool]) -> None:
+    def _take_away(self, base: Base, path: bytes, noted: Grown | None) -> None:
+        """Remove what is at ``path``, unless it is no longer what was ``noted``; a staged directory has no note."""
         try:
             status = base.glance(path)
-            if status is not None and not is_same(status):
+            if status is not None and noted is not None and not self._is_still(noted, base, path, status):
                 raise OSError(errno.EEXIST, "it was changed since")
             self._absent(base, path, [])
         except (OSError, TedError) as error:
             self._fail(base.full(path), error)
         else:
             self.restored += 1
+
+    def _is_still(self, noted: Grown, base: Base, path: bytes, status: os.stat_result) -> bool:
+        assert self._trees is not None
+        if noted.is_alike(status):
+            return True
+        return noted.is_same_inode(status) and not base.born_after(path, self._trees.noted_at_ns)
 
     def _make_room(self, base: Base, path: bytes) -> None:
         """Take a directory away that stands where a file or link was."""

@@ -134,6 +134,37 @@ def test_undo_leaves_what_other_people_put_there_and_says_so(begin: Begin, targe
     assert (target / "new" / "inner" / "3").read_text() == "another file"
 
 
+def given_the_number_of(path: Path, text: str, spare: Path) -> None:
+    """Make ``path`` another file that has the inode number of the one before, where the file system gives it again."""
+    number = path.stat().st_ino
+    path.unlink()
+    spare.mkdir()
+    for count in range(2000):
+        other = spare / str(count)
+        other.write_text(text)
+        if other.stat().st_ino == number:
+            break
+    other.rename(path)
+
+
+def test_undo_is_not_deceived_by_a_new_file_with_the_old_ones_inode(
+    begin: Begin, target: Path, tmp_path: Path
+) -> None:
+    with begin() as transaction:
+        plan(transaction, target)
+        write(transaction, target, "single")
+        transaction.commit()
+    for path in (target / "new" / "inner" / "3", target / "single"):
+        given_the_number_of(path, "another file", tmp_path / f"spare-{path.name}")
+    with Transaction.open(transaction.directory) as again:
+        undone = again.undo()
+    assert {failure.path.removeprefix(f"{target}/") for failure in undone.failures} == {
+        "new", "new/inner", "new/inner/3", "single"
+    }  # fmt: skip
+    for path in (target / "new" / "inner" / "3", target / "single"):
+        assert path.read_text() == "another file"
+
+
 def test_undo_after_a_later_transaction_was_undone_finds_its_own_again(begin: Begin, target: Path) -> None:
     """The later one deleted the directory; what its undo put back is another inode, and still ted's."""
     before = snapshot(target)
