@@ -133,6 +133,16 @@ class BuildContext(Protocol):
     def scratch(self) -> Path:
         """A directory of this distribution's own that stays from build to build, for what was downloaded."""
 
+    @property
+    def former_options(self) -> Mapping[str, Any] | None:
+        """The options the current revision was built with, as they travel.
+
+        ``None`` when there is no revision yet, or a new one is asked for in any case.
+        """
+
+    def keep_former(self) -> None:
+        """Let the current revision stay what it is, whatever changed: this build makes none. Only with one there."""
+
     def add_tree(
         self,
         source: str | Path,

@@ -209,7 +209,9 @@ class Plugins:
 
     # -- calling the plugin of a type
 
-    def gather(self, type_name: str, builder: RevisionBuilder, options: BaseModel, scratch: Path) -> list[str]:
+    def gather(
+        self, type_name: str, builder: RevisionBuilder, options: BaseModel, scratch: Path, *, force: bool = False
+    ) -> list[str]:
         """Let the type add its content to ``builder``.
 
         Args:
@@ -217,6 +219,7 @@ class Plugins:
             builder: What it is added to, below ``data/``.
             options: What ``validate_options`` returned.
             scratch: Directory in which the distribution gets a directory of its own that stays from build to build.
+            force: A new revision is wanted in any case: the former one is not told of.
 
         Returns:
             What the type warned about.
@@ -231,7 +234,7 @@ class Plugins:
             raise PluginError(f"type {type_name!r} cannot work on this machine: {reason}")
         name = builder.directory.name
         with collected_warnings(f"ted.build.{name}") as (logger, warnings):
-            context = _Building(builder, name, options, scratch / f"{name}.scratch", logger)
+            context = _Building(builder, name, options, scratch / f"{name}.scratch", logger, force=force)
             with guarded(known, "ted_build"):
                 self._only(known.plugin, "ted_build")(build=context)
         return warnings
@@ -312,8 +315,16 @@ class _Building:
     """The ``BuildContext``: everything goes below ``data/``."""
 
     def __init__(
-        self, builder: RevisionBuilder, distribution: str, options: BaseModel, scratch: Path, logger: logging.Logger
+        self,
+        builder: RevisionBuilder,
+        distribution: str,
+        options: BaseModel,
+        scratch: Path,
+        logger: logging.Logger,
+        *,
+        force: bool,
     ) -> None:
+        self._force = force
         self._builder = builder
         self._scratch = scratch
         self.distribution = distribution
@@ -324,6 +335,13 @@ class _Building:
     def scratch(self) -> Path:
         self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self._scratch
+
+    @property
+    def former_options(self) -> Mapping[str, Any] | None:
+        return None if self._force else self._builder.former_options()
+
+    def keep_former(self) -> None:
+        self._builder.keep_former()
 
     def add_tree(
         self,
@@ -395,6 +413,8 @@ def validate_options(type_name: str, options: Mapping[str, Any]) -> BaseModel:
     return installed().validate_options(type_name, options)
 
 
-def gather(type_name: str, builder: RevisionBuilder, options: BaseModel, scratch: Path) -> list[str]:
+def gather(
+    type_name: str, builder: RevisionBuilder, options: BaseModel, scratch: Path, *, force: bool = False
+) -> list[str]:
     """Let the type add its content to ``builder`` and return its warnings; see ``Plugins.gather``."""
-    return installed().gather(type_name, builder, options, scratch)
+    return installed().gather(type_name, builder, options, scratch, force=force)

@@ -46,15 +46,16 @@ class Depot:
         settings: dict[str, Any] | None = None,
         tests: dict[str, str] | None = None,
         before_finish: Callable[[RevisionBuilder], None] = lambda _builder: None,
+        type: str = "file",
         **options: Any,
     ) -> str:
-        """Build a revision of a File distribution and return its stamp."""
-        model = plugins.validate_options("file", {"targets": list(targets), **options})
+        """Build a revision (of a File distribution, unless another type is named) and return its stamp."""
+        model = plugins.validate_options(type, {**({"targets": list(targets)} if targets else {}), **options})
         with RevisionBuilder(
-            self.working.distribution(DISTRIBUTOR, name), DISTRIBUTOR, name, "file", settings or {},
+            self.working.distribution(DISTRIBUTOR, name), DISTRIBUTOR, name, type, settings or {},
             model.model_dump(mode="json"), allow_empty=True,
         ) as builder:  # fmt: skip
-            plugins.gather("file", builder, model, self.working.state / "build")
+            plugins.gather(type, builder, model, self.working.state / "build")
             for file, text in (tests or {}).items():
                 builder.add_bytes(f"verify/{file}", text.encode())
             before_finish(builder)

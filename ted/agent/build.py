@@ -199,7 +199,7 @@ class Builder:
             options.model_dump(mode="json"), cache=self._working.build_cache(distribution.name),
             allow_empty=bool(getattr(options, "allow_empty", False)),
         ) as builder:  # fmt: skip
-            warnings = plugins.gather(distribution.type, builder, options, self._scratch)
+            warnings = plugins.gather(distribution.type, builder, options, self._scratch, force=force)
             self._add_acceptance_tests(builder, distribution)
             return builder.finish(force=force, check=check), warnings
 

@@ -42,6 +42,7 @@ from ted.content.record import (
     is_name,
     next_stamp,
 )
+from ted.content.revision import RevisionReader
 from ted.content.store import EarlierPack, FrameStore
 from ted.content.walk import Excludes, Item, SourceTree
 from ted.content.working import RECORD_NAME, TEMP_SUFFIX, BuildLock, clean_temporary, read_record, record_stamps, stamps
@@ -123,6 +124,7 @@ class RevisionBuilder:
         self._trees: list[SourceTree] = []
         self._given: list[Given] = []
         self._places: set[bytes] = set()
+        self._keep = False
         self._resources = ExitStack()
         self._temporary: Path | None = None
         self._stamp = ""
@@ -192,6 +194,23 @@ class RevisionBuilder:
         self._given.append(Given(place, components(place), data, mode & 0o7777, mtime_ns))
         self._note_place(place.rpartition(b"/")[0])
 
+    def former_options(self) -> Mapping[str, Any] | None:
+        """Return the type's own options the current revision was built with; ``None`` when there is none."""
+        for record, _ in self._former_records()[:1]:
+            with suppress(RepositoryError), RevisionReader(self.directory, record) as former:
+                return former.options
+        return None
+
+    def keep_former(self) -> None:
+        """Make no revision: what was added does not count, and the current one stays.
+
+        Raises:
+            UsageError: There is none to keep (``former_options`` is ``None``).
+        """
+        if self.former_options() is None:
+            raise UsageError(f"{self._names[1]}: there is no revision to keep", hint="build one first")
+        self._keep = True
+
     def finish(self, *, force: bool = False, check: bool = False) -> BuildResult:
         """Read all sources and make the revision.
 
@@ -257,6 +276,8 @@ class RevisionBuilder:
         with ExitStack() as stack:
             earlier = self._open_packs([record for record, _ in records], stack)
             former = records[0] if records and not force and _is_whole(records[0][0], earlier) else None
+            if former is not None and self._keep:
+                return _unchanged(former, started_s)
             looked = self._look()
             if former is not None and self._knows(looked, former[0]):
                 return _unchanged(former, started_s)

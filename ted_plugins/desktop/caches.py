@@ -1,0 +1,68 @@
+"""Make the caches of a data directory anew, or take them away where nothing is left to cache.
+
+Run as ``python -m ted_plugins.desktop.caches SHARE`` by a transaction: before anything else, so that its undo comes
+last, and once more at the end.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+_OF_MIME = (
+    "XMLnamespaces", "aliases", "generic-icons", "globs", "globs2", "icons", "magic", "mime.cache", "subclasses",
+    "treemagic", "types", "version",
+)  # fmt: skip
+TIMEOUT_S = 120
+
+
+def refresh(share: Path) -> None:
+    """Bring the caches of entries, kinds of files and icons below ``share`` up to date.
+
+    Raises:
+        subprocess.CalledProcessError: A program of the desktop failed.
+    """
+    _entries(share / "applications")
+    _mime(share / "mime")
+    _icons(share / "icons" / "hicolor")
+
+
+def _entries(directory: Path) -> None:
+    if any(directory.rglob("*.desktop")):
+        _run("update-desktop-database", "-q", str(directory))
+    else:
+        (directory / "mimeinfo.cache").unlink(missing_ok=True)
+
+
+def _mime(directory: Path) -> None:
+    if any((directory / "packages").glob("*.xml")):
+        _run("update-mime-database", str(directory))
+        return
+    for name in _OF_MIME:
+        (directory / name).unlink(missing_ok=True)
+    for media in directory.glob("*/"):
+        if media.name != "packages":
+            for described in media.glob("*.xml"):
+                described.unlink()
+            if not any(media.iterdir()):
+                media.rmdir()
+
+
+def _icons(directory: Path) -> None:
+    if not (directory / "icon-theme.cache").exists():
+        return  # without a cache icons are found by looking
+    if any(directory.glob("*/apps/*")):
+        _run("gtk-update-icon-cache", "-q", "-f", "-t", str(directory))
+    else:
+        (directory / "icon-theme.cache").unlink()
+
+
+def _run(*command: str) -> None:
+    if shutil.which(command[0]) is not None:
+        subprocess.run(command, check=True, timeout=TIMEOUT_S)
+
+
+if __name__ == "__main__":
+    refresh(Path(sys.argv[1]))
