@@ -23,6 +23,7 @@ The branch says whether trying again can help; the exit code is the class's own 
     + NoSpaceError                       exit 33   receiving it would go below the free-space floor
     + IncompleteError                    exit 34   not every receiver has it (yet)
     + BusyError                          exit 35   the sender is there, and this transfer has not its turn yet
+    + WindowClosedError                  exit 36   the window of the send is over; the next send goes on from here
   x InstallError                         exit 40   the receiver could not apply the content
     + UnsafePathError                    exit 41   a path or link would leave the target
     + VariableError                      exit 42   a %NAME% is unknown or refers to itself
@@ -200,6 +201,12 @@ class BusyError(TransferError):
     """The sender is there, and this transfer has not its turn (or its first block) yet: ask again."""
 
     exit_code = 35
+
+
+class WindowClosedError(TransferError):
+    """The window of the send is over; what came stays, and the next send goes on from there."""
+
+    exit_code = 36
 
 
 class InstallError(TedError):

@@ -46,7 +46,7 @@ class Depot:
         settings: dict[str, Any] | None = None,
         tests: dict[str, str] | None = None,
         before_finish: Callable[[RevisionBuilder], None] = lambda _builder: None,
-        type: str = "file",
+        type: str = "file",  # noqa: A002 -- the inventory's word
         **options: Any,
     ) -> str:
         """Build a revision (of a File distribution, unless another type is named) and return its stamp."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from ted.agent.node import Node
 from ted.agent.plan import PlannedSend, plan_sends
 from ted.agent.sender import Sender
-from ted.errors import ConfigError, TedError
+from ted.errors import ConfigError, TedError, UsageError
 from ted.records.states import NodeState, State, now_text
 from ted.topology.inventory import load_inventory
 from ted.transfer.slip import RoutingSlip, slip_header
@@ -33,13 +33,19 @@ class Distributor:
 
     async def send(
         self, *, names: Collection[str], channel: str | None, limit: Collection[str] | None,
-        revision: str | None, inventory: Path | None,
+        revision: str | None, inventory: Path | None, ends_at: datetime | None = None,
     ) -> list[str]:  # fmt: skip
-        """Start sends; return their ids. What is known of the deliveries is in the journal from now on."""
+        """Start sends; return their ids. What is known of the deliveries is in the journal from now on.
+
+        ``ends_at`` (aware UTC) is the end of their window: what is not received by then waits for the next send.
+        """
+        if ends_at is not None and ends_at <= datetime.now(UTC):
+            raise UsageError(f"the window of the send is over since {ends_at:%Y-%m-%d %H:%M:%S} UTC",
+                             hint="name a time to come")  # fmt: skip
         plans = await self._node.run(
             self._plan, names=names, channel=channel, limit=limit, revision=revision, inventory=inventory
         )
-        return [await self._start(plan) for plan in plans]
+        return [await self._start(plan, ends_at) for plan in plans]
 
     def _plan(
         self, *, names: Collection[str], channel: str | None, limit: Collection[str] | None,
@@ -52,19 +58,19 @@ class Distributor:
         return plan_sends(topology, self._node.working, self._node.name,
                           names=names, channel=channel, limit=limit, revision=revision)  # fmt: skip
 
-    async def _start(self, plan: PlannedSend) -> str:
-        slip = await self._node.run(self._sign, plan)
+    async def _start(self, plan: PlannedSend, ends_at: datetime | None) -> str:
+        slip = await self._node.run(self._sign, plan, ends_at)
         await self._sender.forward(slip)
         return slip.header.send
 
-    def _sign(self, plan: PlannedSend) -> RoutingSlip:
+    def _sign(self, plan: PlannedSend, ends_at: datetime | None) -> RoutingSlip:
         """Sign the slip, and record the send before anybody hears of it."""
         journal, header_names = self._node.journal, (plan.distributor, plan.distribution, plan.record.revision)
         catalog = Catalog(self._node.working.catalog(self._node.name), self._node.config.keys_directory)
         header = slip_header(
             send=uuid.uuid4().hex[:12], distributor=plan.distributor, distribution=plan.distribution,
             revision=plan.record.revision, channel=plan.channel, priority=plan.priority,
-            catalog_version=catalog.timestamp_version(), now=datetime.now(UTC),
+            catalog_version=catalog.timestamp_version(), now=datetime.now(UTC), ends_at=ends_at,
         )  # fmt: skip
         signer = SlipSigner(self._node.config.keys_directory)
         slip = RoutingSlip.sign(header, plan.tree, signer.sign)

@@ -10,6 +10,7 @@ Rules:
  * A hop that fails is tried again, waiting longer each time up to ``retry_interval`` and at once when a sender that
    was gone is back, until nothing has come for ``retry_for``; then it is reported and waits for the next
    offer. What came stays.
+ * When the window of a send is over, its transfer ends between two blocks: nothing that crossed a line is thrown away.
  * A node that holds the revision fetches nothing, and still passes the offer on.
 """
 
@@ -28,7 +29,7 @@ from typing import Any
 
 from ted.agent.node import Node
 from ted.agent.patching import Step, plan_steps, use_patch
-from ted.agent.sender import Sender
+from ted.agent.sender import Sender, window_closed
 from ted.content import retention
 from ted.content.durable import read_bounded, replace_file
 from ted.content.record import MAX_RECORD_BYTES, PackRef, RevisionRecord
@@ -43,6 +44,7 @@ from ted.errors import (
     TransferError,
     TrustError,
     UnknownNameError,
+    WindowClosedError,
 )
 from ted.install.state import InstalledStates
 from ted.records.states import HOLDS, NodeState, State
@@ -272,14 +274,16 @@ class Receiver:
                 await transfer.attempt()
                 return
             except (TransferError, RepositoryError, RecordsError) as error:
-                if isinstance(error, NoSpaceError) or transfer.stalled_for_s() > self._node.config.retry_for:
+                if isinstance(error, NoSpaceError | WindowClosedError):
+                    raise
+                if transfer.stalled_for_s() > self._node.config.retry_for:
                     raise
                 if transfer.take_progress():
                     delay_s = FIRST_RETRY_S
                 log.info("%s: %s; again in %.1f s", "/".join(key), error, delay_s)
                 kind = "corrupt" if isinstance(error, RepositoryError) else "retry"
                 await self._note(kind, key, str(error))
-            await transfer.pause(delay_s)
+            await transfer.pause(min(delay_s, transfer.left_s()))
             delay_s = min(delay_s * 2, self._node.config.retry_interval)
 
     async def _note(self, kind: str, key: Key, message: str) -> None:
@@ -384,6 +388,11 @@ class _Transfer:
         """Return how long nothing has come."""
         return time.monotonic() - self._progress_at_s
 
+    def left_s(self) -> float:
+        """Return the seconds until the last window of those that want this revision ends; infinite without one."""
+        now = datetime.now(UTC)
+        return max(slip.left_s(now) for slip in self.slips)
+
     def take_progress(self) -> bool:
         """Return whether anything came since this was last asked."""
         progressed, self._progressed = self._progressed, False
@@ -434,6 +443,8 @@ class _Transfer:
             TransferError: A hop failed; what came stays.
         """
         self._unless_stopped()
+        if not self.left_s():
+            raise self._window_closed()
         loop = asyncio.get_running_loop()
         record = self.record = await self._node.call(self._fetch_record)
         with self._node.working.lock(receive_lock(*self.key[:2])) as mine:
@@ -456,6 +467,9 @@ class _Transfer:
     def _unless_stopped(self) -> None:
         if self._stopped.is_set():
             raise _GivenWayError(f"gives way to revision {self._for_revision}")
+
+    def _window_closed(self) -> WindowClosedError:
+        return window_closed(max(self.slips, key=lambda slip: slip.left_s(datetime.now(UTC))))
 
     def end(self, error: Exception) -> None:
         """Wake those who wait for blocks, end the fetching thread, and close the packs."""
@@ -581,9 +595,13 @@ class _Transfer:
         config = self._node.config
         patience = Patience(config.min_rate, patience_window_s(config.timeout))
         with _disk_errors():
-            fetch_blocks(self._source, self.key[1], ref, incoming.pack, gate=self._node.gate_in, patience=patience,
-                         on_open=self._opened, on_news=news, cancelled=self._stopped.is_set)  # fmt: skip
+            in_time = fetch_blocks(
+                self._source, self.key[1], ref, incoming.pack, gate=self._node.gate_in, patience=patience,
+                left_s=self.left_s, on_open=self._opened, on_news=news, cancelled=self._stopped.is_set,
+            )  # fmt: skip
         if incoming.pack.missing() and not self._stopped.is_set():
+            if not in_time:
+                raise self._window_closed()
             raise TransferError(f"{self._source.peer} did not send all of pack {ref.revision}")
 
     def _opened(self, connection: Connection | None) -> None:

@@ -5,6 +5,7 @@ Rules:
  * A child that does not answer is tried every ``retry_interval`` for ``retry_for``; then it is reported as failed,
    with all that lies behind it, until the next send.
  * A child that cannot be reached from outside asks by itself; while it does, it is not called.
+ * When the window of a send is over, whoever was not reached is reported so.
  * A child that refuses is reported with its own words and not tried again.
  * A newer offer of the same distribution to the same child takes the place of an older one whose nodes it reaches
    as well.
@@ -16,10 +17,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 from ted.agent.node import Node
-from ted.errors import FormatError, RecordsError, TedError, UnreachableError
+from ted.errors import FormatError, RecordsError, TedError, UnreachableError, WindowClosedError
 from ted.records.states import NodeState, State, now_text
 from ted.transfer.client import Peer
 from ted.transfer.slip import RoutingSlip
@@ -112,8 +114,12 @@ class Sender:
         delay_s = min(FIRST_RETRY_S, config.retry_interval)
         told = False
         while True:
+            left_s = slip.left_s(datetime.now(UTC))
+            if not left_s:
+                await self._give_up(slip, window_closed(slip))
+                return
             if self._asks_by_itself(peer.name):
-                await asyncio.sleep(delay_s)
+                await asyncio.sleep(min(delay_s, left_s))
                 continue
             try:
                 answer = await call(self._node.pool.call_json, peer, "POST", "/v1/offer", {"slip": slip.encode()})
@@ -130,7 +136,7 @@ class Sender:
             except TedError as error:
                 await self._give_up(slip, error)
                 return
-            await asyncio.sleep(delay_s)
+            await asyncio.sleep(min(delay_s, left_s))
             delay_s = min(delay_s * 2, config.retry_interval)
 
     async def _tell_why(self, slip: RoutingSlip, error: TedError) -> bool:
@@ -142,6 +148,13 @@ class Sender:
         log.warning("%s: %s", slip.hop.name, error)
         await self._node.run(self._learn, _all_of(slip, State.FAILED, error, "is on the way to it and failed"))
         await self._node.run(self._node.journal.close_offer, slip.header.send, "failed", child=slip.hop.name)
+
+
+def window_closed(slip: RoutingSlip) -> WindowClosedError:
+    """Return what to say when the window of a slip's send is over."""
+    assert slip.header.ends_at is not None
+    return WindowClosedError(f"the window of the send closed at {slip.header.ends_at:%Y-%m-%d %H:%M:%S} UTC",
+                             hint="what came stays; the next send goes on from there")  # fmt: skip
 
 
 def _all_of(slip: RoutingSlip, state: State, error: TedError, what: str) -> list[NodeState]:

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -196,10 +197,11 @@ class Agent:
     # -- what commands on this machine say -----------------------------------------------------------------
 
     async def _send(self, asked: dict[str, Any]) -> dict[str, Any]:
-        inventory = asked.get("inventory")
+        inventory, ends_at = asked.get("inventory"), asked.get("ends_at")
         sends = await self.distributor.send(
             names=asked.get("names") or (), channel=asked.get("channel"), limit=asked.get("limit"),
             revision=asked.get("revision"), inventory=None if inventory is None else Path(inventory),
+            ends_at=None if ends_at is None else datetime.fromisoformat(ends_at),
         )  # fmt: skip
         return {"sends": sends}
 

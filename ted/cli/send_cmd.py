@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ted.config import NodeConfig
 from ted.errors import ConfigError, IncompleteError, UnknownNameError, UsageError
 from ted.records.journal import Journal
 from ted.records.sends import send_result
+from ted.topology.schedule import parse_end
 
 POLL_S = 0.2
 SHOWN_CAUSES = 5
@@ -32,11 +34,15 @@ SHOWN_CAUSES = 5
 @click.option("--no-wait", is_flag=True, help="Return when the send has begun.")
 @click.option("--timeout", "timeout_s", type=float, default=None,
               help="Seconds to wait for the last receiver; default is until every one has ended.")  # fmt: skip
+@click.option("--until", metavar="TIME",
+              help="End of the send's window: a time of day (05:00), a duration (2h) or a date and time. What is not "
+                   "received by then waits for the next send, and goes on where it stopped.")  # fmt: skip
 @click.option("--watch", metavar="ID", help="Show how far the send ID is, once.")
 @click.pass_obj
 def command(
     settings: Settings, names: tuple[str, ...], channel: str | None, limit: str | None, revision: str | None,
-    check: bool, no_wait: bool, timeout_s: float | None, watch: str | None,
+    check: bool, no_wait: bool, timeout_s: float | None, until: str | None,
+    watch: str | None,
 ) -> None:  # fmt: skip
     """Send the newest revision of each DISTRIBUTION (default: of all) to the subscribers of its channels.
 
@@ -58,9 +64,11 @@ def command(
         if check:
             _show(settings, _planned(settings, config, journal, names, channel, targets, revision))
             return
+        ends_at = None if until is None else parse_end(until, datetime.now().astimezone())
         inventory = None if settings.inventory is None else str(Path(settings.inventory).resolve())
         ids = call_agent(config.working.state, "send", names=names, channel=channel, limit=targets,
-                         revision=revision, inventory=inventory)["sends"]  # fmt: skip
+                         revision=revision, inventory=inventory,
+                         ends_at=None if ends_at is None else ends_at.isoformat())["sends"]  # fmt: skip
         results = [_result(journal, send) for send in ids] if no_wait else _follow(journal, ids, timeout_s)
         error = None if no_wait else _incomplete(results)
         if error is None or not settings.as_json:

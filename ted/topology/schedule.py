@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, time
+from datetime import UTC, datetime, time, timedelta
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, cast
@@ -118,6 +118,34 @@ def parse_schedule(value: object, *, events: bool = False) -> Schedule | None:
     schedule = Schedule(kind=kind, **fields)
     _check_together(schedule)
     return schedule
+
+
+def parse_end(text: str, now: datetime) -> datetime:
+    """Return the moment (aware, UTC) that ``text`` names as an end.
+
+    Args:
+        text: A time of day (``05:00``: the next one), a duration from now (``2h``), or an ISO date and time, which
+            without an offset means the same zone as ``now``.
+        now: Aware, in the zone that a time of day is meant in.
+
+    Raises:
+        ValueFormatError: It is none of them, or not to come.
+    """
+    match = _TIME.fullmatch(text.strip())
+    if match is not None:
+        moment = now.replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
+        return (moment if moment > now else moment + timedelta(days=1)).astimezone(UTC)
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        try:
+            moment = now + timedelta(seconds=parse_duration_s(text))
+        except ValueFormatError as error:
+            raise ValueFormatError(f"{text!r} is no end", hint="write 05:00, 2h or 2026-12-24T05:00") from error
+    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=now.tzinfo)
+    if moment <= now:
+        raise ValueFormatError(f"{text!r} is over already", hint="name a time to come")
+    return moment.astimezone(UTC)
 
 
 def parse_refresh_schedule(value: object) -> Schedule | None:

@@ -6,6 +6,7 @@ Rules:
  * What is already here is not asked for again; one request asks for all that lacks of a pack.
  * Every piece passes the gate in before it is read. A sender that is slower than the least rate is left, unless it says
    that its own limits hold it up; the time at this node's own gate does not count.
+ * At the end of a window no block is begun that would not be finished; the sender keeps to it too.
  * Everything here blocks and belongs into a worker thread.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -34,6 +36,7 @@ from ted.transfer.saver import Saver
 MAX_METADATA_BYTES = 8 * 1024 * 1024
 ASK_EVERY_S = 0.5
 PATIENT_BYTES = 256 * 1024  # read at a time where no rate is set
+EARLY_S = 1.0  # before the end of a window that a sender may stop, beyond what a block takes
 SPARE_BYTES = 1024 * 1024  # what a node needs beside the packs: lists, journal
 
 
@@ -106,9 +109,9 @@ def check_space(directory: Path, missing_bytes: int, min_free_bytes: int | None)
 def fetch_blocks(
     source: Source, distribution: str, ref: PackRef, pack: PartialPack, *,
     gate: InputGate, patience: Patience, on_open: Callable[[Connection | None], None],
-    on_news: Callable[[int], None], cancelled: Callable[[], bool],
-) -> None:  # fmt: skip
-    """Fetch every live block that lacks, in one request.
+    on_news: Callable[[int], None], cancelled: Callable[[], bool], left_s: Callable[[], float],
+) -> bool:  # fmt: skip
+    """Fetch every live block that lacks, in one request; return false when the window did not leave the time.
 
     Args:
         source: Where from.
@@ -122,6 +125,7 @@ def fetch_blocks(
         on_news: Called with the size in bytes of each block that was verified and written, and with 0 when the
             sender is alive and nothing more.
         cancelled: Asked between blocks; true ends the transfer without an error.
+        left_s: Returns the seconds until the window ends, infinite without one.
 
     Raises:
         UnreachableError: The connection broke; what came is kept.
@@ -129,18 +133,21 @@ def fetch_blocks(
     """
     runs = pack.missing()
     if not runs:
-        return
+        return True
     path = f"/v1/pack/{source.distributor}/{distribution}/{ref.revision}"
     try:
         with Saver(pack) as saver, source.pool.lend(source.peer) as connection, gate.transfer():
             on_open(connection)
             try:
-                fetch = _Fetch(source, connection, gate, patience, on_news, cancelled, runs_bytes(ref, runs))
+                fetch = _Fetch(source, connection, gate, patience, on_news, cancelled, left_s, runs_bytes(ref, runs))
                 fetch.write_blocks(fetch.ask(path, _wanted(ref, runs)), ref, runs, pack, saver)
             finally:
                 on_open(None)
     except _CancelledError:
-        return
+        return True
+    except _WindowOverError:
+        return False
+    return True
 
 
 def _wanted(ref: PackRef, runs: list[Run]) -> dict[str, object]:
@@ -161,17 +168,22 @@ class _Fetch:
     patience: Patience
     on_news: Callable[[int], None]
     cancelled: Callable[[], bool]
+    left_s: Callable[[], float]
     unpaid_bytes: int
     paid_window_bytes: int = 0
+    block_s: float = 0.0
+    """How long the last block took."""
 
     def ask(self, path: str, wanted: dict[str, object]) -> HTTPResponse:
         """Return the answer's head; a sender that is busy is asked again for as long as it says so."""
         self._pay(0)
         while True:
             self._unless_cancelled()
-            asked_at_s = time.monotonic()
+            asked_at_s, left_s = time.monotonic(), self._left_s()
             try:
-                return self.connection.request("POST", path, wanted)
+                return self.connection.request(
+                    "POST", path, wanted if math.isinf(left_s) else wanted | {"for_s": round(left_s, 3)}
+                )
             except BusyError:
                 self.on_news(0)
                 time.sleep(max(0.0, ASK_EVERY_S - (time.monotonic() - asked_at_s)))
@@ -186,10 +198,24 @@ class _Fetch:
         buffer = memoryview(bytearray(ref.block_bytes))
         for block in blocks_of(runs):
             size = pack.block_size(block)
+            self._left_s()
+            began_at_s = time.monotonic()
             self._read(answer, buffer[:size])
+            self.block_s = time.monotonic() - began_at_s
             saver.check()
             pack.write(block, buffer[:size])
             self.on_news(size)
+
+    def _left_s(self) -> float:
+        """Return what is left of the window.
+
+        Raises:
+            _WindowOverError: Nothing is.
+        """
+        left_s = self.left_s()
+        if not left_s:
+            raise _WindowOverError
+        return left_s
 
     def _pay(self, size_bytes: int) -> None:
         """Pay for a piece, and for what the system may take in more than before."""
@@ -208,7 +234,12 @@ class _Fetch:
             piece = buffer[done : done + (self.gate.piece_bytes or PATIENT_BYTES)]
             self._pay(len(piece))
             before_s = time.monotonic()
-            self.connection.read_into(answer, piece)
+            try:
+                self.connection.read_into(answer, piece)
+            except UnreachableError:
+                if not done and self.left_s() < 2 * self.block_s + EARLY_S:
+                    raise _WindowOverError from None  # the sender began no other block
+                raise
             done += len(piece)
             if not self.patience.enough(len(piece), time.monotonic() - before_s):
                 if not self.source.held():
@@ -219,6 +250,10 @@ class _Fetch:
     def _unless_cancelled(self) -> None:
         if self.cancelled():
             raise _CancelledError
+
+
+class _WindowOverError(Exception):
+    """The window leaves no time for another block."""
 
 
 class _CancelledError(Exception):

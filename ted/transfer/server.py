@@ -7,6 +7,7 @@ Rules:
    the connection, so that nothing false can look like the end.
  * Blocks pass the gate out (``ted.transfer.gates``) piece by piece. A transfer that may not begin is told so (503,
    busy) and asks again; one that is held back in the middle shows with a byte now and then that it is alive.
+ * At the end of the window that a reader names, no block is begun that would not be finished: the answer ends early.
  * A reader that takes less than the least rate is let go.
  * Every error has one shape: {"error": {"type", "message", "hint", "exit_code"}}; 503 means "try again".
 """
@@ -17,6 +18,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -167,6 +169,7 @@ class PeerServer:
         key = _pack_key(request)
         asked = await self._json(request, MAX_SMALL_BODY_BYTES)
         ref, runs = _wanted(key[2], asked)
+        until_s = time.monotonic() + _for_s(asked)
         priority = await self._exchange.priority(peer, *key[:2])
         with (
             self._place_for(peer),
@@ -181,8 +184,10 @@ class PeerServer:
                 await pack.available(runs[0][0], self._alive_every_s)
                 await stream.begin(pack.block_size(runs[0][0]))
             await response.prepare(request)
-            await self._stream(stream, pack, runs)
-            await response.write_eof()
+            if await self._stream(stream, pack, runs, until_s):
+                await response.write_eof()
+            else:
+                response.force_close()
             turn.finished = True
             return response
 
@@ -198,9 +203,14 @@ class PeerServer:
             if not self._streams[peer]:
                 del self._streams[peer]
 
-    async def _stream(self, stream: _Stream, pack: ServedPack, runs: Sequence[Run]) -> None:
+    async def _stream(self, stream: _Stream, pack: ServedPack, runs: Sequence[Run], until_s: float) -> bool:
+        """Send the blocks; return false when the window left no time for all of them."""
+        block_s = 0.0
         try:
             for block in blocks_of(runs):
+                began_at_s = time.monotonic()
+                if began_at_s + block_s > until_s:
+                    return False
                 if not pack.has(block):
                     stream.rest()
                     await pack.available(block, self._timeout_s / 2)
@@ -209,9 +219,11 @@ class PeerServer:
                     if data is None:
                         data = await self._in_thread(pack.read, block, start, READ_BYTES)
                     await stream.send(memoryview(data))
+                block_s = time.monotonic() - began_at_s
         except (TedError, TimeoutError) as error:
             # the head is out: closing early is the only honest answer left
             raise ConnectionResetError(str(error)) from error
+        return True
 
     async def _json(self, request: web.Request, max_bytes: int) -> Any:
         """Return the body as JSON; it is bounded while it comes, unpacked, and read in a thread when it is large."""
@@ -394,6 +406,14 @@ def _wanted(revision: str, asked: Any) -> tuple[PackRef, list[Run]]:
         raise FormatError("request for more blocks than the pack has")
     ref = PackRef(revision=revision, bytes=size, block_bytes=block_bytes, blocks=blocks, root="", live=((0, blocks),))
     return ref, runs
+
+
+def _for_s(asked: Any) -> float:
+    """Return how long the reader wants blocks; infinite when it does not say."""
+    for_s = asked.get("for_s", math.inf)
+    if isinstance(for_s, bool) or not isinstance(for_s, int | float) or not for_s >= 0:
+        raise FormatError("request for blocks with an impossible time")
+    return for_s
 
 
 def _answer(data: Any) -> web.Response:

@@ -7,6 +7,8 @@ Rules:
  * The children of a hop are the leaves of a binary hash tree (an odd last one is carried up unchanged), so the
    proof for one of n children is about log2(n) digests.
  * The nodes above are listed as ancestors, Distributor first; the last ancestor is the sender.
+ * ``ends_at`` is the end of the send's window: until then blocks are sent, and none is begun that would not be
+   finished. ``None``: there is no window.
  * A slip is refused when it is expired, not addressed to this node, or its proof does not lead to the signed root.
 
 Nothing here opens a socket or reads a clock; the caller says what time it is and how a signature is checked.
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -103,6 +106,7 @@ class SlipHeader:
     catalog_version: int
     issued_at: datetime
     expires_at: datetime
+    ends_at: datetime | None
     root: str
 
     def payload(self) -> bytes:
@@ -112,6 +116,7 @@ class SlipHeader:
             "catalog_version": self.catalog_version,
             "issued_at": self.issued_at.isoformat(),
             "expires_at": self.expires_at.isoformat(),
+            "ends_at": None if self.ends_at is None else self.ends_at.isoformat(),
             "root": self.root,
         }
         return _canonical(fields)
@@ -135,6 +140,7 @@ class SlipHeader:
                 catalog_version=int(fields["catalog_version"]),
                 issued_at=_time(fields["issued_at"]),
                 expires_at=_time(fields["expires_at"]),
+                ends_at=None if fields["ends_at"] is None else _time(fields["ends_at"]),
                 root=str(fields["root"]),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -215,6 +221,11 @@ class RoutingSlip:
             digest = _hop_digest(step, step.children, _fold(digest, step.index, step.children, step.proof))
         return digest.hex()
 
+    def left_s(self, now: datetime) -> float:
+        """Return the seconds until the window of the send ends: 0 when it is over, infinite when there is none."""
+        ends_at = self.header.ends_at
+        return math.inf if ends_at is None else max(0.0, (ends_at - now).total_seconds())
+
     def encode(self) -> dict[str, Any]:
         """Return the JSON shape that travels in an offer."""
         return {
@@ -246,11 +257,11 @@ class RoutingSlip:
 
 def slip_header(
     *, send: str, distributor: str, distribution: str, revision: str, channel: str | None, priority: str,
-    catalog_version: int, now: datetime, valid_for: timedelta = VALID_FOR,
+    catalog_version: int, now: datetime, ends_at: datetime | None = None, valid_for: timedelta = VALID_FOR,
 ) -> SlipHeader:  # fmt: skip
     """Return a header issued ``now``; the root is filled in when it is signed."""
     return SlipHeader(
-        send, distributor, distribution, revision, channel, priority, catalog_version, now, now + valid_for, ""
+        send, distributor, distribution, revision, channel, priority, catalog_version, now, now + valid_for, ends_at, ""
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fleet import CountingProxy, Fleet
+from fleet import CommandError, CountingProxy, Fleet
 
 MB = 1_000_000
 Sample = tuple[float, int]
@@ -158,6 +158,49 @@ def test_a_changed_limit_holds_within_a_second_in_the_whole_tree(fleet: Fleet, m
         assert before > 2 * MB
         at_the_end = next(at_s for at_s, count in samples if count >= 12 * MB)
         assert at_the_end < free_at_s + 3.0, "what was left takes five seconds at the lower rate"
+
+
+def test_a_closing_window_ends_between_two_blocks_and_the_next_send_goes_on_there(
+    fleet: Fleet, meters: list[CountingProxy]
+) -> None:
+    """SN-15, SC-16, CH-9: on every tier, and no byte is thrown away."""
+    size = 8 * MB
+    fleet.add("hq", distributor=True, routing_hierarchy=["s01"], output_rates={"medium": MB},
+              distributions={"app": distribution(fleet, "app", size)})  # fmt: skip
+    fleet.add("s01", output_rates={"medium": MB})
+    fleet.add("e01", parent="s01", channels=("pos",))
+    lines = [line_before(fleet, "hq", meters), line_before(fleet, "s01", meters)]
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    for line in lines:
+        line.zero()
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "send", "--until", "3s")
+    assert (caught.value.returncode, caught.value.error["type"]) == (34, "IncompleteError")
+    assert "the window of the send closed at" in caught.value.error["message"]
+    assert fleet.states("hq", "app") == {"s01": "failed", "e01": "failed"}
+    at_the_end = [line.bytes for line in lines]
+    assert all(0.5 * MB < count < 0.7 * size for count in at_the_end)
+    time.sleep(1.5)
+    assert [line.bytes for line in lines] == pytest.approx(at_the_end, abs=20_000), "nothing is sent after the window"
+    assert fleet.ted("hq", "send")["sends"][0]["incomplete"] == []
+    # TLS, metadata and two sets of handshakes; one block that was begun twice would be 128 KiB
+    assert [line.bytes for line in lines] == pytest.approx([size * 1.005] * 2, abs=100_000)
+
+
+def test_a_window_that_is_over_sends_nothing(fleet: Fleet) -> None:
+    fleet.add("hq", distributor=True, distributions={"app": distribution(fleet, "app", 1000)})
+    fleet.add("e01", channels=("pos",))
+    fleet.install()
+    fleet.start("hq")
+    fleet.ted("hq", "build")
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "send", "--until", "2020-01-01T05:00")
+    assert caught.value.error["type"] == "ValueFormatError"
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "send", "--until", "2s")  # e01 does not run
+    assert "the window of the send closed at" in caught.value.error["message"]
 
 
 def test_what_is_urgent_overtakes_the_bulk_which_loses_no_byte(fleet: Fleet, meters: list[CountingProxy]) -> None:

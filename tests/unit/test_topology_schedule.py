@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, time
+from datetime import UTC, datetime, time, timedelta, timezone
 from typing import Any
 
 import pytest
 
-from ted.errors import ConfigError
-from ted.topology.schedule import Schedule, parse_refresh_schedule, parse_schedule
+from ted.errors import ConfigError, ValueFormatError
+from ted.topology.schedule import Schedule, parse_end, parse_refresh_schedule, parse_schedule
 
 TWO, FIVE = time(2), time(5)
 
@@ -148,3 +148,27 @@ def test_a_refresh_every_180_s_or_less_often_is_taken(written: object) -> None:
 def test_random_repeat_and_timezone_may_stand_beside_an_interval() -> None:
     found = parse_schedule({"every": "2h", "repeat": "10m", "random": True, "timezone": "UTC"})
     assert (found.every_s, found.repeat_s) == (7200, 600)
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("05:00", "2026-12-02T04:00"),
+        ("23:30", "2026-12-01T22:30"),
+        ("2h", "2026-12-01T22:15"),
+        ("90", "2026-12-01T20:16:30"),
+        ("2026-12-24T05:00", "2026-12-24T04:00"),
+        ("2026-12-24T05:00+00:00", "2026-12-24T05:00"),
+    ],
+)
+def test_an_end_is_a_time_of_day_a_duration_or_a_date(text: str, end: str) -> None:
+    now = datetime(2026, 12, 1, 21, 15, tzinfo=timezone(timedelta(hours=1)))
+    assert parse_end(text, now) == datetime.fromisoformat(f"{end}+00:00")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("soon", "is no end"), ("25:00", "is no end"), ("2026-12-01", "is over already")]
+)
+def test_what_is_no_end_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ValueFormatError, match=said):
+        parse_end(text, datetime(2026, 12, 1, 21, 15, tzinfo=UTC))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -50,6 +51,21 @@ def received(*way: str) -> RoutingSlip:
 
 def check(slip: RoutingSlip, me: str, sender: str, now: datetime = NOW) -> None:
     slip.check(me=me, sender=sender, now=now, verify=verify)
+
+
+def test_the_end_of_the_window_is_signed_and_travels_along() -> None:
+    header = slip_header(
+        send="1", distributor="hq", distribution="dat", revision="20260101T000000000000Z", channel="av",
+        priority="high", catalog_version=3, now=NOW, ends_at=NOW + timedelta(hours=3),
+    )  # fmt: skip
+    slip = next(RoutingSlip.sign(header, tree(), sign).for_children())
+    slip = RoutingSlip.decode(slip.encode())
+    check(slip, "s01", "hq")
+    assert slip.left_s(NOW + timedelta(hours=1)) == 7200
+    assert slip.left_s(NOW + timedelta(hours=4)) == 0
+    assert received("s01").left_s(NOW) == math.inf
+    with pytest.raises(SlipError, match="signature"):
+        check(replace(slip, header=replace(slip.header, ends_at=NOW + timedelta(hours=9))), "s01", "hq")
 
 
 @pytest.mark.parametrize("leaf", [f"e{n:02}" for n in range(1, 8)])

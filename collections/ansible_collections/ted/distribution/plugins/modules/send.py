@@ -50,6 +50,13 @@ options:
       - Send only to these Subscribers. The relays on the way to them take part, others do not.
     type: list
     elements: str
+  until:
+    description:
+      - End of the window of the send.
+      - A time of day on the Distributor (V(05:00)), a duration (V(2h)), or a date and time.
+      - What is not received by then waits for the next send, and goes on where it stopped.
+    type: str
+    version_added: 0.1.0
   wait:
     description:
       - Follow the send until every receiver has it, is given up, or O(timeout) is over.
@@ -89,6 +96,12 @@ EXAMPLES = r"""
     channel: antivirus
     limit: [s03, s04]
     timeout: 600
+
+- name: Send until five in the morning, the rest another night
+  ted.distribution.send:
+    channel: antivirus
+    until: "05:00"
+    allow_incomplete: true
 
 - name: Start a send and go on with the play
   ted.distribution.send:
@@ -192,6 +205,7 @@ def words(params, check_mode):
         ["send"]
         + option("--channel", params["channel"])
         + option("--revision", params["revision"])
+        + option("--until", params["until"])
         + option("--limit", ",".join(params["limit"] or []))
         + flag("--check", check_mode)
         + flag("--no-wait", not check_mode)
@@ -206,6 +220,7 @@ def main():
         channel={"type": "str"},
         revision={"type": "str"},
         limit={"type": "list", "elements": "str"},
+        until={"type": "str"},
         wait={"type": "bool", "default": True},
         timeout={"type": "int", "default": 3600},
         interval={"type": "int", "default": 5},
