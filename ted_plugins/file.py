@@ -12,6 +12,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -78,16 +79,13 @@ def _source_paths(paths: list[str]) -> list[str]:
     return paths
 
 
-class Target(BaseModel):
-    """One directory on the Subscriber, and what goes there."""
+class Place(BaseModel):
+    """One directory on the Subscriber, wherever its content comes from."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     path: Annotated[str, AfterValidator(_target_path)] = Field(
         "%DEST_VOLUME%", min_length=1, description="Directory on the subscriber; %NAME% allowed, %% is a percent sign."
-    )
-    sources: Annotated[list[str], AfterValidator(_source_paths)] = Field(
-        default_factory=list, alias="from", description="Paths on the Distributor; rsync's trailing-slash rule."
     )
     exclude: list[str] = Field(default_factory=list, description="Patterns of what is left out.")
     synchronize: bool = Field(False, description="Delete what the distribution does not hold, inside path only.")
@@ -101,9 +99,7 @@ class Target(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
-        if not self.sources and not self.remove:
-            raise ValueError("needs `from` (what to put there) or `remove`")
+    def _spares_the_machine(self) -> Self:
         if self.synchronize and not self.path.strip("/."):
             raise ValueError("`synchronize` at / would delete everything else on the machine: name a directory")
         return self
@@ -119,18 +115,37 @@ class Target(BaseModel):
         return data
 
 
-class Options(BaseModel):
-    """Options of the File type."""
+class Target(Place):
+    """One directory on the Subscriber, and what of the Distributor's disk goes there."""
 
-    model_config = ConfigDict(extra="forbid")
+    sources: Annotated[list[str], AfterValidator(_source_paths)] = Field(
+        default_factory=list, alias="from", description="Paths on the Distributor; rsync's trailing-slash rule."
+    )
 
-    targets: list[Target] = Field(min_length=1, description="Where, and what.")
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.sources and not self.remove:
+            raise ValueError("needs `from` (what to put there) or `remove`")
+        return self
+
+
+class Placing(BaseModel):
+    """How content is put below targets, wherever it comes from."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
     overwrite: Literal["always", "newer", "never"] = Field("always", description="Which existing files are replaced.")
     verify: bool = Field(False, description="Re-check what was extracted at each extract time, and repair drift.")
     retries: int = Field(3, ge=0, le=100, description="Tries for a locked target file.")
     on_locked: Literal["fail", "kill"] = Field("fail", description="After the retries: fail, or end the holder.")
     on_error: Literal["fail", "continue"] = Field("fail", description="At a file that cannot be written.")
     allow_empty: bool = Field(False, description="Build even if a source is empty.")
+
+
+class Options(Placing):
+    """Options of the File type."""
+
+    targets: list[Target] = Field(min_length=1, description="Where, and what.")
     outside_links: Literal["refuse", "keep"] = Field(
         "refuse", description="Links that are absolute or lead out of their source."
     )
@@ -142,7 +157,7 @@ def ted_type() -> TypeInfo:
     return TypeInfo("file", "Files and directories of the Distributor's disk", Options, recheck=_recheck)
 
 
-def _recheck(options: Options) -> bool:
+def _recheck(options: Placing) -> bool:
     return options.verify
 
 
@@ -168,13 +183,24 @@ def ted_build(build: BuildContext) -> None:
 def ted_extract(install: InstallContext) -> None:
     """Make every target hold its part."""
     options: Options = install.options
+    place(install, options, [(target, _spared(target)) for target in options.targets])
+
+
+def place(install: InstallContext, options: Placing, places: Sequence[tuple[Place, Sequence[str]]]) -> None:
+    """Make each place hold what the content tree has below its number.
+
+    Args:
+        install: What ``ted_extract`` was called with.
+        options: How.
+        places: Each with the patterns of what ``synchronize`` spares there.
+    """
     install.problems(on_error=options.on_error, on_locked=options.on_locked, retries=options.retries)
-    for number, target in enumerate(options.targets):
+    for number, (target, spared) in enumerate(places):
         root = install.expand(target.path)
         if (kind := filesystem_of(root)) in NETWORK_FILESYSTEMS:
             install.log.warning("%s is a network share (%s): all subscribers would write to one place", root, kind)
         install.place(
-            str(number), root, overwrite=options.overwrite, synchronize=target.synchronize, exclude=_spared(target),
+            str(number), root, overwrite=options.overwrite, synchronize=target.synchronize, exclude=spared,
             remove=[install.expand(path) for path in target.remove], owner=target.owner, group=target.group,
             mode=target.mode,
         )  # fmt: skip
