@@ -40,14 +40,15 @@ import pluggy
 
 from ted.content.entry import Entry, Kind
 from ted.content.revision import Hole
+from ted.content.walk import Excludes
 
 if TYPE_CHECKING:
     import click
     from pydantic import BaseModel
 
 __all__ = [
-    "Attributes", "BuildContext", "Drift", "Entry", "Hole", "InstallContext", "Kind", "Previous", "Transaction",
-    "TypeInfo", "hookimpl", "hookspec",
+    "Attributes", "BuildContext", "Drift", "Entry", "Excludes", "Hole", "InstallContext", "Kind", "Previous",
+    "Transaction", "TypeInfo", "hookimpl", "hookspec",
 ]  # fmt: skip
 
 hookimpl = pluggy.HookimplMarker("ted")
@@ -142,6 +143,12 @@ class BuildContext(Protocol):
 
     def keep_former(self) -> None:
         """Let the current revision stay what it is, whatever changed: this build makes none. Only with one there."""
+
+    def progress(self, done_bytes: int, total_bytes: int | None, what: str) -> None:
+        """Say how far a long download is (``None``: of how much is not known); shown where a person looks.
+
+        May be called often, and by any thread.
+        """
 
     def add_tree(
         self,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -39,6 +39,9 @@ DATA = "data"
 
 _LATER = frozenset({"ted_plan", "ted_carrier", "ted_notify", "ted_policy_kind", "ted_package_step"})
 """Hooks that a later ted calls: a plugin may have them already."""
+
+Progress = Callable[[int, int | None, str], None]
+"""Is told of bytes done, bytes in all (``None``: not known), and what it is about."""
 
 log = logging.getLogger("ted.plugins")
 
@@ -194,7 +197,8 @@ class Plugins:
         try:
             return model.model_validate(dict(options))
         except ValidationError as error:
-            raise _options_error(type_name, model, error) from error
+            # Not "from error": pydantic's own text quotes what was given, a password perhaps.
+            raise _options_error(type_name, model, error) from None
 
     def commands(self) -> dict[str, click.Command]:
         """Return the commands plugins bring, by name; what cannot be used is left out."""
@@ -210,7 +214,14 @@ class Plugins:
     # -- calling the plugin of a type
 
     def gather(
-        self, type_name: str, builder: RevisionBuilder, options: BaseModel, scratch: Path, *, force: bool = False
+        self,
+        type_name: str,
+        builder: RevisionBuilder,
+        options: BaseModel,
+        scratch: Path,
+        *,
+        force: bool = False,
+        progress: Progress | None = None,
     ) -> list[str]:
         """Let the type add its content to ``builder``.
 
@@ -220,6 +231,7 @@ class Plugins:
             options: What ``validate_options`` returned.
             scratch: Directory in which the distribution gets a directory of its own that stays from build to build.
             force: A new revision is wanted in any case: the former one is not told of.
+            progress: Told of long downloads.
 
         Returns:
             What the type warned about.
@@ -234,7 +246,9 @@ class Plugins:
             raise PluginError(f"type {type_name!r} cannot work on this machine: {reason}")
         name = builder.directory.name
         with collected_warnings(f"ted.build.{name}") as (logger, warnings):
-            context = _Building(builder, name, options, scratch / f"{name}.scratch", logger, force=force)
+            context = _Building(
+                builder, name, options, scratch / f"{name}.scratch", logger, force=force, progress=progress
+            )
             with guarded(known, "ted_build"):
                 self._only(known.plugin, "ted_build")(build=context)
         return warnings
@@ -323,9 +337,11 @@ class _Building:
         logger: logging.Logger,
         *,
         force: bool,
+        progress: Progress | None,
     ) -> None:
         self._force = force
         self._builder = builder
+        self._progress = progress
         self._scratch = scratch
         self.distribution = distribution
         self.options: Any = options
@@ -342,6 +358,10 @@ class _Building:
 
     def keep_former(self) -> None:
         self._builder.keep_former()
+
+    def progress(self, done_bytes: int, total_bytes: int | None, what: str) -> None:
+        if self._progress is not None:
+            self._progress(done_bytes, total_bytes, what)
 
     def add_tree(
         self,
@@ -414,7 +434,8 @@ def validate_options(type_name: str, options: Mapping[str, Any]) -> BaseModel:
 
 
 def gather(
-    type_name: str, builder: RevisionBuilder, options: BaseModel, scratch: Path, *, force: bool = False
-) -> list[str]:
+    type_name: str, builder: RevisionBuilder, options: BaseModel, scratch: Path, *, force: bool = False,
+    progress: Progress | None = None,
+) -> list[str]:  # fmt: skip
     """Let the type add its content to ``builder`` and return its warnings; see ``Plugins.gather``."""
-    return installed().gather(type_name, builder, options, scratch, force=force)
+    return installed().gather(type_name, builder, options, scratch, force=force, progress=progress)

@@ -94,13 +94,21 @@ class Builder:
                                        hint="set active: true in ted_distributions to build it")  # fmt: skip
         return [known[name] for name in names] if names else [d for d in known.values() if d.active]
 
-    def build(self, distribution: Distribution, *, force: bool = False, check: bool = False) -> Built:
+    def build(
+        self,
+        distribution: Distribution,
+        *,
+        force: bool = False,
+        check: bool = False,
+        progress: plugins.Progress | None = None,
+    ) -> Built:
         """Build one distribution.
 
         Args:
             distribution: What to build.
             force: Make a new revision even if nothing changed.
             check: Only say what would come out; nothing stays on the disk.
+            progress: Told of long downloads.
 
         Raises:
             BuildError: It could not be gathered; the former revision stays.
@@ -110,7 +118,7 @@ class Builder:
         missing = self._missing(distribution.name) if check else []
         with self._alone(distribution.name):
             try:
-                return self._build(distribution, force=force, check=check)
+                return self._build(distribution, force=force, check=check, progress=progress)
             finally:
                 for path in missing:
                     _remove(path, whole=path.parent == self._scratch)
@@ -143,12 +151,14 @@ class Builder:
                 raise BuildError(f"another build of {name} is running", hint="wait until it is done")
             yield
 
-    def _build(self, distribution: Distribution, *, force: bool, check: bool) -> Built:
+    def _build(
+        self, distribution: Distribution, *, force: bool, check: bool, progress: plugins.Progress | None
+    ) -> Built:
         started_s = time.monotonic()
         if not check:
             self._catalog.create(self._config.node)
         try:
-            result, warnings = self._gather(distribution, force=force, check=check)
+            result, warnings = self._gather(distribution, force=force, check=check, progress=progress)
         except TedError as error:
             if distribution.name not in error.message:
                 error.message = f"{distribution.name}: {error.message}"
@@ -186,7 +196,9 @@ class Builder:
             log.exception("%s: no patch from %s: a fault of ted", distribution.name, stamps[-2])
             return None
 
-    def _gather(self, distribution: Distribution, *, force: bool, check: bool) -> tuple[BuildResult, list[str]]:
+    def _gather(
+        self, distribution: Distribution, *, force: bool, check: bool, progress: plugins.Progress | None
+    ) -> tuple[BuildResult, list[str]]:
         options = plugins.validate_options(distribution.type, distribution.options)
         directory = self._working.distribution(self._config.node, distribution.name)
         settings = {
@@ -199,7 +211,9 @@ class Builder:
             options.model_dump(mode="json"), cache=self._working.build_cache(distribution.name),
             allow_empty=bool(getattr(options, "allow_empty", False)),
         ) as builder:  # fmt: skip
-            warnings = plugins.gather(distribution.type, builder, options, self._scratch, force=force)
+            warnings = plugins.gather(
+                distribution.type, builder, options, self._scratch, force=force, progress=progress
+            )
             self._add_acceptance_tests(builder, distribution)
             return builder.finish(force=force, check=check), warnings
 

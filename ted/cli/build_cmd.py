@@ -10,7 +10,7 @@ from ted.agent.build import Builder
 from ted.agent.records import journal_of
 from ted.cli.common import topology_of
 from ted.cli.main import Settings, emit, tabulated
-from ted.cli.progress import human_bytes
+from ted.cli.progress import download_bar, human_bytes
 from ted.config import NodeConfig
 from ted.errors import TedError
 
@@ -34,7 +34,9 @@ def command(settings: Settings, names: tuple[str, ...], check: bool, force: bool
         builder = Builder(config, topology, journal, base=_base(settings))
         for distribution in builder.wanted(names):
             try:
-                row = builder.build(distribution, force=force, check=check).to_dict() | {"error": None}
+                with download_bar() as show:
+                    built = builder.build(distribution, force=force, check=check, progress=show)
+                row = built.to_dict() | {"error": None}
             except TedError as error:
                 failures.append(error)
                 row = {"distribution": distribution.name, "revision": None, "changed": False, "error": error.to_dict()}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -11,10 +13,13 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
+_SHOW_EVERY_S = 0.1
 
 
 @contextmanager
@@ -25,6 +30,31 @@ def progress_bar() -> Iterator[Progress]:
         console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True,
     ) as progress:  # fmt: skip
         yield progress
+
+
+@contextmanager
+def download_bar() -> Iterator[Callable[[int, int | None, str], None] | None]:
+    """Yield what shows how far a download is: bytes done, bytes in all, what; ``None`` where nobody looks."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with progress_bar() as progress:
+        tasks: dict[str, TaskID] = {}
+        lock = threading.Lock()
+        shown_s = 0.0
+
+        def show(done: int, total: int | None, what: str) -> None:
+            nonlocal shown_s
+            now_s = time.monotonic()
+            with lock:
+                if now_s - shown_s < _SHOW_EVERY_S and done != total:
+                    return
+                shown_s = now_s
+                if what not in tasks:
+                    tasks[what] = progress.add_task(what, total=total)
+                progress.update(tasks[what], completed=done, total=total)
+
+        yield show
 
 
 def human_bytes(count: float) -> str:

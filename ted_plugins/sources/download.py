@@ -169,6 +169,7 @@ class Download:
         self._learned: int | None = None
         self._validator: str | None = None
         self._mtime_ns: int | None = None
+        self._settled: bool | None = None
         self._hashes: dict[str, Any] = {}
 
     @property
@@ -184,8 +185,13 @@ class Download:
         """The beginning of a version that is here; the source may go on from there, if it still has that version."""
         return self._part.found()
 
-    def unchanged(self) -> None:
-        """Say that what is here (``known``) is what the source has."""
+    def unchanged(self, *, settled: bool | None = None) -> None:
+        """Say that what is here (``known``) is what the source has.
+
+        Args:
+            settled: As ``Remote.settled``, if that is known only now.
+        """
+        self._settled = settled
         if self._held is None:
             raise TransferError(f"{self.remote.path}: said to be unchanged, but it is not here")
         self._unchanged = True
@@ -197,6 +203,7 @@ class Download:
         validator: str | None = None,
         size_bytes: int | None = None,
         mtime_ns: int | None = None,
+        settled: bool | None = None,
     ) -> None:
         """Say what comes now.
 
@@ -206,6 +213,7 @@ class Download:
                 is not certain.
             size_bytes: Size of the whole file; else that of the listing.
             mtime_ns: Its time, since 1970; else that of the listing, else 0.
+            settled: As ``Remote.settled``, if that is known only now.
 
         Raises:
             BuildError: More than the source may have.
@@ -213,7 +221,7 @@ class Download:
         self.close()
         self._take_back()
         self._expected = size_bytes if size_bytes is not None else self.remote.size_bytes
-        self._validator, self._mtime_ns = validator, mtime_ns
+        self._validator, self._mtime_ns, self._settled = validator, mtime_ns, settled
         self._hashes = _hashes(self.remote.digest)
         self._resumed = offset_bytes > 0
         self._fd = self._go_on(offset_bytes) if offset_bytes else self._create()
@@ -261,9 +269,10 @@ class Download:
             BuildError: It is not what was promised.
         """
         remote, held = self.remote, self._held
+        settled = remote.settled if self._settled is None else self._settled
         if self._unchanged and held is not None:
             self._desk.totals.settle(held.size_bytes)
-            return Fetched(held._replace(listed=remote.listed, settled=remote.settled), changed=False)
+            return Fetched(held._replace(listed=remote.listed, settled=settled), changed=False)
         if self._fd is None:
             raise TransferError(f"{remote.path}: nothing came")
         self._verify()
@@ -277,7 +286,7 @@ class Download:
         self._counted, self._learned = 0, None
         status, stamp = stamp_of(place)
         digest = f"sha256:{self._hashes['sha256'].hexdigest()}"
-        row = Row(remote.path, remote.listed, remote.settled, remote.digest, status.st_size, status.st_mtime_ns,
+        row = Row(remote.path, remote.listed, settled, remote.digest, status.st_size, status.st_mtime_ns,
                   self._validator, digest, stamp)  # fmt: skip
         changed = held is None or (held.digest, held.mtime_ns) != (digest, status.st_mtime_ns)
         return Fetched(row, changed)

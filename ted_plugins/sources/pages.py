@@ -1,0 +1,173 @@
+"""What an index page of a web server lists: nginx (HTML and JSON), Apache, and others that write their pages alike.
+
+Rules:
+ * An entry is a link to one name directly below the page, on the same server; every other link (the parent, the
+   sorting, other hosts) is no entry.
+ * A name is one component of a path: never empty, ``.`` or ``..``, never with a slash or a NUL in it, also not when its
+   percent signs are resolved.
+ * Text that stands beside a link is kept as it is: it tells whether a file changed, in whatever time zone the server
+   writes. Only a size in plain digits is one in bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from html.parser import HTMLParser
+from typing import NamedTuple
+from urllib.parse import quote_from_bytes, unquote_to_bytes, urljoin, urlsplit
+
+from ted.errors import BuildError
+
+MAX_STAMP = 200
+
+
+class Listed(NamedTuple):
+    """One name on a page."""
+
+    name: str
+    """As a file's name; bytes that are not UTF-8 as ``os.fsdecode`` has them."""
+    href: str
+    """Its address, absolute, without a query."""
+    is_directory: bool
+    size_bytes: int | None = None
+    stamp: str | None = None
+    """What tells versions apart; ``None`` where the page says nothing."""
+    resolution_s: int = 60
+    """How far apart two changes are that the stamp tells apart for certain."""
+    mtime_s: int | None = None
+
+
+def parse_page(data: bytes, url: str, content_type: str) -> list[Listed]:
+    """Return what a page lists, each name once, in the page's order.
+
+    Args:
+        data: The page.
+        url: Its address, ending with a slash.
+        content_type: As the server says.
+
+    Raises:
+        BuildError: It is no index page.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "application/json":
+        found = _of_json(data, url)
+    elif kind in ("text/html", "application/xhtml+xml"):
+        found = _of_html(data, url)
+    else:
+        raise BuildError(f"{url}: {kind or 'what comes'} is no index of a directory",
+                         hint="a directory needs a server that lists it (nginx: autoindex on)")  # fmt: skip
+    by_name: dict[tuple[str, bool], Listed] = {}
+    for each in found:
+        known = by_name.setdefault((each.name, each.is_directory), each)
+        if known.stamp is None and each.stamp is not None:
+            by_name[each.name, each.is_directory] = each  # a first link was a picture
+    return list(by_name.values())
+
+
+# -- nginx, autoindex_format json
+
+
+def _of_json(data: bytes, url: str) -> Iterator[Listed]:
+    try:
+        rows = json.loads(data.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError):
+        raise BuildError(f"{url}: JSON that cannot be read") from None
+    if not isinstance(rows, list):
+        raise BuildError(f"{url}: JSON, but no list of files")
+    for row in rows:
+        name = row.get("name") if isinstance(row, dict) else None
+        if not isinstance(name, str) or row.get("type") not in ("file", "directory"):
+            continue
+        _check_name(name, url)
+        is_directory = row["type"] == "directory"
+        href = urljoin(url, quote_from_bytes(os.fsencode(name), safe="") + ("/" if is_directory else ""))
+        yield Listed(name, href, is_directory, _whole(row.get("size")), str(row.get("mtime"))[:MAX_STAMP], 1,
+                     _date(row.get("mtime")))  # fmt: skip
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 else None
+
+
+def _date(value: object) -> int | None:
+    try:
+        return int(parsedate_to_datetime(str(value)[:60]).timestamp())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+# -- HTML
+
+_SIZED = re.compile(r"(?:^|\s)([0-9]{1,18})\s*$")
+_STAMPED = re.compile(r"[0-9]{1,2}-[A-Z][a-z]{2}-[0-9]{4} [0-9:]{4,8}|[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9:]{4,8}")
+
+
+class _Page(HTMLParser):
+    """Collects links and the text behind each, up to the next link or the end of the row."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.links: list[tuple[str, list[str]]] = []
+        self._inside = False
+        self._text: list[str] | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a":
+            href = next((value for name, value in attrs if name == "href" and value), None)
+            self._inside = True
+            self._text = []
+            if href is not None:
+                self.links.append((href, self._text))
+        elif tag == "tr":
+            self._text = None
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "a":
+            self._inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self._text is not None and not self._inside:
+            self._text.append(data)
+
+
+def _of_html(data: bytes, url: str) -> Iterator[Listed]:
+    page = _Page()
+    page.feed(data.decode("utf-8", "surrogateescape"))
+    page.close()
+    if not page.links and b"<" not in data:
+        raise BuildError(f"{url}: no index of a directory")
+    for href, text in page.links:
+        if (listed := _of_link(url, href, " ".join(" ".join(text).split())[:MAX_STAMP])) is not None:
+            yield listed
+
+
+def _of_link(url: str, href: str, text: str) -> Listed | None:
+    try:
+        target = urlsplit(urljoin(url, href))
+        base = urlsplit(url)
+    except ValueError:
+        return None
+    if target.query or (target.scheme, target.netloc) != (base.scheme, base.netloc):
+        return None
+    if target.path.count("/") != base.path.count("/") + target.path.endswith("/"):
+        return None
+    raw, above = unquote_to_bytes(os.fsencode(target.path)), unquote_to_bytes(base.path)
+    if not raw.startswith(above) or raw == above:
+        return None
+    below = raw[len(above) :]
+    name = os.fsdecode(below.removesuffix(b"/"))
+    _check_name(name, url)
+    stamp = text if _STAMPED.search(text) else None
+    size = _SIZED.search(text)
+    return Listed(name, target._replace(fragment="").geturl(), below.endswith(b"/"),
+                  int(size[1]) if size and stamp else None, stamp)  # fmt: skip
+
+
+def _check_name(name: str, url: str) -> None:
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise BuildError(f"{url}: lists a name that cannot be taken: {name[:200]!r}",
+                         hint="leave its directory out with `exclude`, or have it renamed at the source")  # fmt: skip
