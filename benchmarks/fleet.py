@@ -42,6 +42,16 @@ class Field:
     def hosts(self) -> list[str]:
         return [host for hosts in self.sites.values() for host in hosts]
 
+    def inventory(self) -> Path:
+        """Return ted's own inventory of the fleet, with the Distributor reached from here without ssh."""
+        data = self.fleet.inventory()
+        data["_meta"]["hostvars"]["dist"] |= {"ansible_connection": "local", "ted_executable": str(BIN / "ted"),
+                                              "ansible_python_interpreter": sys.executable}  # fmt: skip
+        script = self.fleet.root / "inventory"
+        script.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(data)}\nEND\n")
+        script.chmod(0o755)
+        return script
+
     def run(self, *command: str, how: str = "run") -> None:
         """Run a program in the controller's network, or (``exec dist``) inside it, with its own keys.
 
@@ -79,13 +89,7 @@ def build(root: Path, sites: int, hosts: int, mbit_s: int, size: int) -> Field:
 
 
 def by_ted(field: Field) -> None:
-    data = field.fleet.inventory()
-    data["_meta"]["hostvars"]["dist"] |= {"ansible_connection": "local", "ted_executable": str(BIN / "ted"),
-                                          "ansible_python_interpreter": sys.executable}  # fmt: skip
-    script = field.fleet.root / "inventory"
-    script.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(data)}\nEND\n")
-    script.chmod(0o755)
-    field.run(str(BIN / "ansible-playbook"), "-i", str(script), "playbooks/send.yml")
+    field.run(str(BIN / "ansible-playbook"), "-i", str(field.inventory()), "playbooks/send.yml")
 
 
 def by_copy(field: Field) -> None:
@@ -132,13 +136,13 @@ def _digest(path: Path) -> str:
 
 def measured(field: Field, distribute: Callable[[Field], None], mbit_s: int) -> Sample:
     """Run one distribution on a clean field and say what it took."""
-    used = _cpu_s(field)
+    used = cpu_of(field)
     field.lab.call("bytes", "--zero")
     started_s = time.time()
     distribute(field)
     last_s = time.time() - started_s
     sites = [field.lab.line_bytes(site)["down"] for site in field.sites]
-    cpu = _cpu_s(field) - used
+    cpu = cpu_of(field) - used
     if distribute is by_ted:
         _check_ted(field)
     else:
@@ -153,7 +157,8 @@ def _check_ted(field: Field) -> None:
         raise RuntimeError("a host has something else")
 
 
-def _cpu_s(field: Field) -> float:
+def cpu_of(field: Field) -> float:
+    """Return the CPU seconds that the controller, the hosts and the agents have used."""
     used: dict[str, float | None] = json.loads(field.lab.call("cpu", "--json"))
     agents = field.fleet._agents.values()  # noqa: SLF001 -- they run beside the lab's own accounts
     return sum(value or 0.0 for value in used.values()) + sum(cpu_s(agent.pid) for agent in agents)

@@ -1,0 +1,168 @@
+"""900 files, 136 MB, to fifty hosts behind lines of 100 Mbit/s, and once more unchanged; in the lab (root).
+
+ted's run is ``playbooks/send.yml`` and lasts until the last host has extracted; its agents run already, as install.yml
+leaves them. ``ansible.builtin.copy`` takes most of a day for all of it, so it copies a few files of the average
+size, and its time and bytes are those times as many files: what it does for one file does not depend on the others.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fleet import BIN, Field, cpu_of
+from benchmarks.measure import Contender, Options, Sample, interleaved, run_command
+from benchmarks.report import Report, mb, spread
+from benchmarks.rig import Lab, LabFleet, directory, need
+
+MBIT_S = 100
+FILES, BYTES = 900, 136_000_000
+COPIED = 3
+ANSIBLE = "12.3.0"
+TARGET = "/srv/tree"
+TED, SYNCHRONIZE, COPY = "ted, playbooks/send.yml", "ansible.posix.synchronize", "ansible.builtin.copy"
+
+
+@dataclass
+class Tree:
+    """A lab with the tree at HQ, and what the peers need."""
+
+    field: Field
+    source: Path
+    few: Path
+    files: int
+    collections: Path
+
+
+def build(root: Path, sites: int, hosts: int, files: int, size: int, *, with_agents: bool) -> Tree:
+    """Bring up the lab, make the tree; with ted's agents, build the distribution as well."""
+    names = {f"b{site}": [f"b{site}-{number:02}" for number in range(1, hosts + 1)] for site in range(1, sites + 1)}
+    source, few = root / "source", root / "few"
+    chance = random.Random(900)
+    shares = [chance.lognormvariate(0, 1.5) for _ in range(files)]
+    for number, share in enumerate(shares):
+        path = source / f"d{number % 30:02}" / f"f{number:04}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(chance.randbytes(int(share / sum(shares) * size)))
+    few.mkdir()
+    for number in range(COPIED):
+        (few / f"f{number}").write_bytes(chance.randbytes(size // files))
+    fleet = LabFleet(root)
+    fleet.add("dist", distributor=True, routing_hierarchy=[found[0] for found in names.values()], distributions={
+        "app": {"type": "file", "channels": ["pos"], "options": {
+            "targets": [{"path": "%DEST%", "from": [f"{source}/"]}]}},
+    })  # fmt: skip
+    for found in names.values():
+        for name in found:
+            parent, dest = None if name == found[0] else found[0], str(root / name / "dest")
+            fleet.add(name, parent=parent, channels=("pos",), extract_schedule={"immediately": True},
+                      variables={"DEST": dest})  # fmt: skip
+    spec: dict[str, Any] = {"share": [str(source), str(few)], "sites": {"hq": {"hosts": ["dist"]}}}
+    spec["sites"] |= {site: {"hosts": found, "wan": f"{MBIT_S}mbit"} for site, found in names.items()}
+    lab = Lab("files", root / "lab", spec)
+    fleet.place(lab)
+    if with_agents:
+        fleet.install()
+        fleet.start()
+        fleet.ted("dist", "build")
+    return Tree(Field(lab, fleet, source, names), source, few, files, posix_collection(root))
+
+
+def posix_collection(root: Path) -> Path:
+    """Return a directory of collections with ansible.posix, out of the package that carries it."""
+    run_command([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(root), f"ansible=={ANSIBLE}"])
+    inside = "ansible_collections/ansible/posix/"
+    with zipfile.ZipFile(next(root.glob("ansible-*.whl"))) as wheel:
+        wheel.extractall(root / "collections", [name for name in wheel.namelist() if name.startswith(inside)])
+    return root / "collections"
+
+
+def by_ted(tree: Tree) -> None:
+    fleet = tree.field.fleet
+    tree.field.run(str(BIN / "ansible-playbook"), "-i", str(tree.field.inventory()), "playbooks/send.yml")
+    fleet.until(lambda: set(fleet.states("dist", "app").values()) == {"extracted"}, within_s=600)
+
+
+def by_synchronize(tree: Tree) -> None:
+    tree.field.run("env", f"ANSIBLE_COLLECTIONS_PATH={tree.collections}", str(BIN / "ansible"),
+                   "-i", f"{tree.field.state}/inventory.yml", "-f", "50", ",".join(tree.field.hosts),
+                   "-m", "ansible.posix.synchronize", "-a", f"src={tree.source}/ dest={TARGET}")  # fmt: skip
+
+
+def by_copy(tree: Tree) -> None:
+    tree.field.run(str(BIN / "ansible"), "-i", f"{tree.field.state}/inventory.yml", "-f", "50",
+                   ",".join(tree.field.hosts), "-m", "ansible.builtin.copy",
+                   "-a", f"src={tree.few}/ dest={TARGET}")  # fmt: skip
+
+
+def measured(tree: Tree, distribute: Callable[[Tree], None], times: float) -> dict[str, float]:
+    """Run one distribution twice; return what each cost, ``times`` over."""
+    found: dict[str, float] = {}
+    for run in ("first", "again"):
+        used, _ = cpu_of(tree.field), tree.field.lab.call("bytes", "--zero")
+        began_s = time.monotonic()
+        distribute(tree)
+        found[f"{run}_s"] = (time.monotonic() - began_s) * times
+        found[f"{run}_cpu_s"] = (cpu_of(tree.field) - used) * times
+        found[f"{run}_bytes"] = max(tree.field.lab.line_bytes(site)["down"] for site in tree.field.sites) * times
+    return found
+
+
+def check(tree: Tree, distribute: Callable[[Tree], None]) -> None:
+    """Compare every host's tree with the source.
+
+    Raises:
+        RuntimeError: One differs.
+    """
+    for host in tree.field.hosts:
+        there = tree.field.state / "hosts" / host / "root" / TARGET.lstrip("/")
+        there = tree.field.fleet.root / host / "dest" if distribute is by_ted else there
+        wanted = tree.few if distribute is by_copy else tree.source
+        if subprocess.run(["diff", "-r", "-q", wanted, there], capture_output=True, check=False).returncode:
+            raise RuntimeError(f"{host} has not got it")
+
+
+def table(options: Options) -> Report:
+    """Measure; a new lab for each run, since every program finds nothing there."""
+    need(rsync="rsync")
+    sites, hosts, files, size = (2, 2, 90, 13_600_000) if options.quick else (5, 10, FILES, BYTES)
+    ways = {TED: by_ted, SYNCHRONIZE: by_synchronize, COPY: by_copy}
+
+    def contender(name: str) -> Contender:
+        def run() -> Sample:
+            with directory() as root:
+                tree = build(root, sites, hosts, files, size, with_agents=name == TED)
+                try:
+                    found = measured(tree, ways[name], files / COPIED if name == COPY else 1)
+                    check(tree, ways[name])
+                    return Sample(found["first_s"], found["first_cpu_s"], 0, found)
+                finally:
+                    tree.field.fleet.close()
+                    tree.field.lab.call("down")
+
+        return Contender(name, run, rounds=1 if name == COPY else None)
+
+    found = interleaved([contender(name) for name in ways], options.rounds)
+    rows = [
+        (run_name, name, spread(found.median(name, f"{run}_s"), found.worst(name, f"{run}_s"), 1),
+         f"{found.median(name, f'{run}_s') / found.median(TED, f'{run}_s'):.1f}",
+         f"{found.median(name, f'{run}_cpu_s'):.0f}", mb(found.median(name, f"{run}_bytes")))
+        for run, run_name in (("first", "first"), ("again", "unchanged")) for name in ways
+    ]  # fmt: skip
+    columns = ("run", f"{files} files, {size / 1e6:.0f} MB to {sites * hosts} hosts", "s, median (worst)", "to ted's",
+               "CPU s, controller and hosts", "MB into the fullest site")  # fmt: skip
+    notes = [
+        f"Lines of {MBIT_S} Mbit/s into {sites} sites of {hosts} hosts; ted until the last host has extracted.",
+        f"{COPY}: {COPIED} files were copied, the figures are those times {files / COPIED:.0f}.",
+        "All hosts are on this machine's two cores, which are busy throughout: a module run costs 0.4 CPU seconds a "
+        "host, whatever it does, and that is most of every second run.",
+    ]
+    return Report("files", "Many files to fifty hosts", columns, rows, notes)
+
