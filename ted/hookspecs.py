@@ -418,6 +418,23 @@ class Hooks:
         """
 
     @hookspec
+    def ted_sample(self, bench: Any) -> Any:
+        """Return a small distribution of this type, with which the contract suite puts it to the test.
+
+        Called only by ``pytest --ted-type NAME``, once for each check, before any other hook; import what it needs
+        inside. ``docs/testing-a-type.md`` tells what a sample says. Left out, one is derived from the options model
+        where the names of the options tell enough.
+
+        Args:
+            bench: A ``ted.testing.Bench``: where to make sources, where the target is, what to call at the end.
+
+        Returns:
+            A ``ted.testing.Sample``.
+
+        .. versionadded:: 0.1
+        """
+
+    @hookspec
     def ted_cli_command(self) -> click.Command:  # type: ignore[empty-body]
         """Return a command that is added to ``ted`` under its own name; ted's own commands win.
 

@@ -284,6 +284,14 @@ class Plugins:
         with guarded(known, "ted_rollback"):
             self._only(known.plugin, "ted_rollback")(install=install)
 
+    def sample(self, type_name: str, bench: object) -> Any:
+        """Return the sample that the type brings for the contract suite, ``None`` when it brings none."""
+        known = self.type_named(type_name)
+        if not self._has(known.plugin, "ted_sample"):
+            return None
+        with guarded(known, "ted_sample"):
+            return next(iter(self._only(known.plugin, "ted_sample")(bench=bench)), None)
+
 
 def _wraps(implementation: pluggy.HookImpl) -> bool:
     return bool(implementation.wrapper or implementation.hookwrapper)

@@ -206,6 +206,14 @@ def place(install: InstallContext, options: Placing, places: Sequence[tuple[Plac
         )  # fmt: skip
 
 
+@hookimpl
+def ted_sample(bench: Any) -> Any:
+    """Return what the contract suite tests this type with."""
+    from ted_plugins.samples.file import sample
+
+    return sample(bench)
+
+
 def _spared(target: Target) -> list[str]:
     """Return the patterns of ``exclude``, those anchored at a source also as they are seen from the target."""
     below = [glob.escape(os.path.basename(source)) for source in target.sources if not source.endswith("/")]
