@@ -62,7 +62,16 @@ def put_to_the_test(type_name: str, name: str) -> None:
     if reason is not None:
         raise BrokenPromiseError(f"type {type_name!r} cannot work on this machine, so nothing can be tested: {reason}")
     with contextlib.ExitStack() as stack:
-        PROMISES[name].test(Trial(known, PROMISES[name], stack))
+        trial = Trial(known, PROMISES[name], stack)
+        try:
+            trial.promise.test(trial)
+        except BrokenPromiseError:
+            raise
+        except Exception as error:
+            raised = raised_by(error, trial.files)
+            if not raised.by_plugin:
+                raise
+            trial.broken("it fails", *told(raised))
 
 
 @dataclass(frozen=True)

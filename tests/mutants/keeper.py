@@ -1,16 +1,18 @@
 """A good distribution type, small and with something of everything: the mutants are made of it.
 
-It puts the files of a directory that is guarded by a password below a target, one by one and not with ``install.place``,
-and has a registry told what there is.
+It puts the files of a directory that is guarded by a password below a target, one by one and not with
+``install.place``, and has a registry told what there is.
 """
 
 from __future__ import annotations
 
+import grp
 import hashlib
 import hmac
 import json
 import logging
 import os
+import pwd
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from ted import hookimpl
-from ted.errors import BuildError, EmptySourceError, TargetError
+from ted.errors import BuildError, EmptySourceError
 from ted.hookspecs import Attributes, BuildContext, Drift, Entry, InstallContext, Kind, TypeInfo
 
 LOG = logging.getLogger("keeper")
@@ -101,7 +103,7 @@ def ted_extract(install: InstallContext) -> None:
         path = entry.path[len(b"files/") :]
         wanted[entry.path] = entry
         put(install, root, path, entry)
-    for gone in reversed(sorted(before.keys() - wanted.keys(), key=lambda each: each.split(b"/"))):
+    for gone in sorted(before.keys() - wanted.keys(), key=lambda each: each.split(b"/")):
         path = gone[len(b"files/") :]
         above = path.rpartition(b"/")[0]
         if options.tidy and (not above or b"files/" + above in wanted) and install.transaction.look(root, path):
@@ -132,10 +134,10 @@ def put(install: InstallContext, root: str, path: bytes, entry: Entry) -> None:
 
 def attributes_of(install: InstallContext, entry: Entry) -> Attributes:
     mode = int(install.options.mode, 8) if install.options.mode and entry.kind is Kind.FILE else entry.mode
-    owner = entry.owner if isinstance(entry.owner, int) else 0
-    group = entry.group if isinstance(entry.group, int) else 0
-    if os.geteuid() != 0:
-        owner, group = os.geteuid(), os.getegid()
+    owner, group = os.geteuid(), os.getegid()
+    if owner == 0:
+        owner = entry.owner if isinstance(entry.owner, int) else pwd.getpwnam(entry.owner).pw_uid
+        group = entry.group if isinstance(entry.group, int) else grp.getgrnam(entry.group).gr_gid
     link = entry.kind is Kind.SYMLINK
     return Attributes(None if link else mode, owner, group, entry.mtime_ns, None if link else dict(entry.xattrs))
 
@@ -202,7 +204,7 @@ def ted_sample(bench: Any) -> Any:
     bench.write(kept / "a.txt", b"first\n")
     bench.write(kept / "stays.txt", b"stays\n", mode=0o640)
     bench.write(kept / "bin" / "tool.sh", b"#!/bin/sh\n", mode=0o755)
-    bench.write(kept / "bin" / "deep" / "data.csv", b"1,2\n")
+    bench.write(kept / "bin" / "deep" / "data.csv", b"1,2\n" * 2000)
     bench.write(kept / "goes" / "x.py", b"pass\n")
     (kept / "bin" / "link").symlink_to("tool.sh")
     bench.write(other / "other.md", b"other\n")

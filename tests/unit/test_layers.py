@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "agent": {"errors", "topology", "content", "trust", "transfer", "records", "plugins", "install", "config"},
 }
 COMPOSE = {"cli", "__init__", "__main__", "testing"}
-PUBLIC = {"ted", "ted.hookspecs", "ted.errors"}
+PUBLIC = {"ted", "ted.hookspecs", "ted.errors", "ted.testing"}
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -24,7 +24,7 @@ def memory(trial: Trial) -> None:
         return
     small = _costs(scene, SMALL_BYTES)
     large = _costs(scene, LARGE_BYTES)
-    for what, before, after in zip(("a build", "an extraction"), small, large, strict=True):
+    for what, before, after in zip(("a build", "an extraction", "a second extraction"), small, large, strict=True):
         if after - before > ALLOWED_BYTES:
             trial.broken(
                 f"memory is not flat: {what} of a file of {LARGE_BYTES // _MIB} MiB took {after // _MIB} MiB, of one "
@@ -33,7 +33,7 @@ def memory(trial: Trial) -> None:
             )
 
 
-def _costs(scene: Scene, size: int) -> tuple[int, int]:
+def _costs(scene: Scene, size: int) -> tuple[int, int, int]:
     assert scene.sample.grow is not None
     options = scene.sample.grow(size)
     if isinstance(options, Mapping):
@@ -48,8 +48,10 @@ def _costs(scene: Scene, size: int) -> tuple[int, int]:
         scene.trial.broken(f"the sample's `grow` made its sources {size} bytes large, and {content} were built")
     scene.subscriber.receive()
     extracting = _measured(scene, scene.subscriber.extract, "extracted")
+    scene.extract()
+    comparing = _measured(scene, lambda: scene.subscriber.extract(force=True), "extracted again")
     scene.rollback()
-    return building, extracting
+    return building, extracting, comparing
 
 
 def _measured(scene: Scene, work: Callable[[], Any], what: str) -> int:

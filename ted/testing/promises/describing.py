@@ -12,7 +12,7 @@ from ted.plugins import installed
 from ted.testing.children import raised_by
 from ted.testing.looks import Look
 from ted.testing.promise import Scene, Trial, promise, told
-from ted.testing.sample import Variant, fields, is_about, is_secret, leaves, usual_variants, with_value
+from ted.testing.sample import Variant, fields, is_about, is_secret, leaves, occurrences, usual_variants, with_value
 
 _SECRET_NAME = re.compile(r"pass(word|wd|phrase)|secret|token|credential|api_?key|private_?key", re.IGNORECASE)
 _JUNK: tuple[Any, ...] = (None, "", "\0", -1, 10**30, 1.5, True, [], ["\0"], {}, {"a": 1}, "../../x", "x" * 5000)
@@ -195,7 +195,8 @@ def _refuse_junk(trial: Trial) -> None:
     """Give each option values of every kind: they are taken or refused, and nothing else happens."""
     scene = trial.scene()
     known = installed()
-    for option in _places(scene.options):
+    places = [place for leaf in leaves(trial.known.info.options) for place in occurrences(scene.options, leaf)]
+    for option in dict.fromkeys([*places, *_places(scene.options)]):
         for junk in _JUNK:
             try:
                 known.validate_options(trial.type, with_value(scene.options, option, junk))

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ted.errors import TedError
 from ted.testing.children import Ended, Line, in_child, patiently_none, raised_by, started_since, traced
 from ted.testing.looks import differences, shortened
 from ted.testing.promise import Scene, State, Trial, promise, told
+from ted.testing.promises.extracting import remove
 
 MOST_KILLS = 24
 MOST_LINES = 40
@@ -89,12 +90,14 @@ def _kill_builds(trial: Trial) -> None:
     built = scene.build()
     wanted = scene.distributor.entries(built.revision)
     scene.distributor = scene.new_distributor()
-    for line in _chosen(_lines(scene, _forced(scene)), MOST_KILLED_LINES):
+    for line in _chosen(_lines(scene, _forced(scene))):
+        scene.distributor = scene.new_distributor()
         _at_line(scene, line, _kill, _forced(scene), away=False)
         again = scene.build(f"what was killed at {_told(line)}")
         if scene.distributor.entries(again.revision) != wanted:
-            trial.broken(f"after a build that was killed at {_told(line)} the next one gave other content",
-                         "what is half done in build.scratch must not be taken for whole: write, then rename")  # fmt: skip
+            where = _told(line)
+            trial.broken(f"after a build that was killed at {where} the next one gave other content",
+                         "what is half done in scratch must not be taken for whole: write, then rename")  # fmt: skip
 
 
 def _forced(scene: Scene) -> Callable[[], Any]:
@@ -144,11 +147,13 @@ def _lines(scene: Scene, work: Callable[[], Any]) -> list[Line]:
 
     def collect() -> list[Line]:
         found: list[Line] = []
-        with traced(scene.trial.files, found.append), contextlib.suppress(TedError):
+        with traced(scene.trial.files, found.append):
             work()
         return found
 
     ended = in_child(collect, files=scene.trial.files)
+    if ended.raised is not None:
+        scene.trial.broken("it fails when it is done once more", *told(ended.raised))
     if scene.subscriber.installed:
         scene.rollback()
     return list(ended.value or ())
@@ -182,24 +187,32 @@ def _at_line(scene: Scene, line: Line, act: Callable[[], None], work: Callable[[
 @promise("cancellable", "an interruption ends a build or an extraction soon, is not swallowed, and leaves nothing")
 def cancellable(trial: Trial) -> None:
     """Raise KeyboardInterrupt at each line of the plugin, and end it with SIGTERM at some."""
+    _interrupt_builds(trial)
     scene = trial.scene()
-    built = scene.build()
-    for line in _chosen(_lines(scene, _forced(scene))):
-        _interrupt(scene, line, "build", _forced(scene), away=False)
-        left = [name for name in os.listdir(scene.distributor.directory) if name.endswith(TEMP_SUFFIX)]
-        if left or scene.distributor.revisions[:1] != [built.revision]:
-            words = shortened(left) or "a revision"
-            trial.broken(f"a build that was interrupted at {_told(line)} left something: {words}")
+    scene.build()
     empty = scene.state()
     scene.subscriber.receive()
     lines = _lines(scene, scene.subscriber.extract)
     for line in _chosen(lines):
         _interrupt(scene, line, "extraction", scene.subscriber.extract)
         scene.must_be(empty, f"an extraction that was interrupted at {_told(line)} left something behind")
-    for line in _chosen(_lines(scene, _forced(scene)), 2):
-        _terminate(scene, line, "build", _forced(scene), away=False)
     for line in _chosen(lines, 2):
         _terminate(scene, line, "extraction", scene.subscriber.extract)
+
+
+def _interrupt_builds(trial: Trial) -> None:
+    scene = trial.scene()
+    first = scene.build().revision
+    lines = _lines(scene, _forced(scene))
+    before = scene.distributor.revisions
+    for line in _chosen(lines):
+        _interrupt(scene, line, "build", _forced(scene), away=False)
+        left = [name for name in os.listdir(scene.distributor.directory) if name.endswith(TEMP_SUFFIX)]
+        if left or scene.distributor.revisions != before:
+            words = shortened(left) or f"{first} is not the newest revision any more"
+            trial.broken(f"a build that was interrupted at {_told(line)} left something: {words}")
+    for line in _chosen(lines, 2):
+        _terminate(scene, line, "build", _forced(scene), away=False)
 
 
 def _interrupt(scene: Scene, line: Line, what: str, work: Callable[[], Any], *, away: bool = True) -> None:
@@ -308,27 +321,29 @@ def _with_obstacles(trial: Trial) -> None:
             _must_tell(scene, wanted, f"a directory of somebody else's stands at {where}")
     directories = {os.path.dirname(path) for path in files} - {str(target) for target in scene.targets}
     for path in sorted(directories)[:1]:
-        with _obstacle(Path(path), directory=False):
-            _must_tell(scene, wanted, f"a file of somebody else's stands at {os.path.relpath(path, scene.bench.root)}")
+        where = os.path.relpath(path, scene.bench.root)
+        with _obstacle(Path(path), kind="file"):
+            _must_tell(scene, wanted, f"a file of somebody else's stands at {where}")
+        with _obstacle(Path(path), kind="link"):
+            _must_tell(scene, wanted, f"a link that leads elsewhere stands at {where}")
 
 
 @contextlib.contextmanager
-def _obstacle(path: Path, *, directory: bool = True) -> Any:
+def _obstacle(path: Path, *, kind: str = "directory") -> Iterator[None]:
     made = [parent for parent in path.parents if not parent.exists()]
     away = path.with_name(path.name + ".away")
     if path.exists():
         path.rename(away)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if directory:
+    if kind == "directory":
         path.mkdir()
         (path / "theirs.txt").write_text("not ted's\n")
-    else:
+    elif kind == "file":
         path.write_text("not ted's\n")
-    yield
-    if path.is_dir():
-        shutil.rmtree(path)
     else:
-        path.unlink(missing_ok=True)
+        path.symlink_to("/nowhere/at/all")
+    yield
+    remove(path)
     if away.exists():
         away.rename(path)
     for parent in made:

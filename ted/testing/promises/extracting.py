@@ -24,7 +24,7 @@ def installs(trial: Trial) -> None:
     """Build, take the sources away, extract."""
     scene = trial.scene()
     before = scene.state()
-    scene.build()
+    _build_apart(scene)
     result = scene.extract()
     if scene.changed(before, scene.state()) == []:
         trial.broken("an extraction changed nothing at all", "neither the targets of the sample nor its outcome")
@@ -32,6 +32,19 @@ def installs(trial: Trial) -> None:
         trial.broken("an extraction changed the machine and says that it changed nothing")
     if result.warnings:
         trial.broken("extracting the sample is not without warnings", *result.warnings[:3])
+
+
+def _build_apart(scene: Scene) -> None:
+    """Build in another process, so that nothing of the build is left in the memory of this one."""
+
+    def work() -> set[str]:
+        scene.distributor.build(scene.options)
+        return scene.distributor.signed
+
+    ended = in_child(work, files=scene.trial.files)
+    if ended.raised is not None or ended.value is None:
+        scene.trial.broken("the sample cannot be built", *(told(ended.raised) if ended.raised else ["it did not end"]))
+    scene.distributor.signed |= ended.value
 
 
 @promise("faithful", "what arrives is what was there: bytes, modes, owners, times, links, extended attributes, "
@@ -66,6 +79,8 @@ def _enrich(source: Path) -> None:
     with contextlib.suppress(OSError):
         os.setxattr(place / "marked.txt", "user.mark", b"\0\xff")
     os.link(place / "marked.txt", place / "second-name.txt")
+    if os.geteuid() == 0:
+        os.chown(place / "nothing.txt", 1, 2)
     (place / "link").symlink_to("marked.txt")
     (place / "dangling").symlink_to("nowhere")
     (place / os.fsdecode(b"latin-\xe9")).write_text("a name that is not UTF-8\n")
@@ -249,11 +264,20 @@ def _drift(files: list[str]) -> list[str]:
     """Change one of some files and remove another, as somebody might; return which."""
     touched = files[:1] + files[1:][-1:]
     if touched:
-        with open(touched[0], "ab") as file:
-            file.write(b"changed by hand\n")
+        _change_by_hand(touched[0])
     for path in touched[1:]:
         os.unlink(path)
     return touched
+
+
+def _change_by_hand(path: str) -> None:
+    """Change a byte of a file; its size and its time stay."""
+    status = os.stat(path)
+    with open(path, "r+b") as file:
+        first = file.read(1)
+        file.seek(0)
+        file.write(bytes([first[0] ^ 1]) if first else b"by hand\n")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 @promise("drift", "`ted verify` finds what somebody changed by hand, and a repair mends exactly that")

@@ -167,7 +167,8 @@ def inside_sources(scene: Scene, directory: str) -> bool:
 
 def _refused_silently(scene: Scene) -> None:
     """Break the options in every place: what is said of them must not tell the secret."""
-    for name in scene.options:
+    model = scene.trial.known.info.options
+    for name in {leaf.partition(".")[0] for leaf, info in leaves(model).items() if is_secret(info)}:
         for odd in ({**scene.options, name: {"no": scene.bench.secret}}, {**scene.options, "no_such_option": 1}):
             try:
                 installed().validate_options(scene.trial.type, odd)
