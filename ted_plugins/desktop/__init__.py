@@ -39,8 +39,9 @@ from ted_plugins.desktop.options import Application, Options
 
 _VALIDATOR = "desktop-file-validate"
 _MAX_READ_BYTES = 4 << 20
-_FILE = Attributes(mode=0o644)
-_PROGRAM = Attributes(mode=0o755)
+# What is written here has no time of its own, as what a build adds has none: a repair brings back the very same.
+_FILE = Attributes(mode=0o644, mtime_ns=0)
+_PROGRAM = Attributes(mode=0o755, mtime_ns=0)
 _MAX_ICON_BYTES = 16 << 20
 _LAUNCHER = "ted/launch"
 _REFRESH_S = 3 * caches.TIMEOUT_S
@@ -264,7 +265,7 @@ class _Desktop:
         if not self._waiting and not self._going:
             return
         transaction = self._install.transaction
-        refresh = [sys.executable, "-m", caches.__name__, self._share]
+        refresh = [sys.executable, "-I", caches.__file__, self._share]
         for place in sorted(_directories([*self._waiting, *self._going])):
             status = transaction.look(self._share, os.fsencode(place))
             if status is not None and not stat.S_ISDIR(status.st_mode):
@@ -298,3 +299,11 @@ def _icon_place(application: Application, size: str) -> str:
 def _content(install: InstallContext, entry: Entry) -> bytes:
     """Return a small file of the content tree, whole."""
     return b"".join(bytes(piece.length) if isinstance(piece, Hole) else piece for piece in install.read(entry))
+
+
+@hookimpl
+def ted_sample(bench: Any) -> Any:
+    """Return what the contract suite tests this type with."""
+    from ted_plugins.samples.desktop import sample
+
+    return sample(bench)
