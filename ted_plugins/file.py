@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -29,32 +28,12 @@ from pydantic import (
 from ted import hookimpl
 from ted.errors import BuildError
 from ted.hookspecs import BuildContext, InstallContext, TypeInfo
+from ted.options import octal_mode as _mode
+from ted.options import target_path as _target_path
 
 NETWORK_FILESYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "fuse.sshfs", "afs", "glusterfs"}
 )
-
-
-_MODE = re.compile("[0-7]{3,5}")
-
-
-def _mode(value: object) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, int):
-        # YAML makes 420 of 0644 and leaves 400 as it is: taken where only the first reading is a mode one would set.
-        if _is_usual(value) and not (_MODE.fullmatch(str(value)) and _is_usual(int(str(value), 8))):
-            return value
-        raise ValueError("write the mode as a string, in octal: '0644'")
-    if not isinstance(value, str) or not _MODE.fullmatch(value) or int(value, 8) > 0o7777:
-        raise ValueError("a mode is a string in octal, from '0000' to '7777'")
-    return int(value, 8)
-
-
-def _is_usual(mode: int) -> bool:
-    """Say whether the owner may read, the group no more than the owner, and others no more than the group."""
-    owner, group, others = mode >> 6 & 7, mode >> 3 & 7, mode & 7
-    return 0 <= mode <= 0o7777 and owner & 4 == 4 and group & ~owner == 0 and others & ~group == 0
 
 
 def _relative(paths: list[str]) -> list[str]:
@@ -62,14 +41,6 @@ def _relative(paths: list[str]) -> list[str]:
         if os.path.isabs(path) or ".." in path.split("/") or path.strip("/.") == "":
             raise ValueError(f"{path!r} must be relative and stay below the target")
     return paths
-
-
-def _target_path(path: str) -> str:
-    if not path.startswith(("/", "%", "{{")) or path.startswith("%%"):
-        raise ValueError(f"{path!r} is not absolute: targets begin with / or with a %NAME% that does")
-    if ".." in path.split("/"):
-        raise ValueError(f"{path!r} must not contain '..'")
-    return path
 
 
 def _source_paths(paths: list[str]) -> list[str]:

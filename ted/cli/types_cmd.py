@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from ted.cli.main import Settings, emit, tabulated
+from ted.errors import UsageError
 from ted.plugins import Broken, KnownType, installed
 
 
 @click.command("types")
-@click.argument("name", required=False)
+@click.argument("name", required=False, metavar="[NAME | new NAME]")
+@click.argument("new_name", required=False, metavar="")
+@click.option("--directory", type=click.Path(path_type=Path), default=Path(),
+              help="With new: where the package's directory is made.  [default: here]")  # fmt: skip
 @click.pass_obj
-def command(settings: Settings, name: str | None) -> None:
-    """Show the distribution types known here; with NAME, the options of that one."""
+def command(settings: Settings, name: str | None, new_name: str | None, directory: Path) -> None:
+    """Show the distribution types known here; with NAME, the options of that one.
+
+    `ted types new NAME` writes a package of a type of your own to begin with: its code, its tests, how to install it.
+    """
+    if name == "new":
+        _write(settings, new_name, directory)
+        return
+    if new_name is not None:
+        raise UsageError(f"one type at a time: {name} or {new_name}", hint="`ted types new NAME` writes a new one")
     plugins = installed()
     known = [plugins.type_named(name)] if name else plugins.types()
     rows = [_row(each) for each in known]
     if not name:
         rows += [_broken(each) for each in plugins.broken]
     emit(settings, rows, _options(known[0]) if name else _table(rows))
+
+
+def _write(settings: Settings, name: str | None, directory: Path) -> None:
+    """Write a new package and say what to do with it."""
+    from ted.cli.new_type import write_package
+
+    if name is None:
+        raise UsageError("a new type needs a name", hint="ted types new NAME")
+    files = [str(path) for path in write_package(name, directory)]
+    root = str(Path(files[0]).parent)
+    text = "\n".join(files) + f"\n\ncd {root} && python -m pip install -e '.[test]' && pytest"
+    emit(settings, {"changed": True, "directory": root, "files": files}, text)
 
 
 def _row(known: KnownType) -> dict[str, Any]:

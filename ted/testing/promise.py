@@ -191,7 +191,7 @@ class Scene:
     def change(self) -> None:
         """Change the sources as the sample says."""
         options = self.sample.change()
-        if options is not None:
+        if isinstance(options, Mapping):
             self.options = dict(options)
         self.bench.settle()
 

@@ -7,6 +7,7 @@ options model, as far as the names of its fields tell.
 from __future__ import annotations
 
 import copy
+import os
 import re
 import types
 import typing
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic.fields import FieldInfo
+
+from ted.options import Known
 
 if TYPE_CHECKING:
     from ted.testing.bench import Bench
@@ -36,9 +39,9 @@ class Variant:
     """Where it stands in the options, as an inventory spells it: ``mode``, ``targets.0.mode``."""
     value: Any
     """The other value; ``Variant.LEFT_OUT`` takes the option out."""
-    given: Callable[[], None] | None = None
+    given: Callable[[], object] | None = None
     """What must be so for it to show (a file that is newer, say): called before the extractions that are compared."""
-    sources: Callable[[], None] | None = None
+    sources: Callable[[], object] | None = None
     """The same before the builds: what to do to the sources (make one empty, say)."""
 
     LEFT_OUT: typing.ClassVar[Any] = object()
@@ -53,9 +56,9 @@ class Sample:
 
     options: Mapping[str, Any]
     """What an inventory would write below ``options``. Secret options hold ``bench.secret``."""
-    change: Callable[[], Mapping[str, Any] | None]
+    change: Callable[[], object]
     """Change the sources a little, as they change from revision to revision, and leave most of them; may return
-    other options instead (a type whose content is in its options)."""
+    other options (a mapping) instead, for a type whose content is in its options."""
     targets: Sequence[Path] = ()
     """Files and directories that an extraction may change; ``bench.target`` when empty."""
     mirrors: Mapping[Path, Path] = field(default_factory=dict)
@@ -167,18 +170,38 @@ def occurrences(options: Any, leaf: str) -> list[str]:
     return [f"{place}{last}" for place, each in found if isinstance(each, dict)]
 
 
-def usual_variants(options: Mapping[str, Any], leaf: str, info: FieldInfo) -> list[Variant]:
-    """Return the variants of an option that needs nobody to name them: the other side of a switch, other choices."""
+def usual_variants(options: Mapping[str, Any], leaf: str, info: FieldInfo, bench: Bench) -> list[Variant]:
+    """Return the variants of an option that needs nobody to name them.
+
+    The other side of a switch, other choices, and what ``ted.options.Target`` brings.
+    """
     places = occurrences(options, leaf)
     if not places:
         return []
     place = places[0]
     now = _value_at(options, place, info)
+    for known in info.metadata:
+        if isinstance(known, Known):
+            return _of_target(options, place, known.what, now, bench)
     if is_secret(info):
         return [Variant(place, "not-the-secret")] if now is not None else []
     if info.annotation is bool:
         return [Variant(place, not now)]
     return [Variant(place, choice) for choice in _choices(info.annotation) if choice != now]
+
+
+def _of_target(options: Mapping[str, Any], place: str, what: str, now: Any, bench: Bench) -> list[Variant]:
+    """Return what makes a field of the ready target show."""
+    if what == "path":
+        return [Variant(place, f"{bench.target}/another-place")]
+    if what == "mode":
+        return [Variant(place, "0600" if now in (None, "0640") else "0640")]
+    if what in ("owner", "group"):
+        return [Variant(place, 1 if now != 1 else 2)] if os.geteuid() == 0 else []
+    above = place.rpartition(".")[0]
+    held = _value_at(options, f"{above}.path" if above else "path", FieldInfo(default="%DEST_VOLUME%"))
+    root = Path(str(held).replace("%DEST_VOLUME%", str(bench.target)))
+    return [Variant(place, not now, given=lambda: bench.write(root / "stranger.txt", b"somebody else's\n"))]
 
 
 def _value_at(options: Any, place: str, info: FieldInfo) -> Any:

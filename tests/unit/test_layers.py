@@ -20,13 +20,14 @@ ALLOWED: dict[str, set[str]] = {
     "transfer": {"errors", "content", "trust"},
     "records": {"errors"},
     "hookspecs": {"errors", "content"},
+    "options": {"hookspecs"},
     "plugins": {"errors", "content", "hookspecs"},
     "install": {"errors", "content", "hookspecs", "plugins"},
     "config": {"errors", "topology", "content"},
     "agent": {"errors", "topology", "content", "trust", "transfer", "records", "plugins", "install", "config"},
 }
 COMPOSE = {"cli", "__init__", "__main__", "testing"}
-PUBLIC = {"ted", "ted.hookspecs", "ted.errors", "ted.testing"}
+PUBLIC = {"ted", "ted.hookspecs", "ted.errors", "ted.options", "ted.testing"}
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -270,7 +270,7 @@ def test_the_example_of_the_page_for_authors_works(tmp_path: Path, plugin: Calla
     plugins = Plugins([plugin("ted_motd", code)])
     assert plugins.broken == []
     depot = Depot(tmp_path, given_plugins=plugins)
-    options = plugins.validate_options("motd", {"text": "Closed on Sunday", "path": "%DEST_VOLUME%/etc/motd"})
+    options = plugins.validate_options("motd", {"text": "Closed on Sunday", "path": "%DEST_VOLUME%/etc"})
     with RevisionBuilder(
         depot.working.distribution(DISTRIBUTOR, "m"), DISTRIBUTOR, "m", "motd", {}, options.model_dump(mode="json")
     ) as builder:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from ted.errors import OptionsError, TedError
+from ted.options import Known
 from ted.plugins import installed
 from ted.testing.children import raised_by
 from ted.testing.looks import Look
@@ -69,24 +73,21 @@ def options(trial: Trial) -> None:
     _refuse_junk(trial)
     scene = trial.scene()
     model = trial.known.info.options
-    plain: list[tuple[str, Variant]] = []
-    staged: list[tuple[str, int]] = []
     shown: set[str] = set()
     silent: dict[str, list[Variant]] = {}
-    by_name: set[str] = set()
+    plain: list[tuple[str, Variant]] = []
+    staged: list[tuple[str, int]] = []
     for leaf, info in leaves(model).items():
-        if leaf in scene.sample.inert:
+        if leaf in scene.sample.inert or (_needs_root(info) and os.geteuid() != 0):
             continue
-        named = [(number, each) for number, each in enumerate(scene.sample.variants) if is_about(leaf, each.option)]
-        usual = [] if named else usual_variants(scene.options, leaf, info)
-        if not named and not usual:
+        variants = _variants(scene, leaf)
+        if not variants:
             trial.broken(
                 f"nothing shows that option {leaf!r} has an effect",
                 f"name another value of it in the sample, Variant({leaf!r}, ...), or say why none shows: inert",
             )
-        by_name |= {leaf} if named else set()
-        plain += [(leaf, each) for each in usual] + [(leaf, each) for _, each in named if _is_plain(each)]
-        staged += [(leaf, number) for number, each in named if not _is_plain(each)]
+        plain += [(leaf, each) for each in variants if _is_plain(each)]
+        staged += [(leaf, number) for number, each in enumerate(variants) if not _is_plain(each)]
     _refuse_strangers(trial, scene)
     pairs = [(_Baseline(scene), leaf, variant) for leaf, variant in plain[:1]]
     pairs += [(pairs[0][0], leaf, variant) for leaf, variant in plain[1:]]
@@ -96,7 +97,7 @@ def options(trial: Trial) -> None:
         else:
             silent.setdefault(leaf, []).append(variant)
     for leaf, variants in silent.items():
-        if leaf in shown and leaf not in by_name:
+        if leaf in shown and not any(is_about(leaf, each.option) for each in scene.sample.variants):
             continue
         values = " or ".join("none" if each.value is Variant.LEFT_OUT else f"{each.value!r:.60}" for each in variants)
         trial.broken(
@@ -108,11 +109,22 @@ def options(trial: Trial) -> None:
 def _staged(trial: Trial, leaf: str, number: int) -> tuple[_Baseline, str, Variant]:
     """Return what a variant that needs conditions is compared with: on a bench of its own, where they are met."""
     scene = trial.scene()
-    variant = scene.sample.variants[number]
+    variant = _variants(scene, leaf)[number]
     if variant.sources is not None:
         variant.sources()
         scene.bench.settle()
     return _Baseline(scene, variant), leaf, variant
+
+
+def _variants(scene: Scene, leaf: str) -> list[Variant]:
+    """Return the variants of an option: those the sample names, or else the usual ones."""
+    info = leaves(scene.trial.known.info.options)[leaf]
+    named = [each for each in scene.sample.variants if is_about(leaf, each.option)]
+    return named or usual_variants(scene.options, leaf, info, scene.bench)
+
+
+def _needs_root(info: FieldInfo) -> bool:
+    return any(isinstance(each, Known) and each.what in ("owner", "group") for each in info.metadata)
 
 
 def _is_plain(variant: Variant) -> bool:
