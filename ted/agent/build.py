@@ -208,7 +208,7 @@ class Builder:
         }  # fmt: skip
         with RevisionBuilder(
             directory, self._config.node, distribution.name, distribution.type, settings,
-            options.model_dump(mode="json"), cache=self._working.build_cache(distribution.name),
+            options.model_dump(mode="json", by_alias=True), cache=self._working.build_cache(distribution.name),
             allow_empty=bool(getattr(options, "allow_empty", False)),
         ) as builder:  # fmt: skip
             warnings = plugins.gather(

@@ -154,7 +154,7 @@ class Bench:
 @contextlib.contextmanager
 def new_bench() -> Iterator[Bench]:
     """Yield a bench in a directory of its own, in memory where that serves: fsync costs nothing there."""
-    base = Path(tempfile.mkdtemp(prefix="ted-bench-", dir=_memory()))
+    base = Path(tempfile.mkdtemp(prefix=f"ted-bench-{os.getpid()}-", dir=_memory()))
     bench = Bench(base)
     try:
         yield bench

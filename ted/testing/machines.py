@@ -78,7 +78,7 @@ class Distributor:
         known = plugins.installed()
         model = known.validate_options(self.type, options)
         with RevisionBuilder(
-            self.directory, NODE, self.name, self.type, {}, model.model_dump(mode="json"),
+            self.directory, NODE, self.name, self.type, {}, model.model_dump(mode="json", by_alias=True),
             cache=self.working.build_cache(self.name), allow_empty=bool(getattr(model, "allow_empty", False)),
         ) as builder:  # fmt: skip
             warnings = known.gather(self.type, builder, model, self.scratch)

@@ -88,8 +88,9 @@ def _shift_clock(by_s: float) -> None:
 
 def in_class(kind: type, name: str, function: Callable[..., Any]) -> None:
     """Replace a class method of a class that C code made, whoever has imported the class already."""
-    (held,) = (each for each in gc.get_referents(kind.__dict__) if isinstance(each, dict))
-    held[name] = classmethod(function)
+    for held in gc.get_referents(kind.__dict__):
+        if isinstance(held, dict):
+            held[name] = classmethod(function)
     ctypes.pythonapi.PyType_Modified(ctypes.py_object(kind))
 
 

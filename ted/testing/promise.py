@@ -153,8 +153,12 @@ class Scene:
     def new_subscriber(self, distributor: Distributor) -> Subscriber:
         """Return a Subscriber on which nothing was extracted."""
         self._machines += 1
-        variables = {"DEST_VOLUME": str(self.bench.target)}
-        return Subscriber(self.bench.base / "machines" / str(self._machines), distributor, variables)
+        return Subscriber(self.bench.base / "machines" / str(self._machines), distributor, self.variables)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The Subscriber's own variables."""
+        return {"DEST_VOLUME": str(self.bench.target), **self.sample.variables}
 
     # -- doing
 

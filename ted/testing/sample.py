@@ -61,6 +61,8 @@ class Sample:
     other options (a mapping) instead, for a type whose content is in its options."""
     targets: Sequence[Path] = ()
     """Files and directories that an extraction may change; ``bench.target`` when empty."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """The Subscriber's own variables: what ``%NAME%`` stands for; ``DEST_VOLUME`` is ``bench.target``."""
     mirrors: Mapping[Path, Path] = field(default_factory=dict)
     """Directory of a target -> directory of the sources that it must equal, byte and attribute."""
     outcome: Callable[[], object] | None = None
@@ -135,8 +137,9 @@ def is_secret(info: FieldInfo) -> bool:
 
 def is_about(leaf: str, option: str) -> bool:
     """Return whether a variant's ``option`` (with numbers, names in mappings) means the leaf."""
-    parts = iter(option.split("."))
-    return leaf.rpartition(".")[2] == option.rpartition(".")[2] and all(part in parts for part in leaf.split("."))
+    named = [part for part in option.split(".") if not part.isdigit()]
+    parts = iter(named)
+    return leaf.rpartition(".")[2] == named[-1] and all(part in parts for part in leaf.split("."))
 
 
 def with_value(options: Mapping[str, Any], option: str, value: Any) -> dict[str, Any]:
@@ -281,6 +284,8 @@ class _Derived:
             return [self.options(inner[0], f"{place}.0.")] if many else self.options(inner[0], f"{place}.")
         if is_secret(info):
             return self.bench.secret
+        if any(isinstance(each, Known) and each.what != "path" for each in info.metadata):
+            return None
         if _SOURCE.search(key) and holds(info.annotation, str, Path):
             self.reads = True
             self._other(f"{place}.0" if many else place)
@@ -293,7 +298,7 @@ class _Derived:
     def _plain(self, place: str, info: FieldInfo) -> Any:
         text = info.annotation is str or (not info.is_required() and holds(info.annotation, str))
         if text and not _choices(info.annotation):
-            self.texts.append(place)
+            self.texts.insert(0 if info.is_required() else len(self.texts), place)
             self.variants.append(Variant(place, "another text"))
             return "some text" if info.is_required() else None
         if not info.is_required():

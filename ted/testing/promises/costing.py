@@ -72,7 +72,7 @@ def travels(trial: Trial) -> None:
     wanted = scene.state()
     scene.rollback()
     try:
-        tree = Tree(scene.bench.base / "tree", variables={"DEST_VOLUME": str(scene.bench.target)})
+        tree = Tree(scene.bench.base / "tree", variables=scene.variables)
         tree.build(trial.type, scene.options)
         tree.carry()
         with scene.bench.sources_away():
