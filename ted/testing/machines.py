@@ -81,7 +81,7 @@ class Distributor:
             self.directory, NODE, self.name, self.type, {}, model.model_dump(mode="json", by_alias=True),
             cache=self.working.build_cache(self.name), allow_empty=bool(getattr(model, "allow_empty", False)),
         ) as builder:  # fmt: skip
-            warnings = known.gather(self.type, builder, model, self.scratch)
+            warnings = known.gather(self.type, builder, model, self.scratch, force=force)
             result = builder.finish(force=force)
         self.signed.add(hashlib.sha256(result.record_bytes).hexdigest())
         return Build(result.record.revision, result.changed, warnings, result.record)
