@@ -23,6 +23,7 @@ from ted.content.pack import PackWriter
 from ted.content.patch.base import Base
 from ted.content.patch.covers import CoverReader
 from ted.content.patch.entries import EntryReader
+from ted.content.patch.opened import Closing, read_opened
 from ted.content.patch.streams import StreamReader
 from ted.content.revision import RevisionReader
 
@@ -69,7 +70,11 @@ def apply_patch(path: Path, old: RevisionReader, out: PackOut) -> None:
     """
     patch = StreamReader(path)
     try:
-        _Application(patch, old, out, path.parent).run()
+        application = _Application(patch, old, out, path.parent)
+        try:
+            application.run()
+        finally:
+            application.close()
     finally:
         patch.close()
 
@@ -95,23 +100,31 @@ class _Application:
         self._numbers: dict[bytes, int] = {}
         self._cache: OrderedDict[bytes, bytes] = OrderedDict()
         self._cached_bytes = 0
-        self._covers = CoverReader(patch, self._base, sum(self._sizes))
         self._entries = EntryReader(patch, self._base, self._digest_of, self._sizes.__getitem__, self._plain_of)
         self._next_frame = 0
-        self._writer = PackWriter(directory / "rebuilt", onto=out)  # the last that may fail: it is open from here on
+        self._writer = PackWriter(directory / "rebuilt", onto=out)
+        try:
+            self._line, closed = read_opened(patch, self._base, directory, sum(self._sizes))
+        except BaseException:
+            self._writer.abandon()
+            raise
+        new_bytes = sum(self._sizes) + sum(each.plain_bytes - each.kept_bytes for each in closed)
+        self._content_bytes = Closing(CoverReader(patch, self._line, new_bytes), closed)
 
     def run(self) -> None:
         makers = {
             FrameKind.CONTENT: self._content, FrameKind.MANIFEST: self._manifest, FrameKind.LIST: self._list,
             FrameKind.INDEX: self._top, FrameKind.CARRIED: self._carried,
         }  # fmt: skip
-        try:
-            for kind, count in self._program:
-                for _ in range(count):
-                    makers[FrameKind(kind)]()
-            self._writer.finish()
-        finally:
-            self._writer.abandon()
+        for kind, count in self._program:
+            for _ in range(count):
+                makers[FrameKind(kind)]()
+        self._writer.finish()
+
+    def close(self) -> None:
+        """Forget what waits."""
+        self._writer.abandon()
+        self._line.close()
 
     # the head of the patch
 
@@ -170,7 +183,7 @@ class _Application:
     # the frames
 
     def _content(self) -> None:
-        plain = self._covers.read(self._sizes[len(self._locations)])
+        plain = self._content_bytes.read(self._sizes[len(self._locations)])
         frame = encode(plain, self._level)
         self._numbers[frame.digest] = len(self._locations)
         self._digests += frame.digest

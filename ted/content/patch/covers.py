@@ -15,10 +15,11 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Protocol
 
 from pyfastcdc import FastCDC
 
-from ted.content.patch.base import Base, Span
+from ted.content.patch.base import Span
 from ted.content.patch.streams import StreamReader, StreamWriter
 
 SEGMENT_BYTES = 8 << 20
@@ -31,6 +32,17 @@ _MOST_PENDING = 100_000
 _MAX_FRAME_BYTES = 4 << 20
 _ENDLESS = 1 << 62
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{32,}")
+
+
+class Line(Protocol):
+    """The old bytes as one run, whatever lies behind it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the line."""
+
+    def read(self, place: int, count: int, /) -> bytes:
+        """Return ``count`` bytes of the line; raises ``FormatError`` if they are not all in it."""
 
 
 @dataclass(slots=True)
@@ -87,7 +99,7 @@ class OldFile:
     ``drift`` is how far the old bytes lie behind the new ones they resemble, as last seen.
     """
 
-    def __init__(self, base: Base, spans: list[Span]) -> None:
+    def __init__(self, base: Line, spans: list[Span]) -> None:
         self._base = base
         self._starts = [0]
         self._spans = spans
@@ -145,7 +157,7 @@ class CoverWriter:
         exact: Chunks first; without, everything that changed goes through the finer comparison (slower, smaller).
     """
 
-    def __init__(self, out: StreamWriter, base: Base, read: Callable[[int, int], bytes], *, exact: bool) -> None:
+    def __init__(self, out: StreamWriter, base: Line, read: Callable[[int, int], bytes], *, exact: bool) -> None:
         self._out = out
         self._base = base
         self._read = read
@@ -391,7 +403,7 @@ def _masks(size: int) -> tuple[int, int]:
 class CoverReader:
     """Gives back the new bytes, in order."""
 
-    def __init__(self, patch: StreamReader, base: Base, total_bytes: int) -> None:
+    def __init__(self, patch: StreamReader, base: Line, total_bytes: int) -> None:
         self._patch = patch
         self._base = base
         self._left = total_bytes

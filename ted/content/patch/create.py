@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,19 +19,25 @@ import msgpack
 
 from ted.content.entry import Entry, Extent, Kind, extents_from_list
 from ted.content.frame import DEFAULT_LEVEL
+from ted.content.opening.codecs import Codec
 from ted.content.pack import PackReader
 from ted.content.patch.apply import FrameKind, PackOut, apply_patch
-from ted.content.patch.base import Base
+from ted.content.patch.base import Base, Span
 from ted.content.patch.covers import CoverWriter, OldFile
 from ted.content.patch.entries import EntryWriter
+from ted.content.patch.opened import OpenedNew, write_opened
+from ted.content.patch.packages import CODECS, Packages, container_kind, stem
 from ted.content.patch.streams import StreamWriter
 from ted.content.revision import RevisionReader
 from ted.errors import DigestMismatchError, RepositoryError
 
 WORTH_PERCENT = 90
+SMALL_UP_TO_BYTES = 64 << 20
+"""New bytes up to which the smallest form is looked for unless told; packages opened."""
 MAX_FRAMES = 4_000_000
 _MAX_WANTED_NAMES = 200_000
 _MAX_WAITING = 20_000
+_MAX_ALIKE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +49,24 @@ class Ordered:
     number_of: Mapping[bytes, int]
     starts: Sequence[int]
 
+    def place_of(self, frame: bytes) -> int | None:
+        """Return where the bytes of a frame are among the new ones, ``None`` if they are not."""
+        number = self.number_of.get(frame)
+        return self.starts[number] if number is not None else None
+
 
 class Piece(NamedTuple):
-    """A run of new bytes: ``place`` among them, at ``offset`` of the file ``entry``, perhaps like the old ``was``."""
+    """A run of new bytes: ``place`` among them, perhaps like old bytes from ``offset`` of those in ``old`` on.
+
+    Pieces with the same ``of`` resemble the same old bytes; ``same``: they are the same.
+    """
 
     place: int
     length: int
     offset: int
-    entry: Entry
-    was: Entry | None
+    of: bytes
+    old: Sequence[Span]
+    same: bool
 
 
 def in_order(pieces: Iterable[Piece]) -> Iterator[Piece]:
@@ -69,15 +84,17 @@ def in_order(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def create_patch(
-    old: RevisionReader, new: RevisionReader, path: Path, *, small: bool, level: int = DEFAULT_LEVEL
-) -> int | None:
+    old: RevisionReader, new: RevisionReader, path: Path, *, small: bool | None,
+    codecs: frozenset[Codec] = CODECS["fast"], level: int = DEFAULT_LEVEL,
+) -> int | None:  # fmt: skip
     """Write a patch that rebuilds the own pack of ``new`` for whoever holds ``old``; return its bytes.
 
     Args:
         old: The revision before, open.
         new: The revision, open.
         path: The file to make; its directory is used for what waits meanwhile.
-        small: Take the time to find the smallest form of everything.
+        small: Take the time to find the smallest form of everything; ``None``: where that is not too much.
+        codecs: What is opened in packages.
         level: The zstd level the pack was built with.
 
     Returns:
@@ -88,8 +105,9 @@ def create_patch(
         return None
     out = StreamWriter(path.parent)
     try:
-        _Creation(old, new, out, small=small, level=level).write()
-        size = out.finish(path, small=small)
+        creation = _Creation(old, new, out, path.parent, small=small, codecs=codecs, level=level)
+        creation.write()
+        size = out.finish(path, small=creation.small)
     finally:
         out.close()
     if size * 100 <= pack.bytes * WORTH_PERCENT and _rebuilds(path, old, pack):
@@ -124,16 +142,21 @@ class _Compare(PackOut):
 
 
 class _Creation:
-    def __init__(self, old: RevisionReader, new: RevisionReader, out: StreamWriter, *, small: bool, level: int) -> None:
-        self._old, self._new, self._out, self._small, self._level = old, new, out, small, level
+    def __init__(
+        self, old: RevisionReader, new: RevisionReader, out: StreamWriter, directory: Path, *,
+        small: bool | None, codecs: frozenset[Codec], level: int,
+    ) -> None:  # fmt: skip
+        self._old, self._new, self._out, self._level, self._directory = old, new, out, level, directory
+        self._asked_small, self._codecs = small, codecs
+        self.small = bool(small)
         kept = {frame.digest for frame in new.manifest_frames}
         there = {frame.digest for frame in old.manifest_frames}
         self._changed = [number for number, frame in enumerate(new.manifest_frames) if frame.digest not in there]
         self._gone = [number for number, frame in enumerate(old.manifest_frames) if frame.digest not in kept]
 
     def write(self) -> None:
-        added = self._added_names()
-        more = self._frames_with(added) if added else []
+        wanted = self._added_names()
+        more = self._frames_with(wanted) if wanted else []
         numbers = sorted({*self._gone, *more})
         base = Base(self._old, numbers)
         ordered = self._order()
@@ -141,7 +164,11 @@ class _Creation:
         self._index(set(ordered.digests))
         self._program(ordered)
         self._entries(base, ordered)
-        self._covers(base, ordered, added)
+        packages = Packages(self._old, self._new, base, ordered.place_of, self._codecs, self._directory)
+        try:
+            self._covers(base, ordered, _Alike(base, wanted), packages)
+        finally:
+            packages.close()
 
     # what is there
 
@@ -153,23 +180,26 @@ class _Creation:
         for number in self._gone:
             yield from self._old.frame_entries(number)
 
-    def _added_names(self) -> dict[bytes, None]:
-        """Return the last components of the files that the old revision has not got where it changed."""
-        names: dict[bytes, None] = {}
+    def _added_names(self) -> set[bytes]:
+        """Return the keys of the files that the old revision has not got where it changed."""
+        wanted: set[bytes] = set()
         old = self._old_entries()
         was = next(old, None)
         for entry in self._changed_entries():
             while was is not None and was.components < entry.components:
                 was = next(old, None)
-            if (was is None or was.path != entry.path) and entry.kind is Kind.FILE and len(names) < _MAX_WANTED_NAMES:
-                names[entry.components[-1]] = None
-        return names
+            is_new = (was is None or was.path != entry.path) and entry.kind is Kind.FILE
+            if is_new and len(wanted) < _MAX_WANTED_NAMES:
+                is_package = bool(self._codecs) and container_kind(self._new, entry) is not None
+                wanted.update(_keys(entry, versioned=is_package))
+        return wanted
 
-    def _frames_with(self, names: Mapping[bytes, None]) -> list[int]:
-        """Return the manifest frames of the old revision in which a file has one of those names."""
+    def _frames_with(self, wanted: Set[bytes]) -> list[int]:
+        """Return the manifest frames of the old revision in which a file has one of those keys."""
         return [
             number for number in range(len(self._old.manifest_frames))
-            if any(each.kind is Kind.FILE and each.components[-1] in names for each in self._old.frame_entries(number))
+            if any(each.kind is Kind.FILE and not wanted.isdisjoint(_keys(each))
+                   for each in self._old.frame_entries(number))
         ]  # fmt: skip
 
     def _order(self) -> Ordered:
@@ -270,42 +300,62 @@ class _Creation:
 
     # the bytes
 
-    def _covers(self, base: Base, ordered: Ordered, added: Mapping[bytes, None]) -> None:
+    def _covers(self, base: Base, ordered: Ordered, alike: _Alike, packages: Packages) -> None:
         starts, digests = ordered.starts, list(ordered.number_of)
 
         def read(place: int, count: int) -> bytes:
             return _read_line(self._new, starts, digests, place, count)
 
-        writer = CoverWriter(self._out, base, read, exact=not self._small)
+        for entry, was in self._with_like(base, ordered, alike):
+            if was is not None:
+                packages.consider(entry, was)
+        new = packages.finish(read, starts[-1])
+        write_opened(self._out, packages.line, new.closed)
+        if self._asked_small is None:
+            self.small = new.size <= SMALL_UP_TO_BYTES
+        writer = CoverWriter(self._out, packages.line, new.read, exact=not self.small)
         done = 0
-        path, old = b"", None
-        for piece in in_order(self._pieces(base, ordered, self._files_named(base, added))):
+        of, old = b"", OldFile(packages.line, [])
+        for piece in in_order(self._pieces(base, ordered, alike, packages, new)):
             if piece.place < done:
                 continue
             writer.take(done, piece.place - done, None, 0)  # what no changed file shows
-            entry, was = piece.entry, piece.was
-            if was is None or not was.size:
-                writer.take(piece.place, piece.length, None, 0)
-            elif was.same_content(entry) and piece.length == entry.size:
-                writer.same(piece.place, base.spans(was))
+            if piece.of != of:
+                of, old = piece.of, OldFile(packages.line, list(piece.old))
+            if piece.same:
+                writer.same(piece.place, list(old.pieces(piece.offset, piece.length)))
             else:
-                if old is None or entry.path != path:
-                    path, old = entry.path, OldFile(base, base.spans(was))
                 writer.take(piece.place, piece.length, old, piece.offset)
             done = piece.place + piece.length
-        writer.take(done, starts[-1] - done, None, 0)
+        writer.take(done, new.size - done, None, 0)
         writer.finish()
 
-    def _pieces(self, base: Base, ordered: Ordered, alike: Mapping[bytes, Sequence[Entry]]) -> Iterator[Piece]:
+    def _pieces(
+        self, base: Base, ordered: Ordered, alike: _Alike, packages: Packages, new: OpenedNew
+    ) -> Iterator[Piece]:
         """Yield the pieces of the changed files that lie in new frames."""
-        for entry, was in self._with_old(base):
+        for entry, was in self._with_like(base, ordered, alike):
+            parts = packages.likenesses(entry.path)
+            if parts is not None:
+                for part in parts:
+                    of = b"%s\0%d" % (entry.path, part.part)
+                    yield Piece(part.place, part.length, part.offset, of, part.old, part.same)
+                continue
+            old = base.spans(was) if was is not None and was.size else []
             offset = 0
-            for extent in self._new.extents(entry) if entry.kind is Kind.FILE else ():
-                number = ordered.number_of.get(extent.frame) if extent.frame is not None else None
-                if number is not None:
-                    like = was if was is not None else _nearest(entry.path, alike.get(entry.components[-1], ()))
-                    yield Piece(ordered.starts[number] + extent.offset, extent.length, offset, entry, like)
+            for extent in self._new.extents(entry):
+                place = ordered.place_of(extent.frame) if extent.frame is not None else None
+                whole = was is not None and extent.length == entry.size and was.same_content(entry)
+                found = new.pieces(place + extent.offset, extent.length) if place is not None else ()
+                for at, skipped, length in found:
+                    yield Piece(at, length, offset + skipped, entry.path, old, whole)
                 offset += extent.length if extent.frame is not None else 0
+
+    def _with_like(self, base: Base, ordered: Ordered, alike: _Alike) -> Iterator[tuple[Entry, Entry | None]]:
+        """Yield the changed files with bytes in new frames, each with the old file it may resemble."""
+        for entry, was in self._with_old(base):
+            if entry.kind is Kind.FILE and any(each.frame in ordered.number_of for each in self._new.extents(entry)):
+                yield entry, was if was is not None else alike.to(entry)
 
     def _with_old(self, base: Base) -> Iterator[tuple[Entry, Entry | None]]:
         """Yield the changed entries in order, each with the old file of that path."""
@@ -316,14 +366,28 @@ class _Creation:
                 was = next(old, None)
             yield entry, was if was is not None and was.path == entry.path and was.kind is Kind.FILE else None
 
-    def _files_named(self, base: Base, names: Mapping[bytes, None]) -> dict[bytes, list[Entry]]:
-        found: dict[bytes, list[Entry]] = {}
-        for entry in base.entries() if names else ():
-            if entry.kind is Kind.FILE and entry.size and entry.components[-1] in names:
-                same_name = found.setdefault(entry.components[-1], [])
-                if len(same_name) < 64:
-                    same_name.append(entry)
-        return found
+
+class _Alike:
+    """Old files by the keys of new ones, for those that have none of their path."""
+
+    def __init__(self, base: Base, wanted: Set[bytes]) -> None:
+        self._found: dict[bytes, list[Entry]] = {}
+        for entry in base.entries() if wanted else ():
+            if entry.kind is Kind.FILE and entry.size:
+                for key in _keys(entry):
+                    if key in wanted and len(self._found.setdefault(key, [])) < _MAX_ALIKE:
+                        self._found[key].append(entry)
+
+    def to(self, entry: Entry) -> Entry | None:
+        """Return the old file that is most like a new one by name, ``None`` if none is."""
+        return next((_nearest(entry.path, self._found[key]) for key in _keys(entry) if key in self._found), None)
+
+
+def _keys(entry: Entry, *, versioned: bool = True) -> list[bytes]:
+    """Return what a file may be found by: its name, and what the names of its versions have in common."""
+    name = entry.components[-1]
+    common = stem(name) if versioned else None
+    return [name, common] if common is not None else [name]
 
 
 def _extents_in(plain: bytes) -> list[Extent]:

@@ -15,6 +15,7 @@ from ted.content.blocks import BLOCKS_NAME, PACK_NAME, BlockList, PartialPack, b
 from ted.content.durable import read_bounded, sync_directory, write_synced
 from ted.content.patch.apply import PackOut, apply_patch
 from ted.content.patch.create import create_patch
+from ted.content.patch.packages import CODECS
 from ted.content.record import PackRef, RevisionRecord, is_stamp
 from ted.content.revision import Revision
 from ted.errors import MissingContentError
@@ -22,7 +23,6 @@ from ted.errors import MissingContentError
 PREFIX = "PATCH-"
 TEMP_SUFFIX = "_TEMP"
 MAX_PATCH_BYTES = 1 << 50
-SMALL_UP_TO_BYTES = 64 << 20
 _DIGEST_BYTES = 32
 
 
@@ -60,7 +60,9 @@ def patches_of(directory: Path) -> dict[str, PackRef]:
     return found
 
 
-def make_patch(directory: Path, old: RevisionRecord, new: RevisionRecord, mode: str) -> int | None:
+def make_patch(
+    directory: Path, old: RevisionRecord, new: RevisionRecord, mode: str, open_packages: str = "fast"
+) -> int | None:
     """Make the patch from one revision to the next beside the next one's pack; return its bytes.
 
     Args:
@@ -68,6 +70,7 @@ def make_patch(directory: Path, old: RevisionRecord, new: RevisionRecord, mode: 
         old: The revision before.
         new: The revision.
         mode: ``small``, ``fast``, or ``auto``, which decides by the size of the new content.
+        open_packages: ``none``, ``fast`` (what is quickly made again) or ``all``.
 
     Returns:
         ``None`` when a patch is not worth it.
@@ -81,9 +84,8 @@ def make_patch(directory: Path, old: RevisionRecord, new: RevisionRecord, mode: 
     temporary.mkdir()
     try:
         with Revision(directory, old).open() as before, Revision(directory, new).open() as after:
-            plain_bytes = sum(location.plain_bytes for location in after.own_pack.index.values())
-            small = mode == "small" or (mode == "auto" and plain_bytes <= SMALL_UP_TO_BYTES)
-            size = create_patch(before, after, temporary / PACK_NAME, small=small)
+            small = None if mode == "auto" else mode == "small"
+            size = create_patch(before, after, temporary / PACK_NAME, small=small, codecs=CODECS[open_packages])
         if size is None:
             return None
         write_synced(temporary / BLOCKS_NAME, BlockList.of_pack(temporary / PACK_NAME).digests)

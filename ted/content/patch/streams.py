@@ -22,7 +22,7 @@ from ted.content.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
 from ted.errors import FormatError
 
 MAGIC = b"TEDPATC\0"
-VERSION = 1
+VERSION = 2
 CHUNK_BYTES = 16 << 20
 MAX_CHUNKS = 1 << 16
 
@@ -43,7 +43,7 @@ _MAX_VARINT_BYTES = 10
 STREAMS = (
     "head", "index", "program", "sizes", "digests",
     "ops", "flags", "paths", "mtimes", "file_sizes", "fields", "extents", "lists",
-    "gaps", "lengths", "places", "differences", "runs", "text", "literals",
+    "opened", "gaps", "lengths", "places", "differences", "runs", "text", "literals",
 )  # fmt: skip
 """The streams of a patch, in the order they are stored."""
 
