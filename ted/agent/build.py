@@ -188,7 +188,7 @@ class Builder:
             return None
         try:
             before = self._working.record(self._config.node, distribution.name, stamps[-2])
-            return make_patch(directory, before, result.record, distribution.patches)
+            return make_patch(directory, before, result.record, distribution.patches, distribution.open_packages)
         except (TedError, OSError) as error:
             log.warning("%s: no patch from %s: %s", distribution.name, stamps[-2], error)
             return None

@@ -18,6 +18,7 @@ from ted.topology.schedule import Schedule
 
 Priority = Literal["high", "medium", "low"]
 PatchMode = Literal["auto", "small", "fast", "none"]
+OpenMode = Literal["none", "fast", "all"]
 
 DEFAULT_PORT = 7465
 DEFAULT_WORKING_DIRECTORY = "/var/lib/ted"
@@ -88,6 +89,7 @@ class Distribution:
     platforms: tuple[Mapping[str, Any], ...] = ()
     on_failure: Literal["rollback", "leave"] = "rollback"
     patches: PatchMode = "auto"
+    open_packages: OpenMode = "fast"
     verify: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     description: str = ""

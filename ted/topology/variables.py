@@ -291,6 +291,7 @@ DISTRIBUTION_FIELDS = _table(
     ("platforms", "platforms", platforms),
     ("on_failure", "on_failure", one_of("rollback", "leave")),
     ("patches", "patches", one_of("auto", "small", "fast", "none")),
+    ("open_packages", "open_packages", one_of("none", "fast", "all")),
     ("verify", "verify", texts),
     ("options", "options", options),
     ("description", "description", text),

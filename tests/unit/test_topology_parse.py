@@ -102,6 +102,7 @@ def test_every_variable_of_a_distributor_is_read() -> None:
                 "type": "http", "channels": ["antivirus"], "priority": "high", "active": False, "max_revisions": None,
                 "encrypt": True, "build_schedule": {"every": "6h"}, "send_after_build": True,
                 "platforms": [{"os_family": "Debian"}], "on_failure": "leave", "verify": ["/t/test_dat.py"],
+                "open_packages": "all",
                 "options": {"url": "x"}, "description": "Virus definitions",
             },
             "plain": {"type": "file"},
@@ -120,6 +121,7 @@ def test_every_variable_of_a_distributor_is_read() -> None:
     assert (dat.platforms, dat.on_failure, dat.verify) == (({"os_family": "Debian"},), "leave", ("/t/test_dat.py",))
     assert (dat.options, dat.description) == ({"url": "x"}, "Virus definitions")
     assert (plain.priority, plain.active, plain.max_revisions, plain.encrypt) == ("medium", True, 10, False)
+    assert (dat.open_packages, plain.open_packages) == ("all", "fast")
     assert (plain.on_failure, plain.channels, plain.options) == ("rollback", (), {})
 
 
@@ -250,6 +252,7 @@ def test_a_wrong_value_is_a_problem_of_that_host_and_variable(host: str, variabl
         ("build_schedule", {"every": "x"}, "not a duration"),
         ("platforms", "Debian", "not a list of facts"),
         ("on_failure", "retry", "none of rollback, leave"),
+        ("open_packages", True, "none of none, fast, all"),
         ("verify", "test.py", "not a list"),
         ("options", [], "not a mapping"),
         ("description", 5, "not a text"),
