@@ -35,13 +35,13 @@ from ted.content.working import read_record, record_stamps
 
 WHEELS = (
     ("requests", "2.32.2", "2.32.3"), ("jinja2", "3.1.3", "3.1.4"), ("urllib3", "2.2.1", "2.2.2"),
-    ("setuptools", "70.0.0", "70.1.0"), ("pip", "24.0", "24.1"), ("django", "5.0.6", "5.0.7"),
-    ("numpy", "1.26.3", "1.26.4"), ("cryptography", "42.0.7", "42.0.8"), ("lxml", "5.2.1", "5.2.2"),
-    ("pydantic-core", "2.18.3", "2.18.4"), ("orjson", "3.10.4", "3.10.5"), ("grpcio", "1.64.0", "1.64.1"),
+    ("werkzeug", "3.0.2", "3.0.3"), ("orjson", "3.10.4", "3.10.5"), ("setuptools", "70.0.0", "70.1.0"),
+    ("pip", "24.0", "24.1"), ("pydantic-core", "2.18.3", "2.18.4"), ("cryptography", "42.0.7", "42.0.8"),
+    ("numpy", "1.26.3", "1.26.4"),
 )  # fmt: skip
 SOURCES = (("idna", "3.6", "3.7"), ("requests", "2.32.2", "2.32.3"), ("flask", "3.0.2", "3.0.3"))
-DEBS = ("openssl", "libssl3", "libexpat1", "python3.11-minimal", "openssh-client", "sudo", "curl", "libc6",
-        "bind9-host", "nginx-common")  # fmt: skip
+DEBS = ("bind9-host", "nginx-common", "libexpat1", "curl", "openssh-client", "openssl", "sudo", "libssl3",
+        "python3.11-minimal")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,15 @@ from ted.config import NodeConfig
 from ted.content import retention
 from ted.content.builder import BuildResult, RevisionBuilder
 from ted.content.durable import read_bounded
-from ted.content.patch.kept import make_patch, patches_of, was_cut_short
+from ted.content.patch.kept import closed_by, make_patch, patches_of, was_cut_short
 from ted.content.record import MAX_RECORD_BYTES
 from ted.content.working import LOCK_NAME, RECORD_NAME
-from ted.errors import BuildError, ConfigError, TedError, UnknownNameError
+from ted.errors import BuildError, ConfigError, RepositoryError, TedError, UnknownNameError
 from ted.install.state import InstalledStates
 from ted.records.journal import Journal
 from ted.topology.model import Distribution, Topology
 from ted.trust.catalog import Catalog
+from ted.trust.chain import Patch
 
 log = logging.getLogger("ted.build")
 
@@ -244,13 +245,15 @@ class Builder:
         self._catalog.publish(name, records, self._patches(name, records))
         retention.apply(self._working, node, name, removal)
 
-    def _patches(self, name: str, stamps: Iterable[str]) -> dict[str, dict[str, tuple[int, str]]]:
+    def _patches(self, name: str, stamps: Iterable[str]) -> dict[str, dict[str, Patch]]:
         """Return the patches of the kept revisions, each from the one before it."""
         found = {}
         for before, stamp in pairwise(sorted(stamps)):
             ref = patches_of(self._working.revision(self._config.node, name, stamp)).get(before)
             if ref is not None:
-                found[stamp] = {before: (ref.bytes, ref.root)}
+                directory = self._working.distribution(self._config.node, name)
+                with suppress(RepositoryError):  # a damaged one is not told
+                    found[stamp] = {before: Patch(ref.bytes, ref.root, closed_by(directory, ref))}
         return found
 
     def _in_use(self, name: str) -> set[str]:

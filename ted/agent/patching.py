@@ -3,6 +3,8 @@
 Rules:
  * A patch only saves bytes: without one, or when one fails, the blocks of the pack are fetched.
  * Steps follow one another: each starts from the revision that the one before has made whole.
+ * Who passes on to nobody leaves out a patch that was proved with other compressors than those here; who has children
+   fetches it for them.
  * What is rebuilt is taken block by block against the signed list, as if it had come over the line.
 """
 
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from ted.content.blocks import PACK_NAME, PartialPack
 from ted.content.durable import read_bounded, replace_file
+from ted.content.opening.codecs import Codec, behaviour
 from ted.content.patch.apply import apply_patch
 from ted.content.patch.kept import RebuiltPack, patch_ref
 from ted.content.record import MAX_RECORD_BYTES, PackRef, RevisionRecord
@@ -21,13 +24,14 @@ from ted.content.revision import Revision
 from ted.content.working import RECORD_NAME
 from ted.errors import TrustError
 from ted.transfer.saver import Saver
+from ted.trust.chain import Patch
 from ted.trust.view import CatalogView
 
 MAX_STEPS = 32
 WORTH_PERCENT = 90
 
-Leads = Callable[[str], Mapping[str, tuple[int, str]]]
-"""Stamp -> the patches that lead to it: stamp before -> (bytes, root)."""
+Leads = Callable[[str], Mapping[str, Patch]]
+"""Stamp -> the patches that lead to it, by the stamp before."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,21 @@ def chain_of_patches(wanted: str, held: Sequence[str], leads: Leads) -> list[tup
         if not known or len(steps) >= MAX_STEPS:
             return []
         before = max((stamp for stamp in known if stamp in held), default=max(known))
-        size, root = known[before]
-        steps.append((before, at, patch_ref(at, before, size, root)))
+        steps.append((before, at, patch_ref(at, before, known[before].bytes, known[before].root)))
         at = before
     return steps[::-1]
 
 
-def plan_steps(view: CatalogView, directory: Path, wanted: RevisionRecord, held: Sequence[str]) -> list[Step]:
+def is_usable(patch: Patch) -> bool:
+    """Whether this machine's compressors are those that a patch was proved with, as far as samples tell."""
+    codecs = {codec.name.lower(): codec for codec in Codec}
+    named = [(codecs.get(text.partition(":")[0]), text) for text in patch.closed_by]
+    return all(codec is not None and behaviour(codec) == text for codec, text in named)
+
+
+def plan_steps(
+    view: CatalogView, directory: Path, wanted: RevisionRecord, held: Sequence[str], *, for_others: bool = False
+) -> list[Step]:
     """Return the patches to use for ``wanted``; what they need besides is here already.
 
     Args:
@@ -62,12 +74,18 @@ def plan_steps(view: CatalogView, directory: Path, wanted: RevisionRecord, held:
         directory: The distribution's.
         wanted: The record of the revision that is wanted.
         held: The revisions that are here as a whole.
+        for_others: Also those that may fail here, since others come to fetch them.
 
     Raises:
         TransferError: The sender was asked for a record and did not answer.
     """
     name = wanted.distribution
-    chain = chain_of_patches(wanted.revision, held, lambda stamp: view.patches(name, stamp))
+
+    def leads(stamp: str) -> dict[str, Patch]:
+        told = view.patches(name, stamp)
+        return {before: patch for before, patch in told.items() if for_others or is_usable(patch)}
+
+    chain = chain_of_patches(wanted.revision, held, leads)
     missing_bytes = sum(_missing_bytes(directory, ref) for ref in wanted.packs)
     if sum(patch.bytes for _, _, patch in chain) * 100 > missing_bytes * WORTH_PERCENT:
         return []

@@ -510,7 +510,8 @@ class _Transfer:
         try:
             with _disk_errors(), self._node.catalog_of(distributor, self._node.config.timeout):
                 view = self._node.view(distributor, self._source.metadata)
-                steps = plan_steps(view, directory, record, working.received(distributor, distribution))
+                held, for_others = working.received(distributor, distribution), bool(self.slip.hop.children)
+                steps = plan_steps(view, directory, record, held, for_others=for_others)
             for step in steps:
                 self._incoming_of(step.patch, loop)
         except (RefusedError, RepositoryError, UnknownNameError) as error:

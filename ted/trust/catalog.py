@@ -26,7 +26,7 @@ from tuf.api.serialization.json import JSONSerializer
 from ted.errors import ConfigError, FormatError, RepositoryError, TrustError, UnknownNameError
 from ted.trust import chain as chains
 from ted.trust import names
-from ted.trust.chain import Chain
+from ted.trust.chain import Chain, Patch
 from ted.trust.files import locked, make_directory, read_bounded, replace_file
 from ted.trust.keys import KeyStore
 from ted.trust.tuf_api import (
@@ -148,14 +148,14 @@ class Catalog:
 
     def publish(
         self, distribution: str, records: Mapping[str, bytes],
-        patches: Mapping[str, Mapping[str, tuple[int, str]]] | None = None,
+        patches: Mapping[str, Mapping[str, Patch]] | None = None,
     ) -> bool:  # fmt: skip
         """Make ``records`` the whole list of the distribution's revisions.
 
         Args:
             distribution: Its name.
             records: Time stamp -> bytes of ``REVISION.TED``, of every revision that is kept.
-            patches: Time stamp -> the patches that lead to it: stamp before -> (bytes, root of the block list).
+            patches: Time stamp -> the patches that lead to it: by the stamp before.
 
         Returns:
             False if that was published already (whatever is due for renewal is still renewed).
@@ -171,7 +171,10 @@ class Catalog:
         }
         for stamp, told in (patches or {}).items():
             wanted[names.target_path(distribution, stamp)].unrecognized_fields["custom"] = {
-                "patches": {before: [size, root] for before, (size, root) in told.items()}
+                "patches": {
+                    before: [patch.bytes, patch.root, *([list(patch.closed_by)] if patch.closed_by else [])]
+                    for before, patch in told.items()
+                }
             }
         with self._edit() as chain:
             changed = self._publish(chain, distribution, wanted)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tuf.api.exceptions import BadVersionNumberError
 
@@ -36,7 +36,17 @@ KEPT_VERSIONS = 4
 _ROOT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 DISTRIBUTOR_FIELD = "x-ted-distributor"
 
+_MAX_COMPRESSORS = 16
+
 S = TypeVar("S", bound=Signed)
+
+
+class Patch(NamedTuple):
+    """A patch as the catalog tells it: its bytes, the root of its block list, the compressors it was proved with."""
+
+    bytes: int
+    root: str
+    closed_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,13 +90,13 @@ class Chain:
         parsed = [names.parse_target(path) for path in role.targets] if role else []
         return sorted(item[1] for item in parsed if item and item[0] == distribution)
 
-    def patches(self, distribution: str, stamp: str) -> dict[str, tuple[int, str]]:
-        """Return the patches that lead to a revision: stamp before -> (bytes, root of the block list)."""
+    def patches(self, distribution: str, stamp: str) -> dict[str, Patch]:
+        """Return the patches that lead to a revision, by the stamp before."""
         target = self.target(distribution, stamp)
         custom = target.unrecognized_fields.get("custom") if target else None
         told = custom.get("patches") if isinstance(custom, dict) else None
         rows = told.items() if isinstance(told, dict) else ()
-        return {before: (row[0], row[1]) for before, row in rows if names.is_stamp(before) and _is_patch(row)}
+        return {before: _patch(row) for before, row in rows if names.is_stamp(before) and _is_patch(row)}
 
     def target(self, distribution: str, stamp: str) -> TargetFile | None:
         """Return what is signed of a revision's record; only the distribution's own role is asked."""
@@ -100,10 +110,17 @@ class Chain:
 
 
 def _is_patch(value: object) -> bool:
-    if not isinstance(value, list) or len(value) != 2:
+    if not isinstance(value, list) or len(value) not in {2, 3}:
         return False
-    size, root = value
+    size, root = value[:2]
+    texts = value[2] if len(value) == 3 else []
+    if not isinstance(texts, list) or len(texts) > _MAX_COMPRESSORS or not all(isinstance(text, str) for text in texts):
+        return False
     return type(size) is int and 0 < size < 1 << 50 and isinstance(root, str) and _ROOT.fullmatch(root) is not None
+
+
+def _patch(row: list[Any]) -> Patch:
+    return Patch(row[0], row[1], tuple(row[2]) if len(row) == 3 else ())
 
 
 def distributor_of(root: Root) -> str | None:

@@ -54,7 +54,7 @@ from ted.errors import (
 )
 from ted.trust import chain as chains
 from ted.trust import names, signing
-from ted.trust.chain import Chain, read_metadata
+from ted.trust.chain import Chain, Patch, read_metadata
 from ted.trust.files import locked, make_directory, read_bounded, replace_file, sync_directory
 from ted.trust.tuf_api import Metadata, Root, Targets, Timestamp, TufError
 
@@ -148,8 +148,8 @@ class CatalogView:
         """Return the published stamps of ``distribution``, oldest first; empty if it is not published."""
         return self.chain.revisions(distribution)
 
-    def patches(self, distribution: str, stamp: str) -> dict[str, tuple[int, str]]:
-        """Return the patches that lead to a revision: stamp before -> (bytes, root of the block list)."""
+    def patches(self, distribution: str, stamp: str) -> dict[str, Patch]:
+        """Return the patches that lead to a revision, by the stamp before."""
         return self.chain.patches(distribution, stamp)
 
     def record(self, distribution: str, stamp: str) -> bytes:

@@ -25,9 +25,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from patch_rig import assert_rebuilt, build, rebuild
 
+from ted.agent.patching import is_usable
 from ted.content.blocks import PACK_NAME, PartialPack
-from ted.content.opening.codecs import Codec, Recipe
+from ted.content.opening.codecs import Codec, Recipe, behaviour
 from ted.content.patch.create import create_patch
+from ted.content.patch.kept import closed_by, make_patch, patches_of
 from ted.content.patch.opened import Closed, OpenedLine, Spool, write_opened
 from ted.content.patch.packages import CODECS
 from ted.content.patch.streams import StreamWriter
@@ -35,6 +37,8 @@ from ted.content.record import RevisionRecord
 from ted.content.revision import Revision
 from ted.content.zstd import CompressionParameter, ZstdCompressor
 from ted.errors import DigestMismatchError, FormatError, RepositoryError
+from ted.trust.catalog import Catalog
+from ted.trust.chain import Patch, read_chain
 
 Files = dict[str, bytes]
 Make = Callable[[Files], bytes]
@@ -346,6 +350,33 @@ def test_the_same_two_revisions_give_the_same_patch(tmp_path: Path) -> None:
 # who closes otherwise, and who means harm
 
 
+def test_the_catalog_tells_by_what_a_patch_was_proved_and_a_leaf_leaves_out_what_was_proved_otherwise(
+    tmp_path: Path
+) -> None:
+    directory, old, new = updated(tmp_path, zipped(files(1)), zipped(files(1, changed=2)))
+    assert make_patch(directory, old, new, "fast")
+    (ref,) = patches_of(directory / new.revision).values()
+    assert closed_by(directory, ref) == (behaviour(Codec.DEFLATE),)
+    assert is_usable(Patch(ref.bytes, ref.root, closed_by(directory, ref)))
+    assert is_usable(Patch(ref.bytes, ref.root))
+    for text in ("deflate:00000000", "brotli:11111111", "", behaviour(Codec.DEFLATE) + "0"):
+        assert not is_usable(Patch(ref.bytes, ref.root, (behaviour(Codec.ZSTD), text)))
+    catalog = Catalog(tmp_path / "catalog", tmp_path / "keys")
+    catalog.create("hq")
+    told = Patch(ref.bytes, ref.root, closed_by(directory, ref))
+    for patch in (told, Patch(ref.bytes, ref.root)):
+        catalog.publish("app", {new.revision: b"record"}, {new.revision: {old.revision: patch}})
+        chain = read_chain(tmp_path / "catalog", catalog.root_bytes())
+        assert chain.patches("app", new.revision) == {old.revision: patch}
+
+
+def test_a_patch_that_opens_nothing_names_no_compressor(tmp_path: Path) -> None:
+    directory, old, new = updated(tmp_path, b"text %d\n" * 9000, b"text %d\n" * 4000 + b"x" + b"text %d\n" * 5000)
+    assert make_patch(directory, old, new, "fast")
+    (ref,) = patches_of(directory / new.revision).values()
+    assert closed_by(directory, ref) == ()
+
+
 OTHER_ZLIB = """
 import zlib
 plain = zlib.compressobj
@@ -487,12 +518,13 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 def test_memory_stays_bounded_however_long_a_stream_is(tmp_path: Path) -> None:
-    lines = b"".join(b"line %d of a long text that packs well\n" % number for number in range(250_000))
+    lines = b"".join(b"line %d of a long text that packs well\n" % number for number in range(20_000))
 
     def make(path: Path, changed: bytes) -> None:
-        with gzip.GzipFile(path, "wb", 6, mtime=0) as file:
-            for number in range(10):  # 110 MB
-                file.write(lines if number != 5 else lines.replace(b"line 77", changed))
+        with gzip.GzipFile(path, "wb", 1, mtime=0) as file:
+            for number in range(28):  # 230 MB
+                file.write(lines if number % 14 else lines.replace(b"line 77", changed))
+                file.write(bytes(7_500_000))
 
     source = tmp_path / "source"
     source.mkdir()

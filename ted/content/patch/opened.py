@@ -36,6 +36,7 @@ from ted.errors import DigestMismatchError, FormatError, RepositoryError
 MAX_OPENED_BYTES = 8 << 30
 MAX_OPENED_STREAMS = 1 << 20
 _MAX_RUNS = 1 << 16
+_ENDLESS = 1 << 62
 _NEW_RECIPE, _IN_RUNS = 1, 2
 _HINT = "the pack itself is fetched instead"
 
@@ -232,6 +233,21 @@ def read_opened(patch: StreamReader, base: Base, directory: Path, new_bytes: int
     except BaseException:
         line.close()
         raise
+
+
+def closing_codecs(path: Path) -> frozenset[Codec]:
+    """Return the codecs by which a patch closes streams.
+
+    Raises:
+        FormatError: It is no patch.
+    """
+    patch = StreamReader(path)
+    try:
+        for _ in range(1 + patch.number("opened")):  # the sum, and the old streams
+            patch.number("opened")
+        return frozenset(closed.recipe.codec for closed in _read_closed(patch, _ENDLESS))
+    finally:
+        patch.close()
 
 
 def _read_closed(patch: StreamReader, new_bytes: int) -> Iterator[Closed]:
