@@ -37,11 +37,10 @@ WHEELS = (
     ("requests", "2.32.2", "2.32.3"), ("jinja2", "3.1.3", "3.1.4"), ("urllib3", "2.2.1", "2.2.2"),
     ("werkzeug", "3.0.2", "3.0.3"), ("orjson", "3.10.4", "3.10.5"), ("setuptools", "70.0.0", "70.1.0"),
     ("pip", "24.0", "24.1"), ("pydantic-core", "2.18.3", "2.18.4"), ("cryptography", "42.0.7", "42.0.8"),
-    ("numpy", "1.26.3", "1.26.4"),
 )  # fmt: skip
-SOURCES = (("idna", "3.6", "3.7"), ("requests", "2.32.2", "2.32.3"), ("flask", "3.0.2", "3.0.3"))
-DEBS = ("bind9-host", "nginx-common", "libexpat1", "curl", "openssh-client", "openssl", "sudo", "libssl3",
-        "python3.11-minimal")  # fmt: skip
+SOURCES = (("idna", "3.6", "3.7"), ("flask", "3.0.2", "3.0.3"))
+DEBS = ("bind9-host", "bind9-dnsutils", "openssh-sftp-server", "nginx-common", "libexpat1", "curl", "libcurl4",
+        "libpython3.11-minimal", "openssl")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,7 @@ def table(options: Options) -> Report:
     for pair in _pairs(options):
         print(f"  {pair.old.name} -> {pair.new.name}", file=sys.stderr, flush=True)
         row, share, delta = _row(pair)
+        print(f"    {' | '.join(map(str, row))}", file=sys.stderr, flush=True)
         rows.append(row)
         shares.append(share)
         deltas.append(delta)
@@ -95,14 +95,23 @@ def table(options: Options) -> Report:
 
 
 def _pairs(options: Options) -> Iterator[Pair]:
-    for name, old, new in WHEELS[: 1 if options.quick else None]:
-        yield Pair(name, *(_from_index(name, version, "*.whl") for version in (old, new)))
     if options.quick:
+        yield _wheel(*WHEELS[0])
         return
+    for wheel in WHEELS:
+        yield _wheel(*wheel)
     for name, old, new in SOURCES:
         yield Pair(name, *(_from_index(name, version, "*.tar.gz") for version in (old, new)))
     for name in DEBS:
-        yield Pair(name, *(_from_apt(name, version) for version in _two_versions(name)))
+        yield _deb(name)
+
+
+def _wheel(name: str, old: str, new: str) -> Pair:
+    return Pair(name, *(_from_index(name, version, "*.whl") for version in (old, new)))
+
+
+def _deb(name: str) -> Pair:
+    return Pair(name, *(_from_apt(name, version) for version in _two_versions(name)))
 
 
 def _from_index(name: str, version: str, pattern: str) -> Path:
