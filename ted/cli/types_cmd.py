@@ -82,9 +82,10 @@ def _properties(schema: dict[str, Any], definitions: dict[str, Any], indent: str
         words = [_type(field)]
         words += ["required"] if name in schema.get("required", []) else [f"default {field.get('default')!r}"]
         lines.append(f"{indent}{name} ({', '.join(words)}): {field.get('description', '')}")
-        inner = definitions.get(str(field.get("items", {}).get("$ref", "")).rpartition("/")[2])
-        if inner:
-            lines += _properties(inner, definitions, indent + "  ")
+        items = field.get("items", {})
+        for each in (items, *items.get("anyOf", ())):
+            inner = definitions.get(str(each.get("$ref", "")).rpartition("/")[2])
+            lines += _properties(inner, definitions, indent + "  ") if inner else []
     return lines
 
 

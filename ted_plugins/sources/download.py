@@ -4,7 +4,8 @@ Rules:
  * Bytes go to a file of another name, which is dropped, or goes on, at the next try. It goes on only where its label
    says the same version as the source does, and only while this machine runs: what was on its way to the disk at a
    power cut has the right size and any content.
- * The label is written before the file is made, and leaves after it: it never speaks of other bytes.
+ * The label is written before the file is made, and leaves after it: it never speaks of other bytes. What a kill left
+   without its other half goes before the next refresh (``tidy``).
  * Not a byte more than announced is written, nor more than the whole source may have.
 """
 
@@ -55,7 +56,7 @@ class Remote(NamedTuple):
     @property
     def listed(self) -> str:
         """Everything that says which version it is, as one text."""
-        return json.dumps([self.size_bytes, self.mtime_ns, self.validator, self.digest])
+        return repr(self[1:5])
 
 
 class Known(NamedTuple):
@@ -282,7 +283,7 @@ class Download:
         self.close()
         place = self._desk.place(remote.path)
         _rename(self._part.path, place, str(self._desk.files))
-        self._part.drop()
+        self._part.renamed()
         self._counted, self._learned = 0, None
         status, stamp = stamp_of(place)
         digest = f"sha256:{self._hashes['sha256'].hexdigest()}"
@@ -352,6 +353,8 @@ class _Part:
         self._label = f"{self.path}.json"
 
     def found(self) -> Partial | None:
+        if not os.path.lexists(self._label):
+            return None
         try:
             with open(self._label, encoding="utf-8") as file:
                 label = json.load(file)
@@ -361,7 +364,8 @@ class _Part:
         return Partial(size, label["validator"]) if size and label["boot"] == boot() else None
 
     def create(self, validator: str | None) -> int:
-        self.drop()
+        if os.path.lexists(self.path):
+            self.drop()
         if validator is not None:
             with open(f"{self._label}.new", "w", encoding="utf-8") as file:
                 json.dump({"validator": validator, "boot": boot()}, file)
@@ -376,10 +380,23 @@ class _Part:
             while piece := file.read(1 << 20):
                 yield piece
 
+    def renamed(self) -> None:
+        if os.path.lexists(self._label):
+            os.unlink(self._label)
+
     def drop(self) -> None:
         for name in (self.path, self._label):
             with suppress(FileNotFoundError):
                 os.unlink(name)
+
+
+def tidy(parts: Path) -> None:
+    """Remove beginnings without a label and labels without a beginning."""
+    names = {each.name for each in parts.iterdir()}
+    for name in names:
+        stem, dot, kind = name.partition(".")
+        if kind == "json.new" or (dot and stem not in names) or (not dot and f"{name}.json" not in names):
+            (parts / name).unlink()
 
 
 def _hashes(promised: str | None) -> dict[str, Any]:

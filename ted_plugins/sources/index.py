@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import sqlite3
@@ -172,6 +173,7 @@ def _inode(status: os.stat_result) -> str:
     return f"{status.st_ino}.{status.st_ctime_ns}"
 
 
+@functools.cache
 def boot() -> str:
     """Return what tells this start of the machine from others; when unknown, something that matches no other."""
     try:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ted.errors import BuildError, EmptySourceError, RefusedError, TransferError
-from ted_plugins.sources.download import Desk, Download, Fetched, Known, Partial, Progress, Remote, Task, Totals
+from ted_plugins.sources.download import Desk, Download, Fetched, Known, Partial, Progress, Remote, Task, Totals, tidy
 from ted_plugins.sources.index import Index, intact
 from ted_plugins.sources.rate import Rate
 from ted_plugins.sources.workers import Stopped, Workers
@@ -135,6 +135,7 @@ class Mirror:
         """
         for directory in (self.files, self._parts):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tidy(self._parts)
         desk = Desk(
             self._source.name, self.files, self._parts, self._rate, Totals(self._limits.total_bytes), self._progress
         )
@@ -252,9 +253,11 @@ def _check_path(path: str, source: str) -> None:
     Raises:
         BuildError: It is such a name.
     """
-    parts = path.split("/")
-    bad = any(part in ("", ".", "..") or len(os.fsencode(part)) > MAX_NAME_BYTES for part in parts)
-    if bad or "\0" in path or len(os.fsencode(path)) > MAX_PATH_BYTES or len(parts) > MAX_DEPTH:
+    raw, parts = os.fsencode(path), path.split("/")
+    bad = any(part in ("", ".", "..") for part in parts) or "\0" in path
+    if len(raw) > MAX_NAME_BYTES:
+        bad |= len(raw) > MAX_PATH_BYTES or any(len(part) > MAX_NAME_BYTES for part in raw.split(b"/"))
+    if bad or len(parts) > MAX_DEPTH:
         shown = path if len(path) <= 200 else f"{path[:200]}..."
         raise BuildError(f"{source}: lists a name that cannot be taken: {shown!r}",
                          hint="leave it out with `exclude`, or have it renamed at the source")  # fmt: skip

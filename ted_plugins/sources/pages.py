@@ -102,6 +102,8 @@ def _date(value: object) -> int | None:
 
 # -- HTML
 
+_PLAIN = re.compile(r"([A-Za-z0-9_.~-]+)/?", re.ASCII)
+"""An address that needs no reading: a name, and nothing else."""
 _SIZED = re.compile(r"(?:^|\s)([0-9]{1,18})\s*$")
 _STAMPED = re.compile(r"[0-9]{1,2}-[A-Z][a-z]{2}-[0-9]{4} [0-9:]{4,8}|[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9:]{4,8}")
 
@@ -146,6 +148,12 @@ def _of_html(data: bytes, url: str) -> Iterator[Listed]:
 
 
 def _of_link(url: str, href: str, text: str) -> Listed | None:
+    if (plain := _PLAIN.fullmatch(href)) is not None and plain[1] not in (".", ".."):
+        return _entry(url, plain[1], url + href, href.endswith("/"), text)
+    return _of_any_link(url, href, text)
+
+
+def _of_any_link(url: str, href: str, text: str) -> Listed | None:
     try:
         target = urlsplit(urljoin(url, href))
         base = urlsplit(url)
@@ -160,11 +168,14 @@ def _of_link(url: str, href: str, text: str) -> Listed | None:
         return None
     below = raw[len(above) :]
     name = os.fsdecode(below.removesuffix(b"/"))
+    return _entry(url, name, target._replace(fragment="").geturl(), below.endswith(b"/"), text)
+
+
+def _entry(url: str, name: str, href: str, is_directory: bool, text: str) -> Listed:
     _check_name(name, url)
     stamp = text if _STAMPED.search(text) else None
-    size = _SIZED.search(text)
-    return Listed(name, target._replace(fragment="").geturl(), below.endswith(b"/"),
-                  int(size[1]) if size and stamp else None, stamp)  # fmt: skip
+    size = _SIZED.search(text) if stamp else None
+    return Listed(name, href, is_directory, int(size[1]) if size else None, stamp)
 
 
 def _check_name(name: str, url: str) -> None:

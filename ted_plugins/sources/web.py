@@ -13,6 +13,7 @@ Why libcurl: 2,000 small files cost 0.3 ms each; with ``requests`` 1.6 ms, with 
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import ssl
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 MAX_REDIRECTS = 10
 MAX_HEADERS = 200
 MAX_HEADER_BYTES = 64 * 1024
+_MOVES = frozenset({301, 302, 303, 307, 308})
 _SLOWEST_BYTES_S = 10
 _PORTS = {"http": 80, "https": 443}
 _PIECE_BYTES = 256 * 1024
@@ -161,7 +163,12 @@ class Origin(NamedTuple):
 
 def origin_of(url: str) -> Origin:
     """Return the origin of an address."""
-    parts = urlsplit(url)
+    return _origin("/".join(url.split("/", 3)[:3]))
+
+
+@functools.lru_cache(maxsize=64)
+def _origin(top: str) -> Origin:
+    parts = urlsplit(top)
     return Origin(parts.scheme, (parts.hostname or "").lower().rstrip("."), parts.port or _PORTS.get(parts.scheme, 0))
 
 
@@ -217,13 +224,15 @@ class Head:
 
     def time_s(self, name: str) -> int | None:
         """Return the date in a header, in seconds since 1970."""
-        try:
-            return int(parsedate_to_datetime(self.headers[name][:60]).timestamp())
-        except (KeyError, ValueError, TypeError, OverflowError):
-            return None
+        return _seconds(self.headers[name][:60]) if name in self.headers else None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "headers", dict(self.headers))
+
+@functools.lru_cache(maxsize=64)
+def _seconds(date: str) -> int | None:
+    try:
+        return int(parsedate_to_datetime(date).timestamp())
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 Sink = Callable[[bytes], None]
@@ -270,7 +279,7 @@ class WebSession:
         at = url
         for _ in range(MAX_REDIRECTS + 1):
             head = self._ask(at, take, headers, compressed, moved=at != url)
-            if head.status not in (301, 302, 303, 307, 308) or "location" not in head.headers:
+            if head.status not in _MOVES or "location" not in head.headers:
                 return head
             at = self._next(at, head.headers["location"])
         raise RefusedError(f"{without_credentials(url)}: more than {MAX_REDIRECTS} redirects")
@@ -410,21 +419,17 @@ class _Answer:
     moved: bool
     error: BaseException | None = None
     unwanted: bool = False
-    _status: int = 0
-    _headers: dict[str, str] = field(default_factory=dict)
+    _lines: list[bytes] = field(default_factory=list)
     _bytes: int = 0
     _head: Head | None = None
     _sink: Sink | None = None
 
     def header(self, line: bytes) -> int | None:
         self._bytes += len(line)
-        text = line.decode("latin-1").rstrip("\r\n")
-        if text.startswith("HTTP/"):
-            self._status, self._headers = _status_of(text), {}
-        name, colon, value = text.partition(":")
-        if colon and name.lower() not in self._headers:
-            self._headers[name.lower()] = value.strip()
-        if self._bytes > MAX_HEADER_BYTES or len(self._headers) > MAX_HEADERS:
+        if line.startswith(b"HTTP/"):
+            self._lines = []
+        self._lines.append(line)
+        if self._bytes > MAX_HEADER_BYTES or len(self._lines) > MAX_HEADERS:
             self.error = TransferError(f"{without_credentials(self.url)}: more headers than an answer has")
             return -1
         return None
@@ -445,19 +450,26 @@ class _Answer:
 
     def head(self) -> Head:
         if self._head is None:
-            self._head = Head(self._status, self._headers, self.url, self.moved)
-            moves = self._status in (301, 302, 303, 307, 308) and "location" in self._headers
+            status, headers = _parsed(self._lines)
+            self._head = Head(status, headers, self.url, self.moved)
+            moves = status in _MOVES and "location" in headers
             self._sink = None if moves else self.take(self._head)
         return self._head
 
 
+def _parsed(lines: list[bytes]) -> tuple[int, dict[str, str]]:
+    first, *others = b"".join(lines).decode("latin-1").split("\r\n")
+    headers: dict[str, str] = {}
+    for line in others:
+        name, colon, value = line.partition(":")
+        if colon:
+            headers.setdefault(name.lower(), value.strip())
+    word = first.split(" ")[1:2]
+    return int(word[0]) if word and re.fullmatch("[0-9]{3}", word[0]) else 0, headers
+
+
 def _with_query(url: str, query: str) -> str:
     return f"{url}{'&' if urlsplit(url).query else '?'}{query}"
-
-
-def _status_of(line: str) -> int:
-    word = line.split(" ")[1:2]
-    return int(word[0]) if word and re.fullmatch("[0-9]{3}", word[0]) else 0
 
 
 @contextmanager

@@ -18,6 +18,9 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 Connection = TypeVar("Connection")
 
+_MOST_WAITING = 256
+_LOOK_AGAIN_S = 0.01
+
 
 class Stopped(Exception):  # noqa: N818 -- no error: somebody else's is told
     """The work was called off."""
@@ -42,7 +45,7 @@ class Workers(Generic[Task, Result]):
     ) -> None:
         self._run_with: Callable[[], None] = lambda: self._run(connect, work)
         self._most, self._stop = most, stop
-        self._tasks: queue.Queue[Task | None] = queue.Queue(maxsize=4 * most)
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._errors: list[BaseException] = []
@@ -84,13 +87,11 @@ class Workers(Generic[Task, Result]):
         return found
 
     def _put(self, task: Task | None) -> None:
-        while True:
+        self._raise()
+        while self._tasks.qsize() >= _MOST_WAITING:
+            self._stop.wait(_LOOK_AGAIN_S)
             self._raise()
-            try:
-                self._tasks.put(task, timeout=0.2)
-            except queue.Full:
-                continue
-            return
+        self._tasks.put(task)
 
     def _raise(self) -> None:
         if self._errors:
@@ -112,7 +113,7 @@ class Workers(Generic[Task, Result]):
     def _next(self) -> Task | None:
         while not self._stop.is_set():
             try:
-                return self._tasks.get(timeout=0.2)
+                return self._tasks.get(timeout=0.5)
             except queue.Empty:
                 continue
         return None

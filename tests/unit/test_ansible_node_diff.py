@@ -86,3 +86,12 @@ def test_the_tree_is_shown_without_its_secrets(node: Any) -> None:
     before, after = node.masked_pair(json.dumps(tree), json.dumps(changed))
     assert before != after
     assert "hunter" not in before + after
+
+
+def test_secrets_of_sources_are_not_shown(node: Any) -> None:
+    source = {"url": "https://x/", "username": "u", "password": "hunter2", "headers": {"X-Api": "hunter2"},
+              "query": "sig=hunter2", "token_file": "/hunter2"}  # fmt: skip
+    tree = {"ted_distributions": {"web": {"options": {"targets": [{"path": "/srv", "from": [source]}]}}}}
+    _, after = node.masked_pair("{}", json.dumps(tree))
+    assert "hunter2" not in after
+    assert "https://x/" in after

@@ -18,7 +18,7 @@ description:
     left out.
   - A part of a value that cannot be resolved keeps its text. Write C(%NAME%) where a Subscriber's value is meant.
   - The order is fixed, so an unchanged inventory gives the same bytes.
-positional: groups
+positional: groups, distributor
 options:
   _input:
     description: Ansible's C(hostvars).
@@ -28,6 +28,11 @@ options:
     description: Ansible's C(groups).
     type: dict
     required: true
+  distributor:
+    description:
+      - The Distributor that is to have the tree. Passwords and other secrets in the options of others' distributions,
+        told by their names, are masked then.
+    type: str
 """
 
 EXAMPLES = r"""
@@ -49,9 +54,9 @@ _value:
 from ansible_collections.ted.distribution.plugins.plugin_utils.inventory import topology
 
 
-def ted_topology(hostvars, groups):
+def ted_topology(hostvars, groups, distributor=None):
     """Return the tree."""
-    return topology(hostvars, groups)
+    return topology(hostvars, groups, distributor)
 
 
 class FilterModule:

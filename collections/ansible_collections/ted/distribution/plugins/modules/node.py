@@ -141,6 +141,7 @@ import re
 import stat
 import time
 
+from ansible_collections.ted.distribution.plugins.module_utils.secrets import SECRET
 from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
     Ted,
     flag,
@@ -153,7 +154,6 @@ from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
 
 # A certificate lives 825 days; a new one is asked for in the last third. The authority decides.
 RENEW_AFTER_S = 550 * 86400
-SECRET = re.compile(r"(?i)passw|pwd|secret|token|key|credential|(^|[^a-z])pin([^a-z]|$)")
 # A running agent takes these over by itself.
 LIMITS = ("input_rate", "output_rates", "max_concurrent", "fill_spare_slots")
 VARIABLES = ("variables", "ted_variables")

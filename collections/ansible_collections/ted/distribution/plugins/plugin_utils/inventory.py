@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from ansible.errors import AnsibleError, AnsibleUndefinedVariable
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
+from ansible_collections.ted.distribution.plugins.module_utils.secrets import without_secrets
 from jinja2 import Undefined
 from jinja2.exceptions import UndefinedError
 
@@ -150,11 +151,30 @@ def members(hostvars, groups):
     return [str(host) for host in groups.get("all", []) if str(host) in wanted]
 
 
-def topology(hostvars, groups):
-    """Return the tree in the shape of ``ansible-inventory --list``."""
+def without_others_secrets(found):
+    """Return a Distributor's variables as another one may have them: no password of a source is in them."""
+    distributions = found.get("ted_distributions")
+    if not isinstance(distributions, dict):
+        return found
+    return {
+        **found,
+        "ted_distributions": {
+            name: {**each, "options": without_secrets(each["options"])}
+            if isinstance(each, dict) and "options" in each
+            else each
+            for name, each in distributions.items()
+        },
+    }
+
+
+def topology(hostvars, groups, distributor=None):
+    """Return the tree in the shape of ``ansible-inventory --list``; for one Distributor without others' secrets."""
     hosts = members(hostvars, groups)
     known = set(hosts)
-    result = {"_meta": {"hostvars": {host: variables(hostvars, host) for host in sorted(hosts)}}}
+    found = {host: variables(hostvars, host) for host in sorted(hosts)}
+    if distributor is not None:
+        found = {host: own if host == distributor else without_others_secrets(own) for host, own in found.items()}
+    result = {"_meta": {"hostvars": found}}
     shown = []
     for group in sorted(set(list(ROLE_GROUPS) + channels(hostvars, groups))):
         if group in groups:
