@@ -34,7 +34,7 @@ http {{
 
 
 def table(options: Options) -> Report:
-    files, large = (200, 8 << 20) if options.quick else (2_000, 1 << 30)
+    files, large = (200, 8 << 20) if options.quick else (2_000, 512 << 20)
     rows: list[list[object]] = []
     for name, make in (
         (f"{files:,} small files", lambda served: trees.small_files(served, files)),

@@ -138,10 +138,13 @@ class Tree:
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
-    """Yield a Distributor, a parent and two nodes (one below the parent) on which nothing is installed."""
+def tree(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
+    """Yield a Distributor, a parent and two nodes (one below the parent) on which nothing is installed.
+
+    A module may name other hosts of the demo in ``HOSTS``.
+    """
     tree = Tree(tmp_path_factory.mktemp("tree"))
-    tree.copy_demo(("hq", "s01", "s02", "e01"))
+    tree.copy_demo(getattr(request.module, "HOSTS", ("hq", "s01", "s02", "e01")))
     tree.make_library()
     yield tree
     tree.close()

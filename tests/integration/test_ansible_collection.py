@@ -163,6 +163,7 @@ all:
               options:
                 targets:
                   - {path: "{{ only_subscribers_know }}/app", from: ["{{ where }}/app/"]}
+                password: hunter2
     subscribers:
       hosts: {s01: {ted_address: 192.0.2.2}, s02: {ted_parent: lonely}}
     external_subscribers:
@@ -179,6 +180,8 @@ PLAY = """
         mode: "0600"
         content: >-
           {{ {'topology': hostvars | ted.distribution.topology(groups),
+              'own': hostvars | ted.distribution.topology(groups, 'hq'),
+              'of_another': hostvars | ted.distribution.topology(groups, 'other'),
               'nodes': hostvars | ted.distribution.nodes(groups),
               'targets': hostvars | ted.distribution.targets(groups),
               'owners': hostvars | ted.distribution.owners(groups, distribution='app'),
@@ -205,6 +208,12 @@ def filtered(tmp_path_factory: pytest.TempPathFactory) -> Any:
     done = run(command, root / "home", ANSIBLE_CONFIG=str(REPOSITORY / "ansible.cfg"))
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((root / "out.json").read_text())
+
+
+def test_a_distributor_gets_its_own_secrets_and_no_others(filtered: Any) -> None:
+    assert "hunter2" in json.dumps(filtered["own"])
+    assert "hunter2" not in json.dumps(filtered["of_another"])
+    assert filtered["own"] == filtered["topology"]
 
 
 def test_the_topology_holds_the_contracts_variables_and_nothing_else(filtered: Any) -> None:

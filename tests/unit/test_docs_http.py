@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -68,3 +69,25 @@ def test_the_page_names_every_option_and_its_default() -> None:
     for model in (Options, HttpTarget, Entry):
         for name, field in model.model_fields.items():
             assert f"`{field.alias or name}`" in PAGE, name
+
+
+def test_the_source_of_the_plugin_page_mirrors(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
+    block = next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Shelf" in code)
+    names: dict[str, Any] = {}
+    exec(block, names)
+
+    class Build:
+        scratch, log, progress = tmp_path, logging.getLogger("test"), None
+        added: ClassVar[list[Any]] = []
+
+        class options:  # noqa: N801
+            files: ClassVar[dict[str, tuple[str, bytes]]] = {"d/a": ("1", b"A")}
+
+        def add_tree(self, source: Path, at: str, **_more: bool) -> None:
+            self.added.append((source, at))
+
+    build = Build()
+    names["ted_build"](build)
+    assert build.added == [(tmp_path / "shelf" / "files", "")]
+    assert (tmp_path / "shelf" / "files" / "d" / "a").read_bytes() == b"A"
