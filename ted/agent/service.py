@@ -41,6 +41,7 @@ from ted.transfer.client import Peer
 from ted.transfer.pacing import PRIORITIES
 from ted.transfer.server import PeerServer
 from ted.transfer.slip import RoutingSlip
+from ted.transfer.tls import TlsListener
 
 log = logging.getLogger("ted.agent")
 
@@ -79,6 +80,7 @@ class Agent:
         self._failure: BaseException | None = None
         self._port = config.port
         self._asked = _Asked()
+        self._listener: TlsListener | None = None
 
     async def run(self) -> None:
         """Work until told to stop."""
@@ -106,6 +108,8 @@ class Agent:
             for task in [*self._tasks, *self._extracting.values()]:
                 task.cancel()
             self.node.pool.close()  # ends the threads that wait for a peer
+            if self._listener is not None:
+                self._listener.close()
             with suppress(TimeoutError):
                 async with asyncio.timeout(2):
                     await runner.cleanup()
@@ -121,10 +125,13 @@ class Agent:
                             min_rate_bytes_s=config.min_rate)  # fmt: skip
         runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=0.5, keepalive_timeout=60)
         await runner.setup()
-        site = web.TCPSite(runner, config.listen, config.port, ssl_context=self.node.server_context,
-                           backlog=BACKLOG, reuse_address=True)  # fmt: skip
         try:
-            await site.start()
+            if self.node.server_context is None:
+                await web.TCPSite(runner, config.listen, config.port, backlog=BACKLOG, reuse_address=True).start()
+            else:
+                assert runner.server is not None
+                self._listener = TlsListener(runner.server, self.node.server_context, BACKLOG)
+                await self._listener.start(config.listen, config.port)
         except OSError as error:
             raise AgentError(f"{self.node.name} cannot listen on port {config.port}: {error.strerror or error}",
                              hint="another program has it; see `ss -ltnp`, or set ted_port") from error  # fmt: skip
