@@ -19,7 +19,6 @@ from types import TracebackType
 from ted.transfer.pacing import Bucket, OutputLimits, Pacer, Transfer, piece_bytes
 
 HELD_FROM_S = 0.05
-UNSENT_BYTES = 32 * 1024
 SMALL_BUFFER_BYTES = 128 * 1024
 LARGE_BUFFER_BYTES = 4 * 1024 * 1024
 
@@ -210,9 +209,9 @@ class InputGate:
             time.sleep(wait_s)
 
 
-def keep_little_unsent(sock: socket.socket | None, *, little: bool) -> None:
+def limit_unsent(sock: socket.socket | None, queue_bytes: int) -> None:
     """Keep what is not on its way yet out of the system's queue: there nothing could overtake it any more."""
-    _set(sock, socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES if little else LARGE_BUFFER_BYTES)
+    _set(sock, socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, queue_bytes)
 
 
 def fit_send_buffer(sock: socket.socket | None, rate_bytes_s: int | None) -> None:

@@ -24,6 +24,8 @@ LARGEST_PIECE_BYTES = 64 * 1024
 UNLIMITED_PIECE_BYTES = 128 * 1024
 SMALLEST_PIECE_BYTES = 512
 PLACE_KEPT_S = 30.0
+LEAST_QUEUE_BYTES, FAST_QUEUE_BYTES, MOST_QUEUE_BYTES = 32 * 1024, 128 * 1024, 4 * 1024 * 1024
+QUEUE_S, QUEUE_JUDGED_S, QUEUES_JUDGED = 0.05, 0.1, 16
 TLS_RECORD_BYTES, TLS_OVERHEAD_BYTES = 16 * 1024, 22
 HEADER_BYTES = 66  # Ethernet 14, IPv4 20, TCP with time stamps 32
 
@@ -217,6 +219,32 @@ class Pacer:
         if slots is None or len(active) <= slots:
             return None
         return set(sorted(active, key=lambda transfer: transfer.number)[:slots])
+
+
+class Queue:
+    """How much of one transfer the system may hold unsent: what the line takes in ``QUEUE_S``, in powers of two.
+
+    What is there no other transfer can overtake, and every time it runs low costs a wake-up. Slow lines, and transfers
+    at a rate, have ``LEAST_QUEUE_BYTES``.
+    """
+
+    def __init__(self, now_s: float) -> None:
+        self.size_bytes = LEAST_QUEUE_BYTES
+        self._since_s = now_s
+        self._moved_bytes = 0
+
+    def moved(self, size_bytes: int, now_s: float) -> bool:
+        """Count what was written; return whether ``size_bytes`` is another now."""
+        self._moved_bytes += size_bytes
+        passed_s = now_s - self._since_s
+        if passed_s < QUEUE_JUDGED_S and self._moved_bytes < QUEUES_JUDGED * self.size_bytes:
+            return False
+        before_bytes, wanted_bytes = self.size_bytes, int(self._moved_bytes / max(passed_s, 1e-6) * QUEUE_S)
+        self._moved_bytes, self._since_s = 0, now_s
+        self.size_bytes = LEAST_QUEUE_BYTES
+        if wanted_bytes >= FAST_QUEUE_BYTES:
+            self.size_bytes = min(MOST_QUEUE_BYTES, 1 << (wanted_bytes.bit_length() - 1))
+        return self.size_bytes != before_bytes
 
 
 class Patience:

@@ -10,9 +10,10 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ted.content.blocks import PartialPack
@@ -90,6 +91,7 @@ class ServedPack:
         self._incoming = incoming
         self._partial = partial
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._flags_at_once: int | None = os.RWF_NOWAIT
         self.size = os.fstat(self._fd).st_size
 
     def close(self) -> None:
@@ -111,23 +113,39 @@ class ServedPack:
         elif self._partial is not None and not self._partial.has(block):
             raise MissingContentError(f"block {block} is not on this node")
 
-    def read(self, block: int, start: int, most_bytes: int) -> bytearray:
-        """Return up to ``most_bytes`` of ``block`` from ``start``; for a worker thread."""
-        data = self._read(block, start, most_bytes, 0)
-        if data is None:
+    def read(self, block: int, start: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``start`` in ``block``; for a worker thread.
+
+        Raises:
+            MissingContentError: The file is shorter than it should be.
+        """
+        if not self._read(block, start, buffer, 0):
             raise MissingContentError(f"block {block}: the pack on this node is shorter than it should be")
-        return data
 
-    def read_cached(self, block: int, start: int, most_bytes: int) -> bytearray | None:
-        """As ``read`` when that needs no disk: most of what is forwarded has just come. Else ``None``, at once."""
+    def read_cached(self, block: int, start: int, buffer: memoryview) -> bool:
+        """As ``read`` when that needs no disk: most of what is forwarded has just come. Else return false, at once."""
+        if self._flags_at_once is None:
+            return False
         try:
-            return self._read(block, start, most_bytes, os.RWF_NOWAIT)
-        except OSError:  # not in memory, or a file system that cannot tell
-            return None
+            return self._read(block, start, buffer, self._flags_at_once)
+        except OSError as error:  # EAGAIN: not in memory
+            if error.errno == errno.EOPNOTSUPP:
+                self._flags_at_once = 0 if _is_memory(os.fstat(self._fd).st_dev) else None
+            return False
 
-    def _read(self, block: int, start: int, most_bytes: int, flags: int) -> bytearray | None:
-        data = bytearray(min(most_bytes, self.block_size(block) - start))
-        return data if os.preadv(self._fd, [data], block * self._ref.block_bytes + start, flags) == len(data) else None
+    def _read(self, block: int, start: int, buffer: memoryview, flags: int) -> bool:
+        return os.preadv(self._fd, [buffer], block * self._ref.block_bytes + start, flags) == len(buffer)
+
+
+def _is_memory(device: int) -> bool:
+    """Return whether a file system lives in memory: it cannot tell what would need a disk, and nothing does."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with suppress(OSError, ValueError, IndexError), open("/proc/self/mountinfo", encoding="utf-8") as mounts:
+        for line in mounts:
+            fields = line.split()
+            if fields[2] == number:
+                return fields[fields.index("-") + 1] in {"tmpfs", "ramfs"}
+    return False
 
 
 class PackStore:

@@ -24,8 +24,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from aiohttp import web
 
@@ -41,9 +42,10 @@ from ted.errors import (
     TrustError,
 )
 from ted.transfer.client import packed
-from ted.transfer.gates import OutputGate, Turn, fit_send_buffer, keep_little_unsent, segment_bytes
-from ted.transfer.pacing import Patience, wire_factor
+from ted.transfer.gates import OutputGate, Turn, fit_send_buffer, limit_unsent, segment_bytes
+from ted.transfer.pacing import LEAST_QUEUE_BYTES, Patience, Queue, wire_factor
 from ted.transfer.packs import PackStore, Run, ServedPack, blocks_of, runs_bytes
+from ted.transfer.tls import TlsTransport
 from ted.trust.realm import peer_name
 from ted.trust.view import read_metadata
 
@@ -56,8 +58,8 @@ STREAMS_PER_PEER = 16
 MAX_EVERY_S = 86_400
 MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 64 * 1024, 4 * 1024 * 1024
 LARGE_BODY_BYTES = 256 * 1024
-READ_BYTES = 256 * 1024
-FAST_BYTES_S, FAST_AFTER_WRITES = 40e6, 4
+READ_BYTES = 128 * 1024
+TURN_BYTES = 1024 * 1024
 ALIVE_EVERY_S = 10.0
 PROTOCOL = 1
 
@@ -179,15 +181,16 @@ class PeerServer:
             response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
             response.content_length = runs_bytes(ref, runs)
             patience = Patience(self._min_rate_bytes_s, patience_window_s(self._timeout_s))
-            stream = _Stream(request, response, turn, patience, alive_every_s=self._alive_every_s)
-            if runs:  # an answer only once there is something: a refusal keeps its shape
-                await pack.available(runs[0][0], self._alive_every_s)
-                await stream.begin(pack.block_size(runs[0][0]))
-            await response.prepare(request)
-            if await self._stream(stream, pack, runs, until_s):
-                await response.write_eof()
-            else:
-                response.force_close()
+            with _Stream(request, response, turn, patience, alive_every_s=self._alive_every_s,
+                         executor=self._executor) as stream:
+                if runs:  # an answer only once there is something: a refusal keeps its shape
+                    await pack.available(runs[0][0], self._alive_every_s)
+                    await stream.begin(pack.block_size(runs[0][0]))
+                await response.prepare(request)
+                if await self._stream(stream, pack, runs, until_s):
+                    await response.write_eof()
+                else:
+                    response.force_close()
             turn.finished = True
             return response
 
@@ -214,11 +217,7 @@ class PeerServer:
                 if not pack.has(block):
                     stream.rest()
                     await pack.available(block, self._timeout_s / 2)
-                for start in range(0, pack.block_size(block), READ_BYTES):
-                    data = pack.read_cached(block, start, READ_BYTES)
-                    if data is None:
-                        data = await self._in_thread(pack.read, block, start, READ_BYTES)
-                    await stream.send(memoryview(data))
+                await stream.send(pack, block)
                 block_s = time.monotonic() - began_at_s
         except (TedError, TimeoutError) as error:
             # the head is out: closing early is the only honest answer left
@@ -250,7 +249,9 @@ class _Stream:
     """The answer with blocks on its way through the gate."""
 
     def __init__(self, request: web.Request, response: web.StreamResponse, turn: Turn, patience: Patience, *,
-                 alive_every_s: float) -> None:  # fmt: skip
+                 alive_every_s: float, executor: Executor) -> None:  # fmt: skip
+        self._loop = asyncio.get_running_loop()
+        self._executor = executor
         transport = request.transport
         tls = transport is not None and transport.get_extra_info("ssl_object") is not None
         self._socket = None if transport is None else transport.get_extra_info("socket")
@@ -262,8 +263,20 @@ class _Stream:
         self._alive_every_s = alive_every_s
         self._granted_bytes = 0
         self._transport = transport if isinstance(transport, asyncio.WriteTransport) else None
-        self._quick_writes = 0
-        self._queue(little=True)
+        if self._transport is not None:
+            self._transport.set_write_buffer_limits(high=1)  # 0 would be reached by nothing
+        self._tls = transport if isinstance(transport, TlsTransport) else None
+        self._is_begun = False
+        self._watch = _Watch(self._transport)
+        self._unbroken_bytes = 0
+        self._queue = Queue(time.monotonic())
+        limit_unsent(self._socket, self._queue.size_bytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.close()
 
     async def begin(self, size_bytes: int) -> None:
         """Wait for the first turn.
@@ -280,52 +293,109 @@ class _Stream:
         """There is nothing to send now."""
         self._turn.rest()
 
-    async def send(self, data: memoryview) -> None:
+    async def send(self, pack: ServedPack, block: int) -> None:
         """Write a block, piece by piece, each when it may."""
-        start = 0
-        while start < len(data):
-            size_bytes = min(self._granted_bytes or self._piece_bytes, len(data) - start)
+        start, stop = 0, pack.block_size(block)
+        while start < stop:
+            size_bytes = min(self._granted_bytes or self._piece_bytes, stop - start)
             if not self._granted_bytes:
                 while not await self._turn.take(size_bytes * self._factor, self._alive_every_s):
-                    if len(data) - start > 1:  # a sign of life; the block is never finished by it
-                        await self._write(data[start : start + 1])
+                    if stop - start > 1:  # a sign of life; the block is never finished by it
+                        await self._write(pack, block, start, 1)
                         start += 1
-                size_bytes = min(size_bytes, len(data) - start)
+                size_bytes = min(size_bytes, stop - start)
             self._granted_bytes = 0
-            await self._write(data[start : start + size_bytes])
+            await self._write(pack, block, start, size_bytes)
             start += size_bytes
 
-    async def _write(self, data: memoryview) -> None:
-        if self._turn.rate_bytes_s != self._rate_bytes_s:  # a new or a changed one; none at all leaves the system's own
+    async def _write(self, pack: ServedPack, block: int, start: int, size_bytes: int) -> None:
+        """Write a piece; only the time for which the reader lets it wait counts against it."""
+        self._fit_buffers()
+        fill = partial(pack.read_cached, block)
+        at, stop, waited_s = start, start + size_bytes, 0.0
+        while at < stop:
+            if self._tls is not None and self._is_begun:
+                at = self._tls.pour(fill, at, stop)
+            if at < stop:  # the reader is slower, or the disk has it still
+                data = memoryview(bytearray(min(READ_BYTES, stop - at)))
+                if not fill(at, data):
+                    await self._loop.run_in_executor(self._executor, pack.read, block, at, data)
+                waited_s += await self._write_and_wait(data)
+                at += len(data)
+        if self._queue.moved(size_bytes, self._loop.time()) and self._rate_bytes_s is None:
+            limit_unsent(self._socket, self._queue.size_bytes)
+        if self._watch.has_cut or not self._patience.enough(size_bytes, waited_s):
+            raise TransferError("the reader takes less than ted_min_rate")
+        await self._let_others(size_bytes)
+
+    async def _write_and_wait(self, data: memoryview) -> float:
+        """Write, after the answer's head if that is not out, and return how long the reader let it wait."""
+        before_s = self._loop.time()
+        self._watch.begins(before_s + self._patience.longest_s(len(data)))
+        await self._response.write(data)
+        self._watch.ends()
+        self._is_begun = True
+        return self._loop.time() - before_s
+
+    def _fit_buffers(self) -> None:
+        """Follow a new rate, or a changed one; none at all leaves the system's own buffer."""
+        if self._turn.rate_bytes_s != self._rate_bytes_s:
             self._rate_bytes_s = self._turn.rate_bytes_s
             fit_send_buffer(self._socket, self._rate_bytes_s)
-        before_s = time.monotonic()
-        async with asyncio.timeout(self._patience.longest_s(len(data))):
-            await self._response.write(data)
-        took_s = time.monotonic() - before_s
-        self._learn_speed(took_s < len(data) / FAST_BYTES_S)
-        if not self._patience.enough(len(data), took_s):
-            raise TransferError("the reader takes less than ted_min_rate")
+            limit_unsent(self._socket, LEAST_QUEUE_BYTES)
 
-    def _learn_speed(self, quick: bool) -> None:
-        """Give a line that is fast larger pieces and a longer queue: there even a full one is soon empty."""
-        fast_before = self._is_fast
-        self._quick_writes = self._quick_writes + 1 if quick and self._rate_bytes_s is None else 0
-        if self._is_fast != fast_before:
-            self._queue(little=fast_before)
-
-    @property
-    def _is_fast(self) -> bool:
-        return self._quick_writes >= FAST_AFTER_WRITES
+    async def _let_others(self, size_bytes: int) -> None:
+        """Give others a turn now and then: a reader that keeps up would leave them none."""
+        self._unbroken_bytes += size_bytes
+        if self._unbroken_bytes >= TURN_BYTES:
+            self._unbroken_bytes = 0
+            await asyncio.sleep(0)
 
     @property
     def _piece_bytes(self) -> int:
-        return READ_BYTES if self._is_fast else self._turn.piece_bytes
+        """How much to ask the gate for at a time."""
+        if self._rate_bytes_s is None and self._queue.size_bytes > LEAST_QUEUE_BYTES:
+            return min(max(self._queue.size_bytes, READ_BYTES), TURN_BYTES)
+        return self._turn.piece_bytes
 
-    def _queue(self, *, little: bool) -> None:
-        keep_little_unsent(self._socket, little=little)
-        if self._transport is not None:
-            self._transport.set_write_buffer_limits(high=1 if little else READ_BYTES)  # 0 would be reached by nothing
+
+class _Watch:
+    """Cuts a connection on which one write takes too long.
+
+    A timer of the event loop for all writes, not one for each: nearly all of them are done at once.
+    """
+
+    def __init__(self, transport: asyncio.WriteTransport | None) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._until_s: float | None = None
+        self.has_cut = False
+
+    def begins(self, until_s: float) -> None:
+        """A write begins that must be done at ``until_s`` of the monotonic clock."""
+        self._until_s = until_s
+        if self._timer is None:
+            self._timer = self._loop.call_at(until_s, self._look)
+
+    def ends(self) -> None:
+        """It is done."""
+        self._until_s = None
+
+    def close(self) -> None:
+        """There are no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._until_s is None:
+            return
+        if self._loop.time() < self._until_s:
+            self._timer = self._loop.call_at(self._until_s, self._look)
+        elif self._transport is not None:
+            self.has_cut = True
+            self._transport.abort()
 
 
 def _peer(request: web.Request) -> str:
