@@ -10,12 +10,16 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from ted.transfer.pacing import (
+    LEAST_QUEUE_BYTES,
+    MOST_QUEUE_BYTES,
     PLACE_KEPT_S,
     PRIORITIES,
+    QUEUE_S,
     Bucket,
     OutputLimits,
     Pacer,
     Patience,
+    Queue,
     Transfer,
     burst_bytes,
     piece_bytes,
@@ -362,3 +366,40 @@ def test_patience_ends_with_a_window_in_which_too_little_moved() -> None:
     assert patience.enough(10_000, 29.0)
     assert not patience.enough(10_000, 2.0)
     assert patience.longest_s(64_000) == 30.0 + 64.0
+
+
+# -- the system's queue
+
+
+def queue_at(rate_bytes_s: float, queue: Queue, now_s: float, seconds: float) -> float:
+    """Write at a rate for a while; return when that is over."""
+    until_s = now_s + seconds
+    while now_s < until_s:
+        now_s += 65536 / rate_bytes_s
+        queue.moved(65536, now_s)
+    return now_s
+
+
+def test_a_queue_holds_what_the_line_takes_in_a_moment() -> None:
+    for rate_bytes_s in (5 * MB, 40 * MB, 70 * MB):
+        queue = Queue(0.0)
+        queue_at(rate_bytes_s, queue, 0.0, 1.0)
+        assert rate_bytes_s * QUEUE_S / 2 < queue.size_bytes <= rate_bytes_s * QUEUE_S
+    queue_at(1000 * MB, queue := Queue(0.0), 0.0, 0.1)
+    assert queue.size_bytes == MOST_QUEUE_BYTES
+
+
+def test_a_slow_line_keeps_its_queue_short() -> None:
+    queue = Queue(0.0)
+    now_s = queue_at(1.25 * MB, queue, 0.0, 5.0)
+    assert queue.size_bytes == LEAST_QUEUE_BYTES
+    now_s = queue_at(100 * MB, queue, now_s, 0.5)
+    assert queue.size_bytes > LEAST_QUEUE_BYTES
+    queue_at(1.25 * MB, queue, now_s, 0.5)
+    assert queue.size_bytes == LEAST_QUEUE_BYTES
+
+
+def test_what_a_queue_takes_at_once_says_nothing_of_the_line() -> None:
+    queue = Queue(0.0)
+    assert not any(queue.moved(LEAST_QUEUE_BYTES, 0.001 * number) for number in range(10))
+    assert queue.size_bytes == LEAST_QUEUE_BYTES

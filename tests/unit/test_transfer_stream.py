@@ -1,0 +1,92 @@
+"""Parts of the answer with blocks: what is read at once, and the watch over writes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ted.content.record import PackRef
+from ted.errors import MissingContentError
+from ted.transfer.packs import ServedPack
+from ted.transfer.server import _Watch
+
+DATA = random.Random(2).randbytes(300_000)
+BLOCK_BYTES = 65536
+
+
+def served(path: Path) -> ServedPack:
+    path.write_bytes(DATA)
+    blocks = -(-len(DATA) // BLOCK_BYTES)
+    ref = PackRef(revision="", bytes=len(DATA), block_bytes=BLOCK_BYTES, blocks=blocks, root="", live=((0, blocks),))
+    return ServedPack(path, ref, None, None)
+
+
+def test_what_is_in_memory_is_read_at_once_on_a_disk_and_on_a_file_system_in_memory(tmp_path: Path) -> None:
+    assert os.access("/dev/shm", os.W_OK), "this test needs a file system in memory at /dev/shm"
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        for place in (tmp_path, Path(memory)):
+            pack = served(place / "pack")
+            buffer = memoryview(bytearray(1000))
+            read = [pack.read_cached(2, 500, buffer) for _ in range(2)]
+            assert read[1], f"nothing is read at once in {place}"
+            assert buffer == DATA[2 * BLOCK_BYTES + 500 : 2 * BLOCK_BYTES + 1500]
+            pack.close()
+
+
+def test_a_pack_that_is_too_short_is_said_to_be(tmp_path: Path) -> None:
+    pack = served(tmp_path / "pack")
+    os.truncate(tmp_path / "pack", 100_000)
+    buffer = memoryview(bytearray(1000))
+    assert not pack.read_cached(3, 0, buffer)
+    with pytest.raises(MissingContentError, match="shorter than it should be"):
+        pack.read(3, 0, buffer)
+    pack.close()
+
+
+@asynccontextmanager
+async def transport() -> AsyncIterator[asyncio.Transport]:
+    here, there = socket.socketpair()
+    made, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=here)
+    with there:
+        yield made
+        made.abort()
+        await asyncio.sleep(0)
+
+
+def test_one_write_that_takes_too_long_is_cut() -> None:
+    async def test() -> None:
+        async with transport() as made:
+            watch = _Watch(made)
+            watch.begins(asyncio.get_running_loop().time() + 0.1)
+            async with asyncio.timeout(10):
+                while not watch.has_cut:
+                    await asyncio.sleep(0.01)
+            assert made.is_closing()
+
+    asyncio.run(test())
+
+
+def test_many_writes_in_time_are_not() -> None:
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        async with transport() as made:
+            watch = _Watch(made)
+            until_s = loop.time() + 0.5
+            while loop.time() < until_s:
+                watch.begins(loop.time() + 0.3)
+                await asyncio.sleep(0)
+                watch.ends()
+            await asyncio.sleep(0.4)
+            watch.close()
+            assert not watch.has_cut
+            assert not made.is_closing()
+
+    asyncio.run(test())
