@@ -226,7 +226,7 @@ def table(options: Options) -> Report:
     """Measure, and put ted beside nginx and pycurl."""
     need(nginx="nginx-light", curl="curl")
     need_python("pycurl")
-    size = (32 if options.quick else 256) * 1024 * 1024
+    size = (32 if options.quick else 128) * 1024 * 1024
     rows: list[tuple[object, ...]] = []
     with directory() as root, site(root, size) as place:
         pack_bytes = place.pack.stat().st_size
