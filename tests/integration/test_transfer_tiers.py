@@ -10,6 +10,7 @@ import pytest
 from fleet import CommandError, CountingProxy, Fleet, make_source, same_trees, two_tiers
 
 from ted.agent.ask import call_agent
+from ted.content.working import WorkingDirectory
 
 Meter = Callable[[Fleet, str], CountingProxy]
 
@@ -66,6 +67,38 @@ def test_an_update_and_the_way_back(fleet: Fleet) -> None:
     assert back["distributions"][0]["revision"] == first
     assert same_trees(before, fleet.root / "e01" / "dest" / "app") == ""
     fleet.until(lambda: fleet.states("hq", "app")["e01"] == "rolled_back")
+
+
+def test_every_node_keeps_as_many_revisions_as_the_distributor_says(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.hostvars["hq"]["ted_distributions"]["app"]["max_revisions"] = 2
+    fleet.install()
+    fleet.start()
+    made = []
+    for text in "abc":
+        (fleet.root / "source" / "d0" / "file00000.txt").write_text(text)
+        made += [row["revision"] for row in fleet.ted("hq", "build")["distributions"]]
+        fleet.ted("hq", "send")
+    for name in fleet.hostvars:
+        fleet.until(lambda name=name: WorkingDirectory(fleet.working(name)).revisions("hq", "app") == made[1:])
+
+
+def test_what_is_on_two_channels_is_sent_to_a_subscriber_of_both_once(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=2)
+    fleet.hostvars["hq"]["ted_distributions"]["app"]["channels"] = ["pos", "office"]
+    fleet.everyone["ted_channels"]["office"] = {}
+    fleet.groups["office"] = ["e01"]
+    fleet.groups["pos"] = ["e01", "e02"]
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    first = fleet.ted("hq", "send", "--channel", "office")
+    assert first["sends"][0]["states"] == {"e01": "received", "s01": "received"}
+    second = fleet.ted("hq", "send", "--channel", "pos")["sends"][0]
+    cost = {edge["receiver"]: edge["bytes"] for edge in second["edges"]}
+    assert (cost["s01"], cost["e01"]) == (0, 0)
+    assert cost["e02"] > 0
+    assert not fleet.ted("hq", "send")["changed"]
 
 
 def test_a_send_with_nothing_to_do_costs_under_8_kb_per_hop(fleet: Fleet, meter: Meter) -> None:
