@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,24 +15,13 @@ from typing import Any
 
 import pytest
 import yaml
+from fleet import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 COLLECTION = REPOSITORY / "collections" / "ansible_collections" / "ted" / "distribution"
 BIN = Path(sys.executable).parent
 LIMIT_S = 110
 _RECAP = re.compile(r"^(\S+)\s+: (ok=\d+.*)$", re.MULTILINE)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback address that nobody listens on."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 @dataclass
@@ -78,14 +66,14 @@ class Tree:
 
     def free_ports(self, count: int) -> list[int]:
         """Return ports of the loopback address that nobody listens on."""
-        return free_ports(count)
+        return [free_port() for _ in range(count)]
 
     def copy_demo(self, hosts: tuple[str, ...]) -> None:
         """Copy the demo's inventory, with these hosts of it and other ports."""
         shutil.copytree(REPOSITORY / "inventories" / "demo", self.inventory)
         path = self.inventory / "hosts.yml"
         data = yaml.safe_load(path.read_text())
-        ports = iter(free_ports(len(hosts)))
+        ports = iter(self.free_ports(len(hosts)))
         for group in ("distributors", "subscribers"):
             kept = {name: own for name, own in data["all"]["children"][group]["hosts"].items() if name in hosts}
             for own in kept.values():
