@@ -1,7 +1,8 @@
 """The parts of the demonstration that are not ted: a source, edits in it, a check, the story told at the end.
 
 Rules:
- * ``prepare`` may be called again at any time: a copy that was cut off is made anew, former edits are taken back.
+ * The source is the whole standard library. What else was installed in the same directory is none of it.
+ * ``prepare`` may be called again at any time: a copy that was cut off is made anew, edits are taken back.
  * ``check`` asks another program (rsync, else diff) whether two trees are the same, and prints nothing but differences.
  * Nothing here imports ted.
 """
@@ -9,12 +10,16 @@ Rules:
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-LEFT_OUT = ("__pycache__", "site-packages", "dist-packages")
+# Other people's packages, and what an interpreter is writing just now.
+LEFT_OUT = ("site-packages", "dist-packages", "*.pyc.*")
 CHANGED, REMOVED, ADDED = "json/__init__.py", "this.py", "json/greeting.py"
 
 
@@ -27,10 +32,9 @@ def prepare(source: Path, library: Path) -> bool:
         shutil.copytree(library, copy, symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
         complete.touch()
         done = True
-    for name in (CHANGED, REMOVED, ADDED):
-        done |= restore(library / name, copy / name)
-    shutil.copystat(library / "json", copy / "json")
-    shutil.copystat(library, copy)
+    with times_of_directories_kept(copy):
+        for name in (CHANGED, REMOVED, ADDED):
+            done |= restore(library / name, copy / name)
     return done
 
 
@@ -46,14 +50,23 @@ def restore(original: Path, copy: Path) -> bool:
     return not same
 
 
-def edit(source: Path) -> None:
+@contextmanager
+def times_of_directories_kept(copy: Path) -> Iterator[None]:
+    """Leave the time stamps of the directories that are edited as they are: what is taken back is then all as it was."""
+    before = {directory: directory.stat() for directory in {(copy / name).parent for name in (CHANGED, REMOVED, ADDED)}}
+    yield
+    for directory, stat in before.items():
+        os.utime(directory, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def edit(copy: Path) -> None:
     """Change one line of one file, add a file, remove a file."""
-    changed = source / "stdlib" / CHANGED
-    lines = changed.read_text(encoding="utf-8").splitlines(keepends=True)
-    lines[0] = lines[0].rstrip("\n") + "  # revised\n"
-    changed.write_text("".join(lines), encoding="utf-8")
-    (source / "stdlib" / ADDED).write_text('print("hello from the second revision")\n', encoding="utf-8")
-    (source / "stdlib" / REMOVED).unlink(missing_ok=True)
+    with times_of_directories_kept(copy):
+        lines = (copy / CHANGED).read_text(encoding="utf-8").splitlines(keepends=True)
+        lines[0] = lines[0].rstrip("\n") + "  # revised\n"
+        (copy / CHANGED).write_text("".join(lines), encoding="utf-8")
+        (copy / ADDED).write_text('print("hello from the second revision")\n', encoding="utf-8")
+        (copy / REMOVED).unlink(missing_ok=True)
 
 
 def differences(one: Path, other: Path) -> str:
@@ -79,43 +92,64 @@ def story(facts: dict) -> str:
     """Return the last screen: what was done, what it cost, where to look."""
     built, update = (named(facts[key], "distributions", "stdlib") for key in ("built", "update"))
     first, second = links(facts["first"]), links(facts["second"])
+    kept = " (the rest is kept from the last run)" if built["bytes"] < built["content_bytes"] / 20 else ""
+    way = "as a patch" if update.get("patch_bytes") else "as what is new in the pack"
     rows = [
-        line(f"{pair[0]:>3} -> {pair[1]}", amount(first.get(pair, 0)), amount(size)) for pair, size in second.items()
+        f"    {sender:>3} -> {receiver}{amount(first.get((sender, receiver), 0)):>12}{amount(size):>12}"
+        for (sender, receiver), size in second.items()
     ]
-    run, ted = facts["run"], f"{facts['ted']} --config {facts['run']}/hq/etc"
-    again = built["bytes"] < built["content_bytes"] / 20
-    return "\n".join(
-        [
-            "WHAT HAPPENED",
-            "  Seven agents run on this machine: hq (the Distributor), s01 and s02 (parents), e01 to e04 (end nodes).",
-            f"  hq built a signed revision of Python's standard library: {built['files']} files,"
-            f" {amount(built['content_bytes'])}, packed into {amount(built['bytes'])}" + ("." if not again else ""),
-            *(["  (so little because this is not the first run: most of it was kept)."] if again else []),
-            "  It went to s01 and s02, and from them to e01 to e04. Each line carried it once, each node checked every",
-            "  block and passed it on while it still received, and each installed it in one transaction.",
-            "  Then one line of one file was changed, one file added, one removed:"
-            f" the second revision adds {amount(update['bytes'])}"
-            + (f" and travels as a patch of {amount(update['patch_bytes'])}." if update.get("patch_bytes") else "."),
-            "  Every node installed that too, byte for byte what hq has (another program compared), and took it back:",
-            "  they hold the first revision again, on purpose, and hq's source the second.",
-            "",
-            line("BYTES", "first", "update"),
-            *rows,
-            "",
-            "WHERE TO LOOK",
-            f"  {ted} status      who has what",
-            f"  {ted} tree        the tiers",
-            f"  {run}/e01/root/           what e01 installed",
-            f"  {run}/e01/ted/hq/stdlib/  the revisions e01 keeps",
-            "  playbooks/site.yml        the main job: ansible-playbook -i inventories/demo playbooks/site.yml",
-            "  playbooks/uninstall.yml   the end; with -e ted_purge=true also of keys, revisions and records",
-        ]
+    here = Path(facts["here"])
+    run, ted = nearby(facts["run"], here), nearby(facts["ted"], here) + f" --config {nearby(facts['run'], here)}/hq/etc"
+    return STORY.format(
+        files=built["files"],
+        size=amount(built["content_bytes"]),
+        pack=amount(built["bytes"]) + kept,
+        update=f"{amount(max(second.values(), default=0))} over each line, {way}",
+        rows="\n".join(rows),
+        compared=f"{'rsync' if shutil.which('rsync') else 'diff'} found no difference",
+        run=run,
+        ted=ted,
+        source=f"{run}/source/stdlib/",
     )
 
 
-def line(link: str, first: str, second: str) -> str:
-    """Return one row of the table of bytes."""
-    return f"  {link:<12}{first:>12}{second:>12}"
+STORY = """\
+WHAT HAPPENED
+
+  Seven agents run on this machine, each with a port, a configuration and a "disk" of its own:
+
+    hq ─┬─ s01 ─┬─ e01      hq        the Distributor: builds and signs
+        │       └─ e02      s01 s02   parents: install, and pass on while they still receive
+        └─ s02 ─┬─ e03      e01-e04   end nodes
+                └─ e04
+
+  1 build      Python's standard library, {files} files of {size}, became a signed revision of {pack}.
+  2 send       One copy over each of the six lines; every block was checked at every hop.
+  3 extract    Each of the six nodes installed it, in one transaction.
+  4 update     One line of one file changed, one file added, one removed: {update}.
+               {compared} between hq's source and any of the six nodes.
+  5 roll back  The nodes took the update back, and hq's source its edits. All hold the first revision again:
+               {compared}.
+
+    LINE              FIRST      UPDATE
+{rows}
+
+WHERE TO LOOK
+
+  {ted} status     who has what
+  {ted} tree       the tiers
+  {run}/e01/root/              what e01 installed
+  {run}/e01/ted/hq/stdlib/     the revisions e01 keeps
+  rsync -n -c -a --itemize-changes {source} {run}/e01/root/stdlib/
+                                   prints nothing: the same bytes, modes, times and links
+
+  make demo again works; make clean ends the agents and removes what was made here.
+"""
+
+
+def nearby(path: str, here: Path) -> str:
+    """Return a path as one types it in the directory ``here``."""
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def links(results: dict) -> dict[tuple[str, str], int]:
@@ -140,14 +174,13 @@ def main(argv: list[str]) -> int:
     if action == "prepare":
         print("changed" if prepare(Path(words[0]), Path(words[1])) else "ok")  # noqa: T201
     elif action == "edit":
-        edit(Path(words[0]))
+        edit(Path(words[0]) / "stdlib")
     elif action == "check":
         found = [differences(Path(words[0]), Path(target)) for target in words[1:]]
         print("".join(found), end="")  # noqa: T201
         return 1 if any(found) else 0
     elif action == "story":
-        told = story(json.load(sys.stdin))
-        Path(words[0]).write_text(told + "\n", encoding="utf-8")
+        Path(words[0]).write_text(story(json.load(sys.stdin)), encoding="utf-8")
     return 0
 
 
