@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,24 @@ def test_what_is_nothing_like_the_old_gets_no_patch(tmp_path: Path) -> None:
     new = build(tmp_path / "work", source)
     assert make_patch(tmp_path / "work", old, new, "small") is None
     assert not list((tmp_path / "work" / new.revision).glob("PATCH-*"))
+
+
+def test_packed_content_is_compared_only_where_something_of_it_returns(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    data = random.Random(1).randbytes(4_000_000)
+    (source / "a").write_bytes(data)
+    old = build(tmp_path / "work", source)
+    (source / "a").write_bytes(random.Random(2).randbytes(4_000_000))
+    other = build(tmp_path / "work", source)
+    before_s = time.process_time()
+    assert make_patch(tmp_path / "work", old, other, "small") is None
+    assert time.process_time() - before_s < 4, "a comparison that finds nothing takes 3 s for a MiB"
+    (source / "a").write_bytes(data[:1_000_000] + b"inserted" + data[1_000_000:])
+    new = build(tmp_path / "work", source)
+    size = make_patch(tmp_path / "work", old, new, "small")
+    assert size is not None
+    assert size < 1000
 
 
 def test_a_file_of_very_many_pieces_keeps_its_lists_in_the_patch(tmp_path: Path) -> None:

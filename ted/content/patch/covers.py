@@ -21,6 +21,7 @@ from pyfastcdc import FastCDC
 
 from ted.content.patch.base import Span
 from ted.content.patch.streams import StreamReader, StreamWriter
+from ted.content.zstd import zstd_compress
 
 SEGMENT_BYTES = 8 << 20
 CHUNK_BYTES = 512
@@ -31,6 +32,7 @@ _AROUND_BYTES = 256
 _MOST_PENDING = 100_000
 _MAX_FRAME_BYTES = 4 << 20
 _ENDLESS = 1 << 62
+_WORTH_A_LOOK_BYTES = 64 << 10
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{32,}")
 
 
@@ -351,6 +353,8 @@ def _found_by_hdiffpatch(old: bytes, new: bytes) -> Iterator[tuple[int, int, int
         import hdiffpatch
     except ImportError:  # no wheel for this machine: only equal chunks are found
         return
+    if _resembles_nothing(old, new):
+        return
     found = hdiffpatch.diff(old, new, None, validate=False)
     at = found.index(b"\0") + 1
     sizes = []
@@ -368,6 +372,14 @@ def _found_by_hdiffpatch(old: bytes, new: bytes) -> Iterator[tuple[int, int, int
             return  # a format we do not know: what is left is literals
         yield old_at, new_at, length
         old_end, new_end = old_at + length, new_at + length
+
+
+def _resembles_nothing(old: bytes, new: bytes) -> bool:
+    """Whether ``new`` is packed or sealed and not one chunk of it is in ``old``: comparing that takes 3 s for a MiB."""
+    if len(new) < _WORTH_A_LOOK_BYTES or len(zstd_compress(new, 1)) < len(new) * 0.98:
+        return False
+    names = {name for name, _, _ in _chunks(old, CHUNK_BYTES)}
+    return all(name not in names for name, _, _ in _chunks(new, CHUNK_BYTES))
 
 
 def _number(data: bytes, at: int, tag_bits: int) -> tuple[int, int]:

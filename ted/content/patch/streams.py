@@ -134,11 +134,16 @@ class StreamWriter:
 
 
 def _smallest(plain: bytes, *, small: bool, wordy: bool) -> tuple[int, bytes]:
-    """Return the codec and the stored bytes of a chunk; what is new is worth bzip2 even when time counts."""
+    """Return the codec and the stored bytes of a chunk; what is new is worth bzip2 even when time counts.
+
+    What zstd cannot pack at all (it is packed or sealed) is not tried any further.
+    """
     forms = [(CODEC_RAW, plain)]
     if len(plain) >= _SMALLEST_WORTH_COMPRESSING:
         level = 19 if small and len(plain) < 1 << 20 else 12 if small else 9
         forms.append((CODEC_ZSTD, zstd_compress(plain, level)))
+        if len(forms[-1][1]) > len(plain) * 0.99:
+            return min(forms, key=lambda form: len(form[1]))
         if small:
             forms.append((CODEC_LZMA, lzma.compress(plain, format=lzma.FORMAT_RAW, filters=_LZMA_FILTERS)))
         if small or wordy:
