@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-START_WITHIN_S = 30.0
+START_WITHIN_S = 90.0
 
 
 _kept: list[socket.socket] = []
