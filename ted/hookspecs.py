@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 __all__ = [
-    "Attributes", "BuildContext", "Drift", "Entry", "Excludes", "Hole", "InstallContext", "Kind", "Previous",
+    "Attributes", "BuildContext", "Drift", "Entry", "Excludes", "Hole", "InstallContext", "Item", "Kind", "Previous",
     "Transaction", "TypeInfo", "hookimpl", "hookspec",
 ]  # fmt: skip
 
@@ -91,6 +91,23 @@ class Drift:
     """What is there now, in words."""
     after: str | None = None
     """What should be there, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Something a type installs that is no path, such as a package, and what becomes of it.
+
+    .. versionadded:: 0.1
+    """
+
+    name: str
+    """What people call it."""
+    what: str
+    """What happens, in a word of the type's: ``installed``, ``upgraded``, ``erased``, ``unchanged``."""
+    before: str | None = None
+    """Its version before; ``None`` when it was not there."""
+    after: str | None = None
+    """Its version afterwards; ``None`` when it is gone. The same as ``before``: nothing happens to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +237,21 @@ class Transaction(Protocol):
         """Set the attributes of what is at ``path``."""
 
     def run(self, command: list[str], *, undo: list[str] | None = None, timeout_s: float = 300.0) -> None:
-        """Run a command (no shell) when everything before it is done; ``undo`` takes it back."""
+        """Run a command (no shell) when everything before it is done; ``undo`` takes it back.
+
+        ``undo`` is run when the command failed or was cut off too, maybe more than once: it must do no harm then. A
+        word that is ``sys.executable`` stands for the Python that ted runs with when the command is run.
+        """
+
+    def keep(self, name: str, chunks: Iterable[bytes | Hole]) -> str:
+        """Put a file beside the undo log, for commands of this transaction, and return its absolute path.
+
+        It stays as long as the transaction can be rolled back; in check mode until the hook's caller is done. Commands
+        may name the path: it is followed when ted's working directory moves.
+        """
+
+    def tell(self, item: Item) -> None:
+        """Say what becomes of something that is no path; it is in the result, also where nothing happens to it."""
 
     def look(self, root: str, path: bytes) -> os.stat_result | None:
         """Return the status of what is at ``path`` now, links not followed; ``None`` when nothing is."""
@@ -238,6 +269,9 @@ class Previous(Protocol):
 
     def entries(self, at: str = "") -> Iterator[Entry]:
         """Yield its entries at and below ``at``, sorted by path components."""
+
+    def read(self, entry: Entry) -> Iterator[bytes | Hole]:
+        """Yield the content of one of its files, as ``InstallContext.read`` does."""
 
 
 class InstallContext(Protocol):

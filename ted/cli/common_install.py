@@ -26,6 +26,7 @@ from ted.records.states import State
 
 _PRIORITIES = {"high": 0, "medium": 1, "low": 2}
 _SHOWN_CHANGES = 200
+_NOTED_ITEMS = 200
 
 
 def host_of(config: NodeConfig) -> Host:
@@ -196,12 +197,22 @@ def report(journal: Journal, result: ExtractResult) -> None:
     if result.check:
         return
     error = result.error["message"] if result.error else result.reason if result.state == State.SKIPPED else None
+    _note_items(journal, result)
     rows = journal.states(node=journal.node, distributor=result.distributor, distribution=result.distribution)
     held = rows[0] if rows else None
     if held is None or result.changed or (held.revision, held.state, held.error) != (
         result.revision, result.state, error,
     ):  # fmt: skip
         journal.report(result.distributor, result.distribution, result.revision, State(result.state), error=error)
+
+
+def _note_items(journal: Journal, result: ExtractResult) -> None:
+    """Put what became of things that are no paths among the events; what stayed as it was is not told."""
+    for item in result.items[:_NOTED_ITEMS] if result.changed else []:
+        if item["before"] != item["after"]:
+            message = f"{item['name']}: {item['what']}, {item['before'] or 'none'} -> {item['after'] or 'none'}"
+            journal.note("item", message, distributor=result.distributor, distribution=result.distribution,
+                         revision=result.revision)  # fmt: skip
 
 
 def settle(config: NodeConfig) -> None:

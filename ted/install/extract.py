@@ -38,7 +38,8 @@ class ExtractResult:
     """What extracting (or rolling back) one distribution did, or would do.
 
     ``state`` is one of the contract's: ``extracted``, ``skipped``, ``failed`` (some files could not be written, see
-    ``error``), ``rolled_back``. ``actions``: counts by name. ``diff``: the first 1000 changes, when asked for.
+    ``error``), ``rolled_back``. ``actions``: counts by name. ``items``: what became of things that are no paths (see
+    ``hookspecs.Item``). ``diff``: the first 1000 changes, when asked for.
     """
 
     distributor: str
@@ -48,6 +49,7 @@ class ExtractResult:
     changed: bool = False
     actions: dict[str, int] = field(default_factory=dict)
     error: dict[str, Any] | None = None
+    items: list[dict[str, str | None]] = field(default_factory=list)
     diff: list[Change] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     reason: str | None = None
@@ -191,7 +193,8 @@ class _Extraction:
                 others=self.host.states.places_of_others(self.held.distributor, self.held.distribution),
             )  # fmt: skip
             plugins.extract(record.type, install)
-            step = replace(step, places=install.places, synchronized=install.synchronized)
+            items = [asdict(item) for item in transaction.items]
+            step = replace(step, places=install.places, synchronized=install.synchronized, items=items)
             transaction.set_meta({**meta, "step": asdict(step)})
             committed = self._commit(transaction, step)
             return self._finish(reader, transaction, committed, step, warnings)
@@ -224,7 +227,7 @@ class _Extraction:
     ) -> ExtractResult:
         result = replace(
             self._result(EXTRACTED), changed=committed.changed, actions=committed.counts, diff=transaction.changes,
-            warnings=[*warnings, *committed.warnings],
+            warnings=[*warnings, *committed.warnings], items=step.items,
         )  # fmt: skip
         if committed.failures:
             step = replace(step, state=FAILED)

@@ -17,10 +17,12 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from ted.errors import TargetError, UnsafePathError
 from ted.install import attributes
@@ -30,6 +32,10 @@ from ted.install.paths import join, names, refuse_mounted, remove_tree, rename_n
 from ted.install.words import shown
 
 _OUTPUT_BYTES = 2000
+KEPT = "kept"
+"""Directory in a transaction's own for what its commands need; see ``Transaction.keep``."""
+_PYTHON, _KEPT = "\0python", "\0kept/"
+"""Stand in recorded commands for what differs from one run to the next; no word of a command can hold a NUL."""
 NO_HARDLINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
@@ -66,7 +72,7 @@ class Performer:
             at, name = self.bases[act.base].parent(act.path)
             return attributes.set_named(name, at, attributes.unpack(act.data))
         elif act.kind == RUN:
-            run_command(act.data[0], act.data[2])
+            run_command(local(act.data[0], self.bases.directory), act.data[2])
         return []
 
     def _place(self, act: Act, was: Identity | None) -> None:
@@ -247,6 +253,24 @@ def refuse_link(path: str) -> None:
         hint="ted never writes through links below a target: replace the link by a directory, "
         "or name the place it leads to as a target of its own",
     )
+
+
+def movable(command: list[str], directory: Path) -> list[str]:
+    """Return the words of a command so that it can be run by a later ted, and when ``directory`` has moved."""
+    kept = f"{directory / KEPT}/"
+    return [
+        _PYTHON if word == sys.executable else _KEPT + word.removeprefix(kept) if word.startswith(kept) else word
+        for word in command
+    ]
+
+
+def local(command: list[str], directory: Path) -> list[str]:
+    """Return the words of ``movable`` as they are to be run now."""
+    kept = f"{directory / KEPT}/"
+    return [
+        sys.executable if word == _PYTHON else kept + word.removeprefix(_KEPT) if word.startswith(_KEPT) else word
+        for word in command
+    ]
 
 
 def run_command(command: list[str], timeout_s: float) -> None:

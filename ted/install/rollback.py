@@ -132,6 +132,7 @@ def _undo(host: Host, held: Installed, steps: list[Step], *, check: bool, diff: 
             for name, count in counts.items():
                 result.actions[name] = result.actions.get(name, 0) + count
             result.diff += changes[: 1000 - len(result.diff)]
+        result.items += _put_back(step)
         if not check:
             older = next((each.transaction for each in steps[number:] if each.transaction is not None), None)
             if step.transaction is not None and older is not None:
@@ -143,6 +144,17 @@ def _undo(host: Host, held: Installed, steps: list[Step], *, check: bool, diff: 
     remaining = held.chain[: len(held.chain) - len(steps)] if check else held.chain
     result.revision = remaining[-1].revision if remaining else None
     return result
+
+
+def _put_back(step: Step) -> list[dict[str, str | None]]:
+    """Return what becomes of the things that are no paths when the step is taken back."""
+    if step.transaction is None:
+        return []
+    return [
+        {"name": item["name"], "what": "restored", "before": item["after"], "after": item["before"]}
+        for item in step.items
+        if item["before"] != item["after"]
+    ]
 
 
 def _let_type_follow(host: Host, held: Installed, step: Step) -> list[str]:

@@ -51,6 +51,8 @@ class Step:
     """Place in the content tree -> directory on this machine."""
     synchronized: list[str] = field(default_factory=list)
     """Which of these directories, links followed, hold nothing but what the distribution says."""
+    items: list[dict[str, str | None]] = field(default_factory=list)
+    """What the type told of things that are no paths; see ``hookspecs.Item``."""
 
 
 @dataclass

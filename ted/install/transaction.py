@@ -33,6 +33,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from array import array
 from collections import Counter
@@ -45,14 +46,14 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 from ted.content.durable import replace_file, sync_directory
 from ted.errors import FormatError, InstallError, TargetError, TedError, UnsafePathError
-from ted.hookspecs import Attributes
+from ted.hookspecs import Attributes, Item
 from ted.install import attributes as attrs
 from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, TREE, WRITE, Act, Bases, Failure
 from ted.install.attributes import Rights
 from ted.install.execution import Execution, OnAct, Policy, State, UndoResult, written_failures
 from ted.install.log import LogReader, LogWriter
-from ted.install.paths import Base, join, mount_of, refuse_unplain, show
-from ted.install.perform import NO_HARDLINK, Performer, refuse_link
+from ted.install.paths import Base, join, mount_of, refuse_unplain, show, sync_filesystem
+from ted.install.perform import KEPT, NO_HARDLINK, Performer, local, movable, refuse_link
 from ted.install.trees import TreeReader, TreeWriter
 from ted.install.words import describe, describe_wanted, target_error
 
@@ -62,6 +63,7 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_CHANGES = 1000
+MAX_ITEMS = 1000
 _STAGING = re.compile(rb"\.ted-\d{8}T\d{12}Z-[0-9a-f]{8}(-t)?")
 _GONE, _NEW = ".gone", ".new"
 _NEW_FOR_S = 60.0
@@ -257,6 +259,8 @@ class Transaction:
         self.rights = Rights()
         self.counts: Counter[str] = Counter()
         self.changes: list[Change] = []
+        self.items: list[Item] = []
+        """What was told of things that are no paths, the first 1000."""
         self._diff = diff
         self._bases = Bases(directory, directory.name)
         self._execution = Execution(directory, self._bases, self.policy, on_act)
@@ -269,6 +273,7 @@ class Transaction:
         self._trees: dict[tuple[int, bytes], _Tree] = {}
         """Directories that are staged whole; into all but the newest goes nothing more."""
         self._same_mount: tuple[int, bytes, bool] = (-1, b"", False)
+        self._kept: Path | None = None
         self._next = 0
         self._dirs_planned = 0
         self._plan: LogWriter | None = None
@@ -459,8 +464,48 @@ class Transaction:
         """
         self.counts["commands"] += 1
         self._describe(" ".join(command), "commands", None, "run")
-        self._act(RUN, 0, b"", [list(command), None if undo is None else list(undo), timeout_s])
+        words = [None if each is None else movable(each, self.directory) for each in (command, undo)]
+        self._act(RUN, 0, b"", [*words, timeout_s])
         self._tree = None
+
+    def keep(self, name: str, chunks: Iterable[bytes | Hole]) -> str:
+        """Put a file beside the undo log for as long as that is kept, and return its absolute path.
+
+        In check mode it lies in a temporary directory until ``close``.
+
+        Raises:
+            UnsafePathError: ``name`` would leave the directory.
+            TargetError: There is no room.
+        """
+        refuse_unplain(os.fsencode(name))
+        if self._kept is None:
+            self._kept = self._place_for_kept()
+        path = self._kept / name
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(path, _NEW_FILE, 0o600)
+            try:
+                _pour(fd, chunks)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise target_error(str(path), error) from error
+        return str(path)
+
+    def _place_for_kept(self) -> Path:
+        if self.check:
+            return Path(tempfile.mkdtemp(prefix="ted-check-"))
+        self._prepare()
+        return self.directory / KEPT
+
+    def tell(self, item: Item) -> None:
+        """Have it in the result what becomes of something that is no path."""
+        same = item.before == item.after
+        self.counts["unchanged" if same else item.what] += 1
+        if len(self.items) < MAX_ITEMS:
+            self.items.append(item)
+        if not same:
+            self._describe(item.name, item.what, item.before, item.after)
 
     def look(self, root: str, path: bytes) -> os.stat_result | None:
         """Return the status of what is at ``path`` now, links not followed; ``None`` when nothing is.
@@ -576,6 +621,9 @@ class Transaction:
         """Let go of descriptors and of the lock; the directory stays."""
         self._close_logs()
         self._bases.close()
+        if self.check and self._kept is not None:
+            shutil.rmtree(self._kept, ignore_errors=True)
+            self._kept = None
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
@@ -932,6 +980,8 @@ class Transaction:
             self._grown.sync()
         self._execution.sync_failures()
         self._execution.sync_targets()
+        if self._kept is not None:
+            sync_filesystem(str(self.directory))
         self._plan.append(["commit", self._next, [place.touched for place in self._bases.places]])
         self._plan.sync()
         sync_directory(self.directory)
@@ -1016,7 +1066,7 @@ def foretell_undo(directory: Path, *, diff: bool = False) -> tuple[dict[str, int
             counts[told] += 1
             if diff and len(changes) < MAX_CHANGES:
                 root = "" if record[0] == "run" else bases.places[record[2]].path.rstrip("/") + "/"
-                path = " ".join(record[2]) if record[0] == "run" else show(record[3])
+                path = " ".join(local(record[2], directory)) if record[0] == "run" else show(record[3])
                 changes.append(Change(root + path, told, None, None))
     return dict(counts), changes
 

@@ -28,7 +28,7 @@ from ted.install.acts import Bases, Failure
 from ted.install.capture import copy_data
 from ted.install.newer import PutBack, same_file
 from ted.install.paths import Base, join, remove_tree, show, stamp_of
-from ted.install.perform import run_command
+from ted.install.perform import local, run_command
 from ted.install.trees import Grown, TreeReader
 from ted.install.words import shown
 
@@ -317,7 +317,7 @@ class Undoer:
         if command is None or number not in self._started:
             return
         try:
-            run_command(command, timeout_s)
+            run_command(local(command, self.directory), timeout_s)
         except TedError as error:
             self.failures.append(Failure(shown(command), 0, error.message))
         else:

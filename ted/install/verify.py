@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 
 from ted.content.revision import Revision
 from ted.errors import TedError
-from ted.hookspecs import Drift
+from ted.hookspecs import Drift, Item
 from ted.install.context import Installing
 from ted.install.extract import ExtractResult, extract
 from ted.install.host import Host
-from ted.install.transaction import Change
+from ted.install.transaction import Change, Transaction
 from ted.plugins import collected_warnings
 
 
@@ -61,7 +61,8 @@ def verify_installed(host: Host, distributor: str, distribution: str) -> list[Pr
                 reader, options, host.variables, transaction, logger, check=True, recheck=True, guarded=host.guarded
             )
             host.plugins.extract(step.type, install)
-            drifts = [_drift(change) for change in transaction.changes]
+            drifts = [_drift(change) for change in _beyond_items(transaction)]
+            drifts += [_drifted(item) for item in transaction.items if item.before != item.after]
             drifts += [Drift(failure.path, "failed", failure.message) for failure in transaction.failures]
             drifts += host.plugins.verify(step.type, install)
     return [
@@ -90,6 +91,20 @@ def verify_stored(host: Host, distributor: str, distribution: str) -> list[Probl
         except TedError as error:
             problems.append(Problem(distributor, distribution, stamp, "stored", str(directory / stamp), error.message))
     return problems
+
+
+def _beyond_items(transaction: Transaction) -> list[Change]:
+    """Return the changes of paths; and of commands, where the type did not tell what they are about."""
+    told = {(item.name, item.what) for item in transaction.items}
+    return [
+        change for change in transaction.changes
+        if (change.path, change.change) not in told and not (told and change.change == "commands")
+    ]  # fmt: skip
+
+
+def _drifted(item: Item) -> Drift:
+    what = "missing" if item.before is None else "extra" if item.after is None else "version"
+    return Drift(item.name, what, item.before, item.after)
 
 
 _WHAT = {"deleted": "extra", "attributes": "attributes"}
