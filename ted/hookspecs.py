@@ -71,6 +71,8 @@ class TypeInfo:
     available: Callable[[], str | None] = lambda: None
     """Says in a few words why this type cannot work on this machine; ``None`` when it can. A Subscriber on which it
     cannot records the distribution as ``skipped`` and still relays it."""
+    build_available: Callable[[], str | None] | None = None
+    """The same for building, where that needs less than extracting; ``None``: as ``available``."""
     recheck: Callable[[Any], bool] = lambda _options: False
     """Whether these options ask to re-check what is installed at each extract time, and to repair it."""
 

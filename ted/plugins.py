@@ -241,7 +241,7 @@ class Plugins:
             TedError: As the plugin says.
         """
         known = self.type_named(type_name)
-        reason = known.info.available()
+        reason = (known.info.build_available or known.info.available)()
         if reason is not None:
             raise PluginError(f"type {type_name!r} cannot work on this machine: {reason}")
         name = builder.directory.name

@@ -1,0 +1,94 @@
+"""Detached and clear-text signatures, checked by gpgv against given keys and no others."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ted.errors import TedError
+from ted_plugins.packages.programs import environment, found, said
+
+MAX_KEY_BYTES = 1 << 20
+_BEGIN, _END = b"-----BEGIN PGP PUBLIC KEY BLOCK-----", b"-----END PGP PUBLIC KEY BLOCK-----"
+
+
+def keyring(keys: Sequence[bytes]) -> bytes:
+    """Return keys, armored or not, as one binary keyring.
+
+    Raises:
+        ValueError: One is no key.
+    """
+    return b"".join(packets for key in keys for packets in _packets(key))
+
+
+def _packets(key: bytes) -> Iterable[bytes]:
+    if _BEGIN not in key:
+        if not key[:1] or not key[0] & 0x80:
+            raise ValueError("it is no public key")
+        yield key
+        return
+    for block in key.split(_BEGIN)[1:]:
+        armored, found_end, _ = block.partition(_END)
+        lines = armored.replace(b"\r", b"").split(b"\n")
+        start = lines.index(b"", 1) if b"" in lines[1:] else 0  # headers end with an empty line
+        body = b"".join(line.strip() for line in lines[start:] if not line.startswith(b"="))
+        try:
+            yield base64.b64decode(body, validate=True)
+        except binascii.Error as error:
+            raise ValueError("it is no public key") from error
+        if not found_end:
+            raise ValueError("it ends too early")
+
+
+def check(
+    keys: Sequence[bytes], signature: bytes, data: Iterable[bytes] | None, error: type[TedError], what: str
+) -> None:
+    """Check a signature: detached over ``data``, or clear-text with ``data`` ``None``.
+
+    Raises:
+        error: It does not hold; ``what`` is named.
+    """
+    if not found("gpgv"):
+        raise error(f"{what}: its signature cannot be checked without gpgv", hint="install it (package gpgv or gnupg2)")
+    try:
+        ring = keyring(keys)
+    except ValueError as told:
+        raise error(f"{what}: a key cannot be read: {told}", hint="give files that `gpg --export` wrote") from told
+    with tempfile.TemporaryDirectory(prefix="ted-keys-") as directory:
+        (Path(directory) / "ring.gpg").write_bytes(ring)
+        (Path(directory) / "signature").write_bytes(signature)
+        words = ["gpgv", "--homedir", directory, "--keyring", f"{directory}/ring.gpg", f"{directory}/signature"]
+        with subprocess.Popen(
+            words + (["-"] if data is not None else []), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, env=environment(),
+        ) as process:  # fmt: skip
+            assert process.stdin is not None
+            assert process.stderr is not None
+            try:
+                for chunk in data or ():
+                    process.stdin.write(chunk)
+                process.stdin.close()
+            except BrokenPipeError:
+                pass
+            told_bytes = process.stderr.read(4000)
+    if process.returncode != 0:
+        raise error(f"{what}: its signature does not hold: {said(told_bytes.decode('utf-8', 'replace'))}",
+                    hint="is it signed, and by one of the keys given?")  # fmt: skip
+
+
+def clear_text(document: bytes) -> bytes:
+    """Return what a clear-text signed document says; call ``check`` with it first."""
+    begin = b"-----BEGIN PGP SIGNED MESSAGE-----"
+    if not document.startswith(begin):
+        raise ValueError("it is not signed")
+    head, _, rest = document.replace(b"\r\n", b"\n").partition(b"\n\n")
+    if head.count(begin) != 1 or document.count(begin) != 1:
+        raise ValueError("it holds more than one signed message")
+    body, found_signature, _ = rest.partition(b"\n-----BEGIN PGP SIGNATURE-----")
+    if not found_signature:
+        raise ValueError("it ends too early")
+    return b"\n".join(line.removeprefix(b"- ") for line in body.split(b"\n"))

@@ -1,0 +1,114 @@
+"""Signed packages: what is unsigned, signed by somebody else or tampered with never reaches a package manager."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from package_depot import PackageDepot, Workshop, run
+
+from ted.errors import BuildError, OptionsError, TrustError
+
+
+class Signer:
+    """A person with a key."""
+
+    def __init__(self, home: Path, name: str) -> None:
+        self.home, self.name = home / name, name
+        self.home.mkdir(mode=0o700)
+        self.env = {**os.environ, "GNUPGHOME": str(self.home)}
+        self.gpg("--quick-gen-key", f"{name}@example.com", "rsa2048", "sign", "never")
+        self.key = self.home / "key.asc"
+        self.gpg("--armor", "--output", str(self.key), "--export")
+
+    def gpg(self, *words: str) -> None:
+        quiet = ("--batch", "--quiet", "--yes", "--pinentry-mode", "loopback", "--passphrase", "")
+        run("gpg", *quiet, *words, env=self.env)
+
+    def sign(self, package: Path, directory: Path) -> Path:
+        """Return a signed copy of a package."""
+        directory.mkdir(exist_ok=True)
+        copy = Path(shutil.copy(package, directory))
+        if package.suffix == ".rpm":
+            run("rpmsign", "--define", f"__gpg {shutil.which('gpg')}", "--define", f"_gpg_name {self.name}@example.com", "--addsign", str(copy), env=self.env)
+            return copy
+        run("ar", "x", str(copy), cwd=directory)
+        parts = ["debian-binary", *sorted(path.name for path in directory.glob("*.tar.*"))]
+        (directory / "all").write_bytes(b"".join((directory / part).read_bytes() for part in parts))
+        self.gpg("--output", str(directory / "_gpgorigin"), "--detach-sign", str(directory / "all"))
+        run("ar", "r", str(copy), "_gpgorigin", cwd=directory)
+        return copy
+
+    def close(self) -> None:
+        run("gpgconf", "--kill", "all", env=self.env)
+
+
+@pytest.fixture(scope="module")
+def signers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Signer, Signer]]:
+    # the path of gpg-agent's socket must be short
+    home = Path(os.path.realpath(tmp_path_factory.mktemp("k")))
+    pair = Signer(home, "vendor"), Signer(home, "stranger")
+    yield pair
+    for each in pair:
+        each.close()
+
+
+@pytest.fixture(params=["rpm", "dpkg"])
+def depot(tmp_path: Path, request: pytest.FixtureRequest) -> PackageDepot:
+    return PackageDepot(tmp_path, request.param, Workshop(tmp_path / "workshop"))
+
+
+def test_a_signed_package_is_installed_and_others_are_refused(
+    depot: PackageDepot, signers: tuple[Signer, Signer], tmp_path: Path
+) -> None:
+    vendor, stranger = signers
+    plain = depot.make("lib")
+    strict = {"signature": "required", "keys": [str(vendor.key)]}
+    with pytest.raises(BuildError, match="is not signed"):
+        depot.pack(plain, **strict)
+    depot.pack(stranger.sign(plain, tmp_path / "stranger"), **strict)
+    for check in (True, False):
+        with pytest.raises(TrustError, match=r"lib.*signature does not hold"):
+            depot.extract(check=check)
+    signed = vendor.sign(plain, tmp_path / "vendor")
+    tampered = tmp_path / signed.name
+    data = bytearray(signed.read_bytes())
+    at = -40 if depot.kind == "rpm" else bytes(data).index(b"data.tar") + 100
+    data[at] ^= 1
+    tampered.write_bytes(data)
+    depot.pack(tampered, **strict)
+    with pytest.raises(TrustError, match="does not hold"):
+        depot.extract()
+    assert depot.installed() == {}
+    assert list(depot.host.states.transactions.iterdir()) == []
+    depot.pack(signed, **strict)
+    depot.extract()
+    assert depot.installed() == {"lib": "1"}
+
+
+def test_without_keys_rpm_asks_the_nodes_own(tmp_path: Path, signers: tuple[Signer, Signer]) -> None:
+    depot = PackageDepot(tmp_path, "rpm", Workshop(tmp_path / "workshop"))
+    signed = signers[0].sign(depot.make("lib"), tmp_path / "vendor")
+    depot.pack(signed, signature="required")
+    with pytest.raises(TrustError, match="lib"):
+        depot.extract()
+    run("rpmkeys", "--root", str(depot.system), "--import", str(signers[0].key))
+    depot.extract()
+    assert depot.installed() == {"lib": "1"}
+
+
+def test_deb_needs_keys_or_an_opt_out() -> None:
+    from ted import plugins
+
+    with pytest.raises(OptionsError, match="signature: none"):
+        plugins.validate_options("deb", {"packages": ["/srv/a.deb"]})
+
+
+def test_what_is_no_key_is_refused_at_the_build(depot: PackageDepot, tmp_path: Path) -> None:
+    begin, end = (f"-----{word} PGP PUBLIC KEY BLOCK-----\n" for word in ("BEGIN", "END"))
+    (tmp_path / "no.asc").write_text(f"{begin}\n!!!\n{end}")
+    with pytest.raises(BuildError, match="no public key"):
+        depot.pack(depot.make("lib"), keys=[str(tmp_path / "no.asc")])
