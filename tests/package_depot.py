@@ -91,6 +91,41 @@ def run(*words: str, check: bool = True, **more: Any) -> str:
     return done.stdout
 
 
+class Signer:
+    """A person with a key."""
+
+    def __init__(self, home: Path, name: str) -> None:
+        self.home, self.name = home / name, name
+        self.home.mkdir(mode=0o700)
+        self.env = {**os.environ, "GNUPGHOME": str(self.home)}
+        self.gpg("--quick-gen-key", f"{name}@example.com", "rsa2048", "sign", "never")
+        self.key = self.home / "key.asc"
+        self.gpg("--armor", "--output", str(self.key), "--export")
+
+    def gpg(self, *words: str) -> None:
+        quiet = ("--batch", "--quiet", "--yes", "--pinentry-mode", "loopback", "--passphrase", "")
+        run("gpg", *quiet, *words, env=self.env)
+
+    def sign(self, package: Path, directory: Path) -> Path:
+        """Return a signed copy of a package."""
+        directory.mkdir(exist_ok=True)
+        copy = Path(shutil.copy(package, directory))
+        if package.suffix == ".rpm":
+            macros = (f"__gpg {shutil.which('gpg')}", f"_gpg_name {self.name}@example.com")
+            defined = [word for macro in macros for word in ("--define", macro)]
+            run("rpmsign", *defined, "--addsign", str(copy), env=self.env)
+            return copy
+        run("ar", "x", str(copy), cwd=directory)
+        parts = ["debian-binary", *sorted(path.name for path in directory.glob("*.tar.*"))]
+        (directory / "all").write_bytes(b"".join((directory / part).read_bytes() for part in parts))
+        self.gpg("--output", str(directory / "_gpgorigin"), "--detach-sign", str(directory / "all"))
+        run("ar", "r", str(copy), "_gpgorigin", cwd=directory)
+        return copy
+
+    def close(self) -> None:
+        run("gpgconf", "--kill", "all", env=self.env)
+
+
 class PackageDepot(Depot):
     """A node with a root of its own, for one way of installing: rpm, dnf, dpkg or apt."""
 
@@ -153,6 +188,7 @@ class PackageDepot(Depot):
         if self.kind == "rpm":
             text = run("rpm", "--root", str(self.system), "-qa", "--qf", "%{NAME} %{VERSION}\n")
             rows = sorted(line.split(" ") for line in text.splitlines() if line != SHELL)
+            rows = [row for row in rows if row[0] != "gpg-pubkey"]
             return {name: "+".join(row[1] for row in rows if row[0] == name) for name, _ in rows}
         if not (self.system / "var/lib/dpkg/status").is_file():
             return {}

@@ -6,18 +6,15 @@ maybe ``_gpgorigin`` and the like: detached signatures over the three members be
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import hashlib
 import io
-import lzma
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 from ted.errors import FormatError, InstallError
+from ted_plugins.packages.compression import DAMAGED, opened
 from ted_plugins.packages.model import Listed, Package
 
 _MAGIC = b"!<arch>\n"
@@ -79,7 +76,7 @@ def read(path: str) -> Listed:
         package = Package(fields.get("Package", ""), fields.get("Architecture", ""), fields.get("Version", ""))
         signed = any(part.name.startswith("_gpg") for part in parts)
         return Listed(package.checked(path), "", "", signed)
-    except (FormatError, tarfile.TarError, EOFError, OSError, lzma.LZMAError, ValueError) as error:
+    except (FormatError, tarfile.TarError, *DAMAGED) as error:
         told = error.message if isinstance(error, FormatError) else str(error)
         raise FormatError(f"{path}: is no Debian package: {told}") from error
 
@@ -97,22 +94,11 @@ def _control_fields(name: str, packed: bytes) -> dict[str, str]:
 def _unpacked(name: str, packed: bytes) -> bytes:
     """Return what ``control.tar.*`` holds, of at most 16 MiB."""
     source = io.BytesIO(packed)
-    with _opened(name.rpartition(".")[2], source) as file:
+    with opened(name.rpartition(".")[2], source) as file:
         data: bytes = file.read(_MAX_CONTROL_BYTES + 1)
     if len(data) > _MAX_CONTROL_BYTES:
         raise FormatError("its control files are larger than 16 MiB")
     return data
-
-
-def _opened(suffix: str, source: IO[bytes]) -> Any:
-    if suffix == "zst":
-        try:
-            from compression import zstd  # type: ignore[import-not-found, unused-ignore]
-        except ImportError:
-            from backports import zstd
-        return zstd.ZstdFile(source)
-    opener: Any = {"gz": gzip.open, "xz": lzma.open, "bz2": bz2.open}.get(suffix)
-    return opener(source) if opener is not None else source
 
 
 def paragraphs(lines: Iterator[str] | Sequence[str]) -> Iterator[dict[str, str]]:
@@ -199,8 +185,3 @@ def _put_member(target: IO[bytes], name: str, source: IO[bytes]) -> None:
     if size % 2:
         target.write(b"\n")
 
-
-def sha256_of(path: str) -> str:
-    """Return the SHA-256 of a file, hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

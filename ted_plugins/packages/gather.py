@@ -18,6 +18,8 @@ from ted.hookspecs import BuildContext
 from ted_plugins.packages.model import INDEX, KEYS, PACKAGES, Listed, Reader
 from ted_plugins.packages.options import PackageOptions, Source
 from ted_plugins.packages.proof import MAX_KEY_BYTES, keyring
+from ted_plugins.packages.reach import LocalRepository
+from ted_plugins.packages.repositories import offers_of
 
 MAX_PACKAGES = 20_000
 
@@ -31,8 +33,9 @@ def build(kind: str, read: Reader, context: BuildContext) -> None:
     """
     options: PackageOptions = context.options
     listed: list[Listed] = []
-    for source in options.packages:
-        for path in _files(source):
+    offered = _offered(kind, options)
+    for number, source in enumerate(options.packages):
+        for path in [offered[number]] if number in offered else _files(source):
             listed.append(_placed(kind, read, path, listed, options))
             context.add_file(listed[-1].place, path)
     if len(listed) > MAX_PACKAGES:
@@ -45,12 +48,30 @@ def build(kind: str, read: Reader, context: BuildContext) -> None:
 
 
 def _files(source: Source) -> Iterator[str]:
-    if source.path is None:
-        raise BuildError("only paths are known yet")
+    assert source.path is not None
     paths = sorted(glob.glob(source.path)) if glob.has_magic(source.path) else [source.path]
     if not any(map(os.path.isfile, paths)):
         raise EmptySourceError(f"{source.path}: no package is there", hint="name a file, or a pattern of files")
     yield from paths
+
+
+def _offered(kind: str, options: PackageOptions) -> dict[int, str]:
+    """Return where the package of each source that names a repository lies: position -> path."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for number, source in enumerate(options.packages):
+        if source.repository is not None:
+            arch = source.arch if source.suite is not None else None  # there an index is of one architecture
+            index = (source.repository.rstrip("/"), source.suite or "", source.component, arch or "")
+            groups.setdefault(index, []).append(number)
+    keys = [key(path) for path in options.repository_keys]
+    found: dict[int, str] = {}
+    for (where, *_), numbers in groups.items():
+        repository = LocalRepository(where)
+        chosen = offers_of(kind, repository, [options.packages[number] for number in numbers], keys)
+        offers = dict(zip(numbers, (offer for _, offer in chosen), strict=True))
+        paths = repository.packages(list(offers.values()))
+        found |= {number: paths[offer] for number, offer in offers.items()}
+    return found
 
 
 def _placed(kind: str, read: Reader, path: str, before: list[Listed], options: PackageOptions) -> Listed:

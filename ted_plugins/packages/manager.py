@@ -31,8 +31,8 @@ class Flags:
 class Act:
     """What to do in one go: (package, path of its file) to install, in order; packages to erase.
 
-    ``steps`` is the order of the package manager's own, where it has told one: a word of its own, and positions in ``install``
-    or ``erase``.
+    ``steps`` is the order of the package manager's own, where it has told one: a word of its own, and positions in
+    ``install`` or ``erase``.
     """
 
     install: tuple[tuple[Package, str], ...] = ()

@@ -10,11 +10,8 @@ Name, version, dependencies, scripts and triggers are the original's.
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
 import io
-import lzma
 import os
 import stat
 import struct
@@ -23,6 +20,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from ted.errors import FormatError, InstallError
+from ted_plugins.packages.compression import writing
 from ted_plugins.packages.model import Listed, Package
 
 LEAD_BYTES = 96
@@ -283,7 +281,11 @@ def _write_back(header: Header, files: list[_File]) -> None:
 def _payload(files: list[_File], root: str, compressor: str, scratch: IO[bytes]) -> tuple[str, str]:
     """Write the compressed archive; return the SHA-256 of it, and of what it holds."""
     plain = hashlib.sha256()
-    with _compressing(compressor)(scratch) as out:
+    try:
+        writer = writing(compressor, scratch)
+    except KeyError:
+        raise InstallError(f"packages compressed with {compressor!r} cannot be rebuilt here") from None
+    with writer as out:
 
         def put(data: bytes) -> None:
             plain.update(data)
@@ -330,28 +332,6 @@ def _entry(put: Callable[[bytes], None], name: str, mode: int, inode: int, links
     numbers = (inode, mode, 0, 0, links, 0, size, 0, 0, 0, 0, len(text), 0)
     data = b"070701" + b"".join(b"%08x" % number for number in numbers) + text
     put(data + bytes(-len(data) % 4))
-
-
-def _compressing(name: str) -> Callable[[IO[bytes]], Any]:
-    if name == "gzip":
-        return lambda file: gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1, mtime=0)
-    if name == "bzip2":
-        return lambda file: bz2.BZ2File(file, "wb", compresslevel=1)
-    if name == "xz":
-        return lambda file: lzma.LZMAFile(file, "wb", preset=0)
-    if name == "lzma":
-        return lambda file: lzma.LZMAFile(file, "wb", format=lzma.FORMAT_ALONE, preset=0)
-    if name == "zstd":
-        return _zstd
-    raise InstallError(f"packages compressed with {name!r} cannot be rebuilt here")
-
-
-def _zstd(file: IO[bytes]) -> Any:
-    try:
-        from compression import zstd  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        from backports import zstd
-    return zstd.ZstdFile(file, "wb", level=1)
 
 
 def _lead(header: Header) -> bytes:

@@ -3,47 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from package_depot import PackageDepot, Workshop, run
+from package_depot import PackageDepot, Signer, Workshop, run
 
 from ted.errors import BuildError, OptionsError, TrustError
-
-
-class Signer:
-    """A person with a key."""
-
-    def __init__(self, home: Path, name: str) -> None:
-        self.home, self.name = home / name, name
-        self.home.mkdir(mode=0o700)
-        self.env = {**os.environ, "GNUPGHOME": str(self.home)}
-        self.gpg("--quick-gen-key", f"{name}@example.com", "rsa2048", "sign", "never")
-        self.key = self.home / "key.asc"
-        self.gpg("--armor", "--output", str(self.key), "--export")
-
-    def gpg(self, *words: str) -> None:
-        quiet = ("--batch", "--quiet", "--yes", "--pinentry-mode", "loopback", "--passphrase", "")
-        run("gpg", *quiet, *words, env=self.env)
-
-    def sign(self, package: Path, directory: Path) -> Path:
-        """Return a signed copy of a package."""
-        directory.mkdir(exist_ok=True)
-        copy = Path(shutil.copy(package, directory))
-        if package.suffix == ".rpm":
-            run("rpmsign", "--define", f"__gpg {shutil.which('gpg')}", "--define", f"_gpg_name {self.name}@example.com", "--addsign", str(copy), env=self.env)
-            return copy
-        run("ar", "x", str(copy), cwd=directory)
-        parts = ["debian-binary", *sorted(path.name for path in directory.glob("*.tar.*"))]
-        (directory / "all").write_bytes(b"".join((directory / part).read_bytes() for part in parts))
-        self.gpg("--output", str(directory / "_gpgorigin"), "--detach-sign", str(directory / "all"))
-        run("ar", "r", str(copy), "_gpgorigin", cwd=directory)
-        return copy
-
-    def close(self) -> None:
-        run("gpgconf", "--kill", "all", env=self.env)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,258 @@
+"""The Distributor's side: package files, their order, repositories with real metadata, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from install_depot import DISTRIBUTOR, NAME
+from package_depot import PackageDepot, Signer, Workshop, run
+
+from ted import plugins
+from ted.content.revision import Revision
+from ted.errors import BuildError, FormatError, OptionsError
+from ted_plugins.packages import deb_file, programs, rpm_file
+from ted_plugins.packages.model import Package
+from ted_plugins.packages.versions import compare_deb, compare_rpm
+
+
+@pytest.fixture(scope="module")
+def signer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signer]:
+    signer = Signer(tmp_path_factory.mktemp("k"), "repo")
+    yield signer
+    signer.close()
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    return Workshop(tmp_path / "workshop")
+
+
+@pytest.fixture(params=["rpm", "dpkg"])
+def depot(tmp_path: Path, request: pytest.FixtureRequest, workshop: Workshop) -> PackageDepot:
+    return PackageDepot(tmp_path, request.param, workshop)
+
+
+def index(depot: PackageDepot, stamp: str) -> list[tuple[str, str]]:
+    """Return what a revision lists."""
+    record, _ = depot.host.record(DISTRIBUTOR, NAME, stamp)
+    with Revision(depot.working.distribution(DISTRIBUTOR, NAME), record).open() as reader:
+        entry = reader.find(b"data/index.json")
+        assert entry is not None
+        rows = json.loads(b"".join(chunk for chunk in reader.chunks(entry) if isinstance(chunk, bytes)))["packages"]
+    return [(row["name"], row["version"].removesuffix("-1")) for row in rows]
+
+
+def test_the_order_of_the_inventory_is_kept_and_the_distributor_needs_no_package_manager(
+    depot: PackageDepot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = [depot.make(name) for name in ("zeta", "alpha", "mid")]
+    monkeypatch.setattr(programs, "_PATH", "/nowhere")
+    assert index(depot, depot.pack(*packages)) == [("zeta", "1"), ("alpha", "1"), ("mid", "1")]
+    pattern = packages[0].parent / f"*.{depot.kind}"
+    assert index(depot, depot.pack(pattern)) == [("alpha", "1"), ("mid", "1"), ("zeta", "1")]
+    result = depot.extract()  # and a node without one passes it on
+    assert result.state == "skipped"
+    assert "not installed" in str(result.reason)
+
+
+def test_the_same_packages_make_the_same_revision(depot: PackageDepot) -> None:
+    package = depot.make("lib")
+    assert depot.pack(package) == depot.pack(package)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [({"erase": ["lib"]}, "in `erase` too"), ({}, "listed twice"), ({}, "in versions 1.* and 2")],
+)
+def test_contradictions_are_refused(depot: PackageDepot, more: dict[str, Any], told: str) -> None:
+    package = depot.make("lib")
+    packages = [package] if "erase" in more else [package, package]
+    if "versions" in told:
+        packages[1] = depot.make("lib", "2")
+    with pytest.raises(BuildError, match=told):
+        depot.pack(*packages, **more)
+
+
+def test_what_is_no_package_is_refused(depot: PackageDepot, tmp_path: Path) -> None:
+    other = tmp_path / f"other.{depot.kind}"
+    other.write_bytes(b"!<arch>\n" + b"\xed\xab\xee\xdb" * 50)
+    with pytest.raises(BuildError, match="is no"):
+        depot.pack(other)
+    with pytest.raises(BuildError, match="no package is there"):
+        depot.pack(tmp_path / "nothing-*")
+
+
+@pytest.mark.parametrize("kind", ["rpm", "deb"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"packages": ["relative.rpm"]}, {"packages": ["file:///etc/passwd"]}, {"packages": [{"name": "lib"}]},
+        {"erase": ["--root=/"]}, {"erase": ["a b"]}, {"erase": ["a"], "root": "/../x"},
+        {"packages": [{"path": "/a", "url": "http://h/a"}]}, {"packages": [{"url": "http://h/a", "sha256": "12"}]},
+        {"erase": ["a"], "options": "--force"}, {"packages": [{"repository": "/r", "name": "a", "version": "1 --x"}]},
+    ],
+)  # fmt: skip
+def test_options_that_could_reach_a_command_line_are_refused(kind: str, options: dict[str, Any]) -> None:
+    with pytest.raises(OptionsError):
+        plugins.validate_options(kind, {"signature": "none", **options})
+
+
+# --- repositories --------------------------------------------------------------------------------------------------
+
+
+def make_repository(depot: PackageDepot, directory: Path, signer: Signer | None = None, *, suite: bool = False) -> None:
+    """Make the metadata of a repository with the real tools."""
+    if depot.kind == "rpm":
+        run("createrepo_c", "--quiet", str(directory))
+        if signer is not None:
+            signer.gpg("--armor", "--output", str(directory / "repodata/repomd.xml.asc"), "--detach-sign",
+                       str(directory / "repodata/repomd.xml"))  # fmt: skip
+        return
+    top = directory / "dists/stable" if suite else directory
+    below = "main/binary-amd64/" if suite else ""
+    (top / below).mkdir(parents=True, exist_ok=True)
+    packages = run("dpkg-scanpackages", "--multiversion", ".", cwd=directory)
+    (top / f"{below}Packages").write_text(packages)
+    run("xz", "-kf", str(top / f"{below}Packages"))
+    digests = ""
+    for name in (f"{below}Packages", f"{below}Packages.xz"):
+        digest = run("sha256sum", str(top / name)).split()[0]
+        digests += f" {digest} {(top / name).stat().st_size} {name}\n"
+    (top / "Release").write_text(f"Origin: t\nArchitectures: amd64\nComponents: main\nSHA256:\n{digests}")
+    if signer is not None:
+        signer.gpg("--output", str(top / "InRelease"), "--clear-sign", str(top / "Release"))
+
+
+@pytest.fixture
+def repository(depot: PackageDepot, tmp_path: Path) -> Path:
+    directory = tmp_path / "repository"
+    directory.mkdir()
+    for name, version in (("lib", "1.9"), ("lib", "1.10"), ("lib", "1.2"), ("app", "1")):
+        shutil.move(depot.make(name, version), directory)
+    return directory
+
+
+def wanted(repository: Path | str, name: str, **more: Any) -> dict[str, Any]:
+    return {"repository": str(repository), "name": name, **more}
+
+
+def test_packages_come_from_a_repository_the_newest_or_the_one_named(depot: PackageDepot, repository: Path) -> None:
+    make_repository(depot, repository)
+    stamp = depot.pack(wanted(repository, "app"), wanted(repository, "lib"))
+    assert index(depot, stamp) == [("app", "1"), ("lib", "1.10")]
+    assert index(depot, depot.pack(wanted(repository, "lib", version="1.9"))) == [("lib", "1.9")]
+    depot.extract()
+    assert depot.installed() == {"lib": "1.9"}
+    with pytest.raises(BuildError, match="no lib 3"):
+        depot.pack(wanted(repository, "lib", version="3"))
+    with pytest.raises(BuildError, match="no other"):
+        depot.pack(wanted(repository, "other"))
+
+
+def test_signature_and_digests_of_a_repository_hold_or_nothing_is_built(
+    depot: PackageDepot, repository: Path, signer: Signer
+) -> None:
+    keys = {"repository_keys": [str(signer.key)]}
+    make_repository(depot, repository)
+    with pytest.raises(BuildError):
+        depot.pack(wanted(repository, "lib"), **keys)
+    make_repository(depot, repository, signer)
+    depot.pack(wanted(repository, "lib"), **keys)
+    package = next(repository.glob("lib*1.10*"))
+    content = package.read_bytes()
+    package.write_bytes(content + b"x")
+    with pytest.raises(BuildError, match="not what the repository's index promises"):
+        depot.pack(wanted(repository, "lib"), **keys)
+    package.write_bytes(content)
+    listing = next(repository.glob("repodata/*primary.xml*" if depot.kind == "rpm" else "Packages.xz"))
+    listing.write_bytes(listing.read_bytes() + b"x")
+    with pytest.raises(BuildError, match="not what its index promises"):
+        depot.pack(wanted(repository, "lib"), **keys)
+    head = repository / ("repodata/repomd.xml" if depot.kind == "rpm" else "InRelease")
+    head.write_bytes(head.read_bytes().replace(b"amd64", b"arm64").replace(b"<revision>", b"<revision>1"))
+    with pytest.raises(BuildError, match="signature does not hold"):
+        depot.pack(wanted(repository, "lib"), **keys)
+
+
+def test_a_suite_of_an_apt_repository(tmp_path: Path, workshop: Workshop, signer: Signer) -> None:
+    depot = PackageDepot(tmp_path, "dpkg", workshop)
+    repository = tmp_path / "repository"
+    (repository / "pool").mkdir(parents=True)
+    shutil.move(depot.make("lib"), repository / "pool")
+    make_repository(depot, repository, signer, suite=True)
+    stamp = depot.pack(wanted(repository, "lib", suite="stable"), repository_keys=[str(signer.key)])
+    assert index(depot, stamp) == [("lib", "1")]
+    release = repository / "dists/stable/Release"
+    release.write_text(release.read_text() + "Valid-Until: Sat, 01 Jan 2022 00:00:00 UTC\n")
+    signer.gpg("--output", str(release.with_name("InRelease")), "--clear-sign", str(release))
+    with pytest.raises(BuildError, match="was valid until"):
+        depot.pack(wanted(repository, "lib", suite="stable"), repository_keys=[str(signer.key)])
+
+
+@pytest.mark.parametrize("place", ["../secret.rpm", "/etc/passwd", "a/../../b", "http://elsewhere/x.rpm", "%2e%2e/x"])
+def test_metadata_leads_nowhere_out_of_its_repository(tmp_path: Path, workshop: Workshop, place: str) -> None:
+    from ted_plugins.packages.repositories import _inside
+
+    with pytest.raises(BuildError, match="leads out"):
+        _inside(place, "there")
+
+
+def test_metadata_with_a_document_type_is_refused(tmp_path: Path, workshop: Workshop) -> None:
+    depot = PackageDepot(tmp_path, "rpm", workshop)
+    (tmp_path / "r/repodata").mkdir(parents=True)
+    (tmp_path / "r/repodata/repomd.xml").write_text('<!DOCTYPE x [<!ENTITY a "b">]><repomd>&a;</repomd>')
+    with pytest.raises(BuildError, match="document type"):
+        depot.pack(wanted(tmp_path / "r", "lib"))
+
+
+# --- formats -------------------------------------------------------------------------------------------------------
+
+
+def test_files_cut_anywhere_or_with_a_byte_changed_are_no_surprise(depot: PackageDepot, tmp_path: Path) -> None:
+    package = depot.make("lib", compress="gzip") if depot.kind == "deb" else depot.make("lib")
+    data = package.read_bytes()
+    read = rpm_file.read if depot.kind == "rpm" else deb_file.read
+    rng = random.Random(4)
+    hurt = tmp_path / "hurt"
+    for _ in range(300):
+        changed = bytearray(data[: rng.randrange(len(data))] if rng.random() < 0.5 else data)
+        for _ in range(rng.randrange(4)):
+            if changed:
+                changed[rng.randrange(len(changed))] = rng.randrange(256)
+        hurt.write_bytes(changed)
+        try:
+            found = read(str(hurt))
+        except FormatError:
+            continue
+        assert isinstance(found.package, Package)
+
+
+VERSIONS = [
+    "1", "1.0", "1.0.1", "1.10", "1.9", "01.9", "1.a", "1.0a", "1.0~rc1", "1.0~rc2", "1.0^git1", "1.0^", "2", "2.0-1",
+    "2.0-2", "1:0.1", "0:2.0-1", "1.0~", "a", "1_0", "1.0+b1", "5.5p10", "5.5p2", "10xyz", "xyz.4", "8.4.1-3.el8_5.2",
+]  # fmt: skip
+
+
+def test_versions_compare_as_rpm_compares_them() -> None:
+    plain = [each for each in VERSIONS if ":" not in each and "-" not in each]
+    pairs = [(one, other) for one in plain for other in plain]
+    words = ", ".join(f"rpm.vercmp('{one}','{other}')" for one, other in pairs)
+    said = run("rpm", "--eval", "%{lua: print(table.concat({" + words + "}, ' '))}").split()
+    assert [compare_rpm(one, other) for one, other in pairs] == [int(each) for each in said]
+    assert compare_rpm("1:0.1-1", "9-1") > 0 > compare_rpm("2.0-1", "0:2.0-2")
+    assert compare_rpm("2.0", "2.0-7") == 0
+
+
+def test_versions_compare_as_dpkg_compares_them() -> None:
+    rng = random.Random(5)
+    numbered = [each for each in VERSIONS if each[0].isdigit() and "^" not in each and "_" not in each]
+    for one, other in rng.sample([(one, other) for one in numbered for other in numbered], 60):
+        ours = compare_deb(one, other)
+        relation = "lt" if ours < 0 else "gt" if ours > 0 else "eq"
+        assert run("dpkg", "--compare-versions", one, relation, other) == "", (one, relation, other)
