@@ -7,6 +7,7 @@ import gzip
 import lzma
 import sys
 import zlib
+from functools import partial
 from typing import IO, Any
 
 if sys.version_info >= (3, 14):
@@ -35,8 +36,8 @@ def writing(name: str, target: IO[bytes]) -> Any:
     writers: dict[str, Any] = {
         "gzip": lambda: gzip.GzipFile(fileobj=target, mode="wb", compresslevel=1, mtime=0),
         "bzip2": lambda: bz2.BZ2File(target, "wb", compresslevel=1),
-        "xz": lambda: lzma.open(target, "wb", preset=0),
-        "lzma": lambda: lzma.open(target, "wb", format=lzma.FORMAT_ALONE, preset=0),
+        "xz": partial(lzma.open, target, "wb", preset=0),
+        "lzma": partial(lzma.open, target, "wb", format=lzma.FORMAT_ALONE, preset=0),
         "zstd": lambda: zstd.ZstdFile(target, "wb", level=1),
     }
     return writers[name]()

@@ -18,7 +18,7 @@ from ted.hookspecs import BuildContext
 from ted_plugins.packages.model import INDEX, KEYS, PACKAGES, Listed, Reader
 from ted_plugins.packages.options import PackageOptions, Source
 from ted_plugins.packages.proof import MAX_KEY_BYTES, keyring
-from ted_plugins.packages.reach import LocalRepository
+from ted_plugins.packages.reach import LocalRepository, Mirrors
 from ted_plugins.packages.repositories import offers_of
 
 MAX_PACKAGES = 20_000
@@ -33,7 +33,7 @@ def build(kind: str, read: Reader, context: BuildContext) -> None:
     """
     options: PackageOptions = context.options
     listed: list[Listed] = []
-    offered = _offered(kind, options)
+    offered = _offered(kind, context)
     for number, source in enumerate(options.packages):
         for path in [offered[number]] if number in offered else _files(source):
             listed.append(_placed(kind, read, path, listed, options))
@@ -55,8 +55,9 @@ def _files(source: Source) -> Iterator[str]:
     yield from paths
 
 
-def _offered(kind: str, options: PackageOptions) -> dict[int, str]:
-    """Return where the package of each source that names a repository lies: position -> path."""
+def _offered(kind: str, context: BuildContext) -> dict[int, str]:
+    """Return where the package of each source that names a repository or an address lies: position -> path."""
+    options: PackageOptions = context.options
     groups: dict[tuple[str, ...], list[int]] = {}
     for number, source in enumerate(options.packages):
         if source.repository is not None:
@@ -64,13 +65,18 @@ def _offered(kind: str, options: PackageOptions) -> dict[int, str]:
             index = (source.repository.rstrip("/"), source.suite or "", source.component, arch or "")
             groups.setdefault(index, []).append(number)
     keys = [key(path) for path in options.repository_keys]
-    found: dict[int, str] = {}
+    mirrors = Mirrors(context)
+    found = {
+        number: mirrors.package(source) for number, source in enumerate(options.packages) if source.url is not None
+    }
     for (where, *_), numbers in groups.items():
-        repository = LocalRepository(where)
-        chosen = offers_of(kind, repository, [options.packages[number] for number in numbers], keys)
+        sources = [options.packages[number] for number in numbers]
+        repository = LocalRepository(where) if where.startswith("/") else mirrors.repository(where, sources[0])
+        chosen = offers_of(kind, repository, sources, keys)
         offers = dict(zip(numbers, (offer for _, offer in chosen), strict=True))
         paths = repository.packages(list(offers.values()))
         found |= {number: paths[offer] for number, offer in offers.items()}
+    mirrors.tidy()
     return found
 
 

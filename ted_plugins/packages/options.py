@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ted_plugins.packages.model import ARCHITECTURE, NAME, VERSION
+from ted_plugins.sources.web import WebAccess, web_address
 
-_URL = re.compile(r"(https?|ftps?)://[^\s/]+/\S*")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -41,15 +41,13 @@ LocalPath = Annotated[str, AfterValidator(_local)]
 PackageName = Annotated[str, AfterValidator(_name)]
 
 
-class Source(BaseModel):
-    """Where packages come from: a file here, an URL, or a repository."""
-
-    model_config = ConfigDict(extra="forbid")
+class Source(WebAccess):
+    """Where packages come from: a file here, an URL, or a repository; and how a server is reached."""
 
     path: LocalPath | None = Field(None, description="Package on the Distributor's disk; a pattern adds all, by name.")
-    url: str | None = Field(None, description="Package at an http, https, ftp or ftps URL.")
+    url: str | None = Field(None, description="Package at an http or https address.")
     sha256: str | None = Field(None, description="What the file at the URL must be, hex.")
-    repository: str | None = Field(None, description="URL or directory of a repository.")
+    repository: str | None = Field(None, description="Address or directory of a repository.")
     name: PackageName | None = Field(None, description="Package of the repository.")
     version: str | None = Field(None, description="Version in the repository; the newest one when unset.")
     arch: str | None = Field(None, description="Architecture in the repository; needed where it has several.")
@@ -72,16 +70,16 @@ class Source(BaseModel):
             raise ValueError("`repository` and `name` belong together")
         if (self.version is not None or self.arch is not None or self.suite is not None) and self.repository is None:
             raise ValueError("`version`, `arch` and `suite` choose in a `repository`")
-        if self.url is not None and not _URL.fullmatch(self.url):
-            raise ValueError(f"{self.url!r} is no http, https, ftp or ftps URL of a file")
+        if self.url is not None and not self.url.startswith("{{") and web_address(self.url).endswith("/"):
+            raise ValueError(f"{self.url!r} is a directory: name a package file")
         if self.sha256 is not None and (self.url is None or not _SHA256.fullmatch(self.sha256)):
             raise ValueError("`sha256` is 64 hex digits, and belongs to an `url`")
         return self._words()
 
     def _words(self) -> Self:
         where = self.repository
-        if where is not None and not where.startswith("/") and not _URL.fullmatch(where.rstrip("/") + "/"):
-            raise ValueError(f"{where!r} is no directory and no URL of a repository")
+        if where is not None and not where.startswith(("/", "{{")):
+            web_address(where)
         for pattern, word in ((VERSION, self.version), (ARCHITECTURE, self.arch), (NAME, self.component)):
             if word is not None and not pattern.fullmatch(word):
                 raise ValueError(f"{word!r} is no version, architecture or component")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 from install_depot import DISTRIBUTOR, NAME
 from package_depot import PackageDepot, Signer, Workshop, run
+from web_servers import PASSWORD, USER, Nginx, nginx
 
 from ted import plugins
 from ted.content.revision import Revision
-from ted.errors import BuildError, FormatError, OptionsError
+from ted.errors import BuildError, FormatError, OptionsError, TedError
 from ted_plugins.packages import deb_file, programs, rpm_file
 from ted_plugins.packages.model import Package
 from ted_plugins.packages.versions import compare_deb, compare_rpm
@@ -209,6 +211,57 @@ def test_metadata_with_a_document_type_is_refused(tmp_path: Path, workshop: Work
     (tmp_path / "r/repodata/repomd.xml").write_text('<!DOCTYPE x [<!ENTITY a "b">]><repomd>&a;</repomd>')
     with pytest.raises(BuildError, match="document type"):
         depot.pack(wanted(tmp_path / "r", "lib"))
+
+
+# --- over the network ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def web(repository: Path, tmp_path: Path) -> Iterator[Nginx]:
+    with nginx(tmp_path / "nginx", repository) as server:
+        yield server
+
+
+def test_a_package_at_an_address_is_fetched_once_and_must_be_what_was_promised(
+    depot: PackageDepot, repository: Path, web: Nginx
+) -> None:
+    package = next(repository.glob("app*"))
+    source = {"url": f"{web.url}/{package.name}", "sha256": hashlib.sha256(package.read_bytes()).hexdigest()}
+    stamp = depot.pack(source)
+    assert index(depot, stamp) == [("app", "1")]
+    assert web.requests()
+    assert depot.pack(source) == stamp
+    assert web.requests() == [], "a promised digest needs no request"
+    with pytest.raises(BuildError):
+        depot.pack(source | {"sha256": "0" * 64})
+    depot.extract()
+    assert depot.installed() == {"app": "1"}
+
+
+def test_a_repository_on_a_web_server_with_password_and_tls(
+    depot: PackageDepot, repository: Path, web: Nginx, signer: Signer
+) -> None:
+    make_repository(depot, repository, signer)
+    access = {"username": USER, "password": PASSWORD, "ca": web.ca}
+    sources = [wanted(f"{web.tls_url}/private", name, **access) for name in ("lib", "app")]
+    keys = {"repository_keys": [str(signer.key)]}
+    stamp = depot.pack(*sources, **keys)
+    assert index(depot, stamp) == [("lib", "1.10"), ("app", "1")]
+    assert PASSWORD.encode() not in b"".join(path.read_bytes() for path in depot.working.path.rglob("*.json"))
+    assert web.requests()
+    assert depot.pack(*sources, **keys) == stamp
+    asked = [request[1] for request in web.requests()]
+    assert not any(place.endswith(f".{depot.kind}") for place in asked), "packages are not fetched again"
+    for package in repository.glob(f"app*.{depot.kind}"):
+        package.write_bytes(package.read_bytes()[:-1] + b"x")
+    shutil.rmtree(depot.working.state / "build")
+    with pytest.raises(TedError):
+        depot.pack(*sources, **keys)
+    shutil.rmtree(repository / "repodata", ignore_errors=True)
+    for name in ("InRelease", "Release", "Packages", "Packages.xz"):
+        (repository / name).unlink(missing_ok=True)
+    with pytest.raises(BuildError):
+        depot.pack(*sources, **keys)
 
 
 # --- formats -------------------------------------------------------------------------------------------------------
