@@ -214,3 +214,26 @@ class PackageDepot(Depot):
                     shutil.copy(os.path.realpath(path), target)
         if self.kind == "rpm":  # every package with scripts depends on it
             self.have(self.make("the-shell", tags="Provides: /bin/sh", files={"etc/shells": "/bin/sh\n"}))
+
+
+def make_repository(depot: PackageDepot, directory: Path, signer: Signer | None = None, *, suite: bool = False) -> None:
+    """Make the metadata of a repository with the real tools."""
+    if depot.kind == "rpm":
+        run("createrepo_c", "--quiet", str(directory))
+        if signer is not None:
+            signer.gpg("--armor", "--output", str(directory / "repodata/repomd.xml.asc"), "--detach-sign",
+                       str(directory / "repodata/repomd.xml"))  # fmt: skip
+        return
+    top = directory / "dists/stable" if suite else directory
+    below = "main/binary-amd64/" if suite else ""
+    (top / below).mkdir(parents=True, exist_ok=True)
+    packages = run("dpkg-scanpackages", "--multiversion", ".", cwd=directory)
+    (top / f"{below}Packages").write_text(packages)
+    run("xz", "-kf", str(top / f"{below}Packages"))
+    digests = ""
+    for name in (f"{below}Packages", f"{below}Packages.xz"):
+        digest = run("sha256sum", str(top / name)).split()[0]
+        digests += f" {digest} {(top / name).stat().st_size} {name}\n"
+    (top / "Release").write_text(f"Origin: t\nArchitectures: amd64\nComponents: main\nSHA256:\n{digests}")
+    if signer is not None:
+        signer.gpg("--output", str(top / "InRelease"), "--clear-sign", str(top / "Release"))
