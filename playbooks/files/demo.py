@@ -52,7 +52,7 @@ def restore(original: Path, copy: Path) -> bool:
 
 @contextmanager
 def times_of_directories_kept(copy: Path) -> Iterator[None]:
-    """Leave the time stamps of the directories that are edited as they are: what is taken back is then all as it was."""
+    """Leave the times of the directories that are edited as they are: what is taken back is then all as it was."""
     before = {directory: directory.stat() for directory in {(copy / name).parent for name in (CHANGED, REMOVED, ADDED)}}
     yield
     for directory, stat in before.items():
