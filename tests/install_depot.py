@@ -53,7 +53,7 @@ class Depot:
         model = plugins.validate_options(type, {**({"targets": list(targets)} if targets else {}), **options})
         with RevisionBuilder(
             self.working.distribution(DISTRIBUTOR, name), DISTRIBUTOR, name, type, settings or {},
-            model.model_dump(mode="json"), allow_empty=True,
+            model.model_dump(mode="json", by_alias=True), allow_empty=True,
         ) as builder:  # fmt: skip
             plugins.gather(type, builder, model, self.working.state / "build")
             for file, text in (tests or {}).items():

@@ -15,7 +15,10 @@ import re
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+from ted.options import Options as Base
+from ted.options import TargetPath
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _GROUP = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
@@ -29,14 +32,6 @@ def _name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r}: letters, digits, `.`, `_` and `-`, at most 100")
     return name
-
-
-def _place(path: str) -> str:
-    if not path.startswith(("/", "%", "{{")) or path.startswith("%%"):
-        raise ValueError(f"{path!r} is not absolute: targets begin with / or with a %NAME% that does")
-    if ".." in path.split("/"):
-        raise ValueError(f"{path!r} must not contain '..'")
-    return path
 
 
 def _source(path: str) -> str:
@@ -79,14 +74,11 @@ def _icons(icons: dict[str, str]) -> dict[str, str]:
     return icons
 
 
-Place = Annotated[str, AfterValidator(_place)]
 Source = Annotated[str, AfterValidator(_source)]
 
 
-class MimeType(BaseModel):
+class MimeType(Base):
     """A kind of file that an application opens."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Annotated[str, Field(pattern=_MIME_PATTERN)] = Field(description="Its name, such as application/x-till.")
     comment: str = Field("", max_length=200, description="What people call it; with it or patterns it is made known.")
@@ -96,10 +88,8 @@ class MimeType(BaseModel):
     default: bool = Field(False, description="Files of it open with this application unless a user chose another.")
 
 
-class Application(BaseModel):
+class Application(Base):
     """One application: its files, its entry in the menu, its icons, what it opens, who may use it."""
-
-    model_config = ConfigDict(extra="forbid", serialize_by_alias=True)
 
     name: Annotated[str, AfterValidator(_name)] = Field(description="Names its directory, entry and icons.")
     version: str = Field("1", min_length=1, max_length=100, description="Raised by hand; see rebuild_on_version_only.")
@@ -123,14 +113,14 @@ class Application(BaseModel):
     )
 
 
-class Options(BaseModel):
+class Options(Base):
     """Options of the Desktop type."""
 
-    model_config = ConfigDict(extra="forbid")
-
     applications: list[Application] = Field(min_length=1, description="What is sent.")
-    path: Place = Field("%DEST_VOLUME%/opt", description="Directory in which each application gets one of its own.")
-    share: Place = Field(
+    path: TargetPath = Field(
+        "%DEST_VOLUME%/opt", description="Directory in which each application gets one of its own."
+    )
+    share: TargetPath = Field(
         "%DEST_VOLUME%/usr/local/share", description="Data directory with applications/, icons/ and mime/."
     )
     source_root: Source | None = Field(None, description="Only files below it may be sent.")
@@ -139,7 +129,7 @@ class Options(BaseModel):
         False, description="Make missing groups (without members) and set defaults for kinds of files."
     )
     overwrite_folders: bool = Field(False, description="Also replace what describes a folder that is there already.")
-    mirrors: list[Place] = Field(
+    mirrors: list[TargetPath] = Field(
         default_factory=list, description="Directories (shares) on the Subscriber that hold the same applications."
     )
     mirror_order: Literal["none", "fault_tolerance", "load_balance"] = Field(

@@ -29,9 +29,22 @@ def options_of(model: type[BaseModel]) -> set[str]:
     return found
 
 
+def told_in(text: str) -> set[str]:
+    """Return every option that the first cell of a row names."""
+    rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`([a-z_0-9]+)`", row)}
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_option_has_a_row(name: str) -> None:
-    rows = set(re.findall(r"^\| `([a-z_0-9]+)`", page(name), re.MULTILINE))
+    """On the type's own page, or on the page of another type that it leads to."""
+    read: set[str] = set()
+    rows: set[str] = set()
+    waiting = {name}
+    while waiting:
+        read.add(here := waiting.pop())
+        rows |= told_in(page(here))
+        waiting |= set(re.findall(r"\]\(([a-z]+)\.md", page(here))) - read
     assert options_of(plugins.type_named(name).info.options) - rows == set()
 
 
