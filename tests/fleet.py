@@ -176,6 +176,10 @@ class Fleet:
         self._agents[name].kill()
         self._agents[name].wait(10)
 
+    def pid(self, name: str) -> int:
+        """Return the process id of a node's agent."""
+        return self._agents[name].pid
+
     def running(self, name: str) -> bool:
         return name in self._agents and self._agents[name].poll() is None
 

@@ -295,13 +295,17 @@ class Receiver:
             log.error("%s", error)
 
     async def _failed(self, key: Key, transfer: _Transfer, error: TedError) -> None:
+        """Write down a failure, as soon as it can be: where the disk is full, the records may be unable to take it."""
         log.warning("%s: %s", "/".join(key), error)
         text = error.message + (f" ({error.hint})" if error.hint else "")
-        try:
-            await self._node.run(self._node.journal.report, *key, State.FAILED, error=text)
-            await self._close_offers(transfer, "failed")
-        except RecordsError as records:
-            log.error("%s", records)
+        while True:
+            try:
+                await self._node.run(self._node.journal.report, *key, State.FAILED, error=text)
+                await self._close_offers(transfer, "failed")
+                return
+            except RecordsError as records:
+                log.error("%s; tried again in %.0f s", records, self._node.config.retry_interval)
+            await asyncio.sleep(self._node.config.retry_interval)
 
     async def _received(self, key: Key, transfer: _Transfer) -> None:
         run, journal, total = self._node.run, self._node.journal, transfer.bytes_done

@@ -20,6 +20,7 @@ from typing import IO, NamedTuple
 
 import msgpack
 
+from ted.content.durable import drop
 from ted.content.entry import Components, Entry, components, entry_from_row
 from ted.errors import FormatError
 
@@ -158,7 +159,7 @@ class CacheWriter:
     def abandon(self) -> None:
         """Leave the old cache as it is; harmless after ``commit``."""
         if self._file is not None and self._path is not None:
-            self._file.close()
+            drop(self._file)
             self._file = None
             with suppress(OSError):
                 os.unlink(self._temporary(self._path))

@@ -12,6 +12,7 @@ import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from ted.errors import FormatError
 
@@ -23,6 +24,14 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def drop(*files: IO[bytes] | None) -> None:
+    """Close files whose content is not wanted any more: that a full disk takes no more of it does not matter."""
+    for file in files:
+        if file is not None:
+            with suppress(OSError):
+                file.close()
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Protocol
 
+from ted.content.durable import drop
 from ted.content.frame import (
     DIGEST_BYTES,
     Encoded,
@@ -58,7 +59,7 @@ class DigestTable:
 
     def close(self) -> None:
         """Forget all; the file is gone with it."""
-        self._file.close()
+        drop(self._file)
 
     def __contains__(self, digest: bytes) -> bool:
         mark = int.from_bytes(digest[:8], "little")
@@ -150,9 +151,7 @@ class PackWriter:
 
     def abandon(self) -> None:
         """Close without finishing; harmless after ``finish``."""
-        self._rows.close()
-        if self._own is not None:
-            self._own.close()
+        drop(self._rows, self._own)
 
     def _sorted_rows(self) -> Iterator[bytes]:
         # Digests are spread evenly, so that a pass over the rows for each range of first bytes sorts any

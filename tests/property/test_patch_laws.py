@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from patch_rig import assert_rebuilt, build, rebuild
 
 from ted.content.blocks import PACK_NAME, BlockList, PartialPack
+from ted.content.patch import covers
 from ted.content.patch.covers import added, difference
 from ted.content.patch.kept import make_patch, patch_place, patches_of
 from ted.content.patch.streams import STREAMS, StreamReader, StreamWriter
@@ -117,6 +118,37 @@ def test_scattered_edits_cost_little(two: tuple[Path, RevisionRecord, RevisionRe
     size = assert_rebuilt(*two, small=small)
     assert size is not None
     assert size < 6000
+
+
+def test_an_update_of_more_operations_than_memory_holds_is_written_in_parts(
+    two: tuple[Path, RevisionRecord, RevisionRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = assert_rebuilt(*two, small=False)
+    for name, value in (("_MOST_OPERATIONS", 7), ("_MOST_PENDING", 5), ("SEGMENT_BYTES", 20_000)):
+        monkeypatch.setattr(covers, name, value)
+    parts = assert_rebuilt(*two, small=False)
+    assert whole is not None
+    assert parts is not None
+    assert whole <= parts < 2 * whole
+
+
+def test_records_that_moved_cost_their_places_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a database whose page was split: half its records lie at the end, in another order, the rest moved up."""
+    monkeypatch.setattr(covers, "SEGMENT_BYTES", 64 << 10)  # the end is far from the pages it came from
+    generator, source = random.Random(5), tmp_path / "source"
+    source.mkdir()
+    pages = [[b"\x16\x03-" + generator.randbytes(29) + b"%08x" % n for n in range(95)] for _ in range(800)]
+    (source / "data").write_bytes(b"".join(b"".join(page).ljust(4096, b"\0") for page in pages))
+    old = build(tmp_path / "work", source)
+    moved = []
+    for number in generator.sample(range(800), 60):
+        leaving = generator.sample(pages[number], 48)
+        pages[number] = [record for record in pages[number] if record not in leaving]
+        moved.append(sorted(leaving))
+    (source / "data").write_bytes(b"".join(b"".join(page).ljust(4096, b"\0") for page in [*pages, *moved]))
+    size = assert_rebuilt(tmp_path / "work", old, build(tmp_path / "work", source), small=True)
+    assert size is not None
+    assert size < 60 * 48 * 29 // 2  # half of the random bytes in them
 
 
 def test_a_patch_for_another_revision_is_refused(two: tuple[Path, RevisionRecord, RevisionRecord]) -> None:
@@ -237,6 +269,7 @@ def test_a_file_of_very_many_pieces_keeps_its_lists_in_the_patch(tmp_path: Path)
 MEASURED = """
 import random, sys
 from pathlib import Path
+from ted.content.patch import covers
 from ted.content.patch.apply import apply_patch
 from ted.content.patch.create import create_patch
 from ted.content.patch.kept import RebuiltPack

@@ -3,6 +3,7 @@
 Rules:
  * The pack comes out in order, each frame compressed as the builder did; who takes it checks it block by block.
  * The patch was checked against what was signed before it comes here; it is read as hostile all the same.
+ * Frames are compressed in other threads while the next ones are put together.
  * Memory: some frames and one chunk of each stream, whatever the size.
 """
 
@@ -10,14 +11,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 from ted.content.entry import MAX_ROW_BYTES, unpack_one
-from ted.content.frame import DIGEST_BYTES, MAX_FRAME_BYTES, Location, decode, encode
+from ted.content.frame import DIGEST_BYTES, MAX_FRAME_BYTES, Encoded, Location, decode, encode
 from ted.content.manifest import pack_index
 from ted.content.pack import PackWriter
 from ted.content.patch.base import Base
@@ -32,6 +34,8 @@ _MAX_LEVEL = 22
 _MAX_ENTRIES = 1 << 16
 _MAX_FRAMES = 1 << 24
 _CACHED_BYTES = 8 << 20
+_WORKERS = 2
+_AHEAD_FRAMES = 4
 
 
 class FrameKind(IntEnum):
@@ -102,6 +106,9 @@ class _Application:
         self._cached_bytes = 0
         self._entries = EntryReader(patch, self._base, self._digest_of, self._sizes.__getitem__, self._plain_of)
         self._next_frame = 0
+        self._next_content = 0
+        self._encoding: deque[tuple[bytes, Future[Encoded]]] = deque()
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="ted-compress")
         self._writer = PackWriter(directory / "rebuilt", onto=out)
         try:
             self._line, closed = read_opened(patch, self._base, directory, sum(self._sizes))
@@ -119,10 +126,12 @@ class _Application:
         for kind, count in self._program:
             for _ in range(count):
                 makers[FrameKind(kind)]()
+            self._take_encoded(0)  # the frames that follow may refer to them
         self._writer.finish()
 
     def close(self) -> None:
         """Forget what waits."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
         self._writer.abandon()
         self._line.close()
 
@@ -183,12 +192,20 @@ class _Application:
     # the frames
 
     def _content(self) -> None:
-        plain = self._content_bytes.read(self._sizes[len(self._locations)])
-        frame = encode(plain, self._level)
-        self._numbers[frame.digest] = len(self._locations)
-        self._digests += frame.digest
-        self._locations.append(self._writer.add(frame))
-        self._remember(frame.digest, plain)
+        plain = self._content_bytes.read(self._sizes[self._next_content])
+        self._next_content += 1
+        self._encoding.append((plain, self._pool.submit(encode, plain, self._level)))
+        self._take_encoded(_AHEAD_FRAMES)
+
+    def _take_encoded(self, waiting: int) -> None:
+        """Put frames into the pack, in order, until no more than ``waiting`` are on their way."""
+        while len(self._encoding) > waiting:
+            plain, encoding = self._encoding.popleft()
+            frame = encoding.result()
+            self._numbers[frame.digest] = len(self._locations)
+            self._digests += frame.digest
+            self._locations.append(self._writer.add(frame))
+            self._remember(frame.digest, plain)
 
     def _list(self) -> None:
         self._writer.add(encode(self._entries.list(), self._level))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ted.content.entry import Entry, Kind
 from ted.content.frame import DIGEST_BYTES
@@ -78,6 +78,12 @@ class Base:
                 else:
                     found.append((place, extent.length))
         return found
+
+    def spans_of_frames(self, wanted: Callable[[bytes], bool]) -> Iterator[Span]:
+        """Yield where the frames lie that are wanted by name."""
+        for digest, number in self._number_of.items():
+            if wanted(digest):
+                yield self._starts[number], self.frame_bytes(number)
 
     def read(self, place: int, count: int) -> bytes:
         """Return ``count`` bytes of the line.

@@ -23,7 +23,7 @@ from ted.content.opening.codecs import Codec
 from ted.content.pack import PackReader
 from ted.content.patch.apply import FrameKind, PackOut, apply_patch
 from ted.content.patch.base import Base, Span
-from ted.content.patch.covers import CoverWriter, OldFile
+from ted.content.patch.covers import CoverWriter, Line, OldFile
 from ted.content.patch.entries import EntryWriter
 from ted.content.patch.opened import OpenedNew, write_opened
 from ted.content.patch.packages import CODECS, Packages, container_kind, stem
@@ -313,21 +313,27 @@ class _Creation:
         write_opened(self._out, packages.line, new.closed)
         if self._asked_small is None:
             self.small = new.size <= SMALL_UP_TO_BYTES
-        writer = CoverWriter(self._out, packages.line, new.read, exact=not self.small)
+        gone = [*base.spans_of_frames(lambda digest: self._new.frame_bytes(digest) is None)]
+        if packages.line.opened_bytes:
+            gone.append((base.size, packages.line.opened_bytes))
+        with CoverWriter(self._out, packages.line, new.read, gone, exact=not self.small) as writer:
+            self._write_covers(writer, self._pieces(base, ordered, alike, packages, new), packages.line, new.size)
+
+    def _write_covers(self, writer: CoverWriter, pieces: Iterable[Piece], line: Line, new_bytes: int) -> None:
         done = 0
-        of, old = b"", OldFile(packages.line, [])
-        for piece in in_order(self._pieces(base, ordered, alike, packages, new)):
+        of, old = b"", OldFile(line, [])
+        for piece in in_order(pieces):
             if piece.place < done:
                 continue
             writer.take(done, piece.place - done, None, 0)  # what no changed file shows
             if piece.of != of:
-                of, old = piece.of, OldFile(packages.line, list(piece.old))
+                of, old = piece.of, OldFile(line, list(piece.old))
             if piece.same:
                 writer.same(piece.place, list(old.pieces(piece.offset, piece.length)))
             else:
                 writer.take(piece.place, piece.length, old, piece.offset)
             done = piece.place + piece.length
-        writer.take(done, new.size - done, None, 0)
+        writer.take(done, new_bytes - done, None, 0)
         writer.finish()
 
     def _pieces(

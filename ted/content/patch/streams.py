@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from ted.content.durable import sync_directory
+from ted.content.durable import drop, sync_directory
 from ted.content.zstd import DecompressionParameter, ZstdDecompressor, ZstdError, zstd_compress
 from ted.errors import FormatError
 
@@ -128,8 +128,7 @@ class StreamWriter:
 
     def close(self) -> None:
         """Forget everything that waits."""
-        for file in self._files.values():
-            file.close()
+        drop(*self._files.values())
         self._files.clear()
 
 
