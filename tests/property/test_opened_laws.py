@@ -160,7 +160,7 @@ def test_several_streams_behind_one_another_are_all_opened() -> None:
 
 def test_a_switched_off_distribution_opens_nothing() -> None:
     one, other = zipped(files(1)), zipped(files(1, changed=2))
-    assert sent_bytes(one, other, opening="none") > len(other) // 2
+    assert sent_bytes(one, other, opening="none") > len(other) // 3  # opened: less than 2500 + a twentieth
 
 
 def by_program(words: list[str], suffix: str) -> Make:
