@@ -444,7 +444,6 @@ HOSTILE: dict[str, tuple[list[Closed], list[tuple[int, int, Codec]], int]] = {
     "nothing kept": ([Closed(0, (100, 0), GOOD, 100)], [], 0),
     "longer than the pack": ([Closed(0, (0, 1 << 40), GOOD, 100)], [], 0),
     "a bomb": ([Closed(0, (0, 100), GOOD, 1 << 40)], [], 0),
-    "one in another": ([Closed(0, (0, 200), GOOD, 100), Closed(100, (0, 200), GOOD, 100)], [], 0),
     "comes out shorter": ([Closed(0, (0, 4000), GOOD, 10)], [], 0),
     "comes out longer": ([Closed(0, (0, 10), GOOD, 4000)], [], 0),
 }
@@ -456,10 +455,7 @@ def test_a_hostile_patch_is_refused(what: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("ted.content.patch.create.write_opened", told(*HOSTILE[what]))
     monkeypatch.setattr("ted.content.patch.create._rebuilds", lambda *_: True)
     with Revision(directory, old).open() as before, Revision(directory, new).open() as after:
-        try:
-            size = create_patch(before, after, directory / "patch", small=False)
-        except ValueError:
-            pytest.skip("cannot be told: numbers have no sign there")
+        size = create_patch(before, after, directory / "patch", small=False)
     assert size is not None
     with pytest.raises((FormatError, DigestMismatchError)):
         rebuild(directory, directory / "patch", old, new, directory / "into")
@@ -522,8 +518,8 @@ def test_memory_stays_bounded_however_long_a_stream_is(tmp_path: Path) -> None:
 
     def make(path: Path, changed: bytes) -> None:
         with gzip.GzipFile(path, "wb", 1, mtime=0) as file:
-            for number in range(28):  # 230 MB
-                file.write(lines if number % 14 else lines.replace(b"line 77", changed))
+            for number in range(20):  # 160 MB
+                file.write(lines if number % 10 else lines.replace(b"line 77", changed))
                 file.write(bytes(7_500_000))
 
     source = tmp_path / "source"
