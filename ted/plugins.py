@@ -197,8 +197,9 @@ class Plugins:
         try:
             return model.model_validate(dict(options))
         except ValidationError as error:
-            # Not "from error": pydantic's own text quotes what was given, a password perhaps.
-            raise _options_error(type_name, model, error) from None
+            problem = _options_error(type_name, model, error)
+        # Not within the handler: pydantic's own text quotes what was given, a password perhaps, and must not hang on.
+        raise problem
 
     def commands(self) -> dict[str, click.Command]:
         """Return the commands plugins bring, by name; what cannot be used is left out."""

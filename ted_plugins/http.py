@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from urllib.parse import unquote, urljoin, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -159,6 +159,14 @@ def ted_extract(install: InstallContext) -> None:
     """Make every target hold its part."""
     options: Options = install.options
     place(install, options, [(target, target.exclude) for target in options.targets])
+
+
+@hookimpl
+def ted_sample(bench: Any) -> Any:
+    """Return what the contract suite tests this type with."""
+    from ted_plugins.samples.http import sample
+
+    return sample(bench)
 
 
 # -- building

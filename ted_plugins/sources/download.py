@@ -146,6 +146,8 @@ class Desk:
     rate: Rate
     totals: Totals
     progress: Progress | None
+    goes_on: bool
+    """Whether an earlier build left beginnings of files."""
     stop: threading.Event = field(default_factory=threading.Event)
 
     def place(self, path: str) -> str:
@@ -159,10 +161,10 @@ class Download:
     The source calls ``unchanged()``, or ``begin()`` and then ``write()`` for each piece. ``begin()`` again starts over.
     """
 
-    def __init__(self, task: Task, desk: Desk) -> None:
+    def __init__(self, task: Task, desk: Desk, *, again: bool = False) -> None:
         self.remote = task.remote
         self._held, self._desk = task.held, desk
-        self._part = _Part(desk.parts, task.remote.path)
+        self._part = _Part(desk.parts, task.remote.path, may_be_there=again or desk.goes_on)
         self._fd: int | None = None
         self._unchanged = self._resumed = False
         self._expected: int | None = None
@@ -238,18 +240,21 @@ class Download:
             TransferError: More than was announced.
             BuildError: More than the source may have.
         """
+        step = self._desk.rate.step_bytes
+        if step is None:
+            self._write(data)
+            return
         left = memoryview(data)
-        step = self._desk.rate.step_bytes or len(left)
         while left:
+            self._desk.rate.take(min(step, len(left)))
             self._write(left[:step])
             left = left[step:]
 
-    def _write(self, data: memoryview) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         if self._desk.stop.is_set():
             raise Stopped
         if self._fd is None:
             raise AssertionError("write() before begin()")
-        self._desk.rate.take(len(data))
         self._size += len(data)
         if self._expected is not None and self._size > self._expected:
             self._part.drop()
@@ -257,8 +262,9 @@ class Download:
         self._counted += len(data)
         done, total = self._desk.totals.come(len(data))
         self._hash(data)
-        while data:
-            data = data[os.write(self._fd, data) :]
+        written = os.write(self._fd, data)
+        while written < len(data):
+            written += os.write(self._fd, data[written:])
         if self._desk.progress is not None:
             self._desk.progress(done, total, self._desk.name)
 
@@ -348,12 +354,13 @@ class Download:
 class _Part:
     """The file beside, and the label that says which version it begins."""
 
-    def __init__(self, directory: Path, path: str) -> None:
+    def __init__(self, directory: Path, path: str, *, may_be_there: bool) -> None:
         self.path = f"{directory}/{hashlib.sha256(os.fsencode(path)).hexdigest()[:40]}"
         self._label = f"{self.path}.json"
+        self._may_be_there, self._labelled = may_be_there, False
 
     def found(self) -> Partial | None:
-        if not os.path.lexists(self._label):
+        if not self._may_be_there:
             return None
         try:
             with open(self._label, encoding="utf-8") as file:
@@ -361,12 +368,15 @@ class _Part:
             size = os.lstat(self.path).st_size
         except (OSError, ValueError):
             return None
+        self._labelled = True
         return Partial(size, label["validator"]) if size and label["boot"] == boot() else None
 
     def create(self, validator: str | None) -> int:
-        if os.path.lexists(self.path):
+        if self._may_be_there:
             self.drop()
+        self._may_be_there = True
         if validator is not None:
+            self._labelled = True
             with open(f"{self._label}.new", "w", encoding="utf-8") as file:
                 json.dump({"validator": validator, "boot": boot()}, file)
             os.rename(f"{self._label}.new", self._label)
@@ -381,7 +391,7 @@ class _Part:
                 yield piece
 
     def renamed(self) -> None:
-        if os.path.lexists(self._label):
+        if self._labelled:
             os.unlink(self._label)
 
     def drop(self) -> None:
@@ -390,13 +400,14 @@ class _Part:
                 os.unlink(name)
 
 
-def tidy(parts: Path) -> None:
-    """Remove beginnings without a label and labels without a beginning."""
+def tidy(parts: Path) -> bool:
+    """Remove beginnings without a label and labels without a beginning; return whether any are left."""
     names = {each.name for each in parts.iterdir()}
     for name in names:
         stem, dot, kind = name.partition(".")
         if kind == "json.new" or (dot and stem not in names) or (not dot and f"{name}.json" not in names):
             (parts / name).unlink()
+    return any(parts.iterdir())
 
 
 def _hashes(promised: str | None) -> dict[str, Any]:

@@ -135,10 +135,10 @@ class Mirror:
         """
         for directory in (self.files, self._parts):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        tidy(self._parts)
         desk = Desk(
-            self._source.name, self.files, self._parts, self._rate, Totals(self._limits.total_bytes), self._progress
-        )
+            self._source.name, self.files, self._parts, self._rate, Totals(self._limits.total_bytes), self._progress,
+            goes_on=tidy(self._parts),
+        )  # fmt: skip
         with Index(self._index) as index:
             self._compare(index, desk)
             removed = self._remove_vanished(index, desk)
@@ -228,7 +228,7 @@ class Mirror:
     def _fetch(self, fetch: Fetch, task: Task, desk: Desk) -> Fetched:
         attempt = 0
         while True:
-            download = Download(task, desk)
+            download = Download(task, desk, again=attempt > 0)
             try:
                 fetch(task.remote, download)
                 return download.finish()

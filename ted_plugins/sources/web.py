@@ -33,13 +33,16 @@ if TYPE_CHECKING:
     import pycurl
 
 MAX_REDIRECTS = 10
-MAX_HEADERS = 200
-MAX_HEADER_BYTES = 64 * 1024
+MAX_REFUSAL_BYTES = 64 * 1024
 _MOVES = frozenset({301, 302, 303, 307, 308})
 _SLOWEST_BYTES_S = 10
 _PORTS = {"http": 80, "https": 443}
 _PIECE_BYTES = 256 * 1024
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", re.ASCII)
+_STATUS = re.compile(r"HTTP/[0-9.]+ ([0-9]{3})")
+_HEADER = re.compile(r"^([^:\r\n]+):[ \t]*([^\r\n]*?)[ \t]*\r?$", re.MULTILINE)
+_LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
+_ETAG = re.compile(r'(W/)?"[\x21\x23-\x7e]{0,500}"')
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 # libcurl's numbers: https://curl.se/libcurl/c/libcurl-errors.html
@@ -214,13 +217,13 @@ class Head:
     def length(self) -> int | None:
         """Bytes of the body."""
         text = self.headers.get("content-length", "")
-        return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
+        return int(text) if _LENGTH.fullmatch(text) else None
 
     @property
     def etag(self) -> str | None:
         """The version's name."""
         text = self.headers.get("etag", "")
-        return text if re.fullmatch(r'(W/)?"[\x21\x23-\x7e]{0,500}"', text) else None
+        return text if _ETAG.fullmatch(text) else None
 
     def time_s(self, name: str) -> int | None:
         """Return the date in a header, in seconds since 1970."""
@@ -248,6 +251,7 @@ class WebSession:
             raise PluginError(f"libcurl cannot be used here: {error}", hint="pip install pycurl") from error
         self._pycurl, self._access, self._piece_bytes = pycurl, access, piece_bytes
         self._curls: dict[bool, pycurl.Curl] = {}
+        self._said: dict[bool, tuple[tuple[str, ...], bool]] = {}
 
     def close(self) -> None:
         """Close the connections."""
@@ -313,10 +317,12 @@ class WebSession:
         answer = _Answer(url, take, moved)
         curl = self._curl(ours=ours)
         curl.setopt(pycurl.URL, _with_query(url, access.query) if ours and access.query else url)
-        curl.setopt(pycurl.ACCEPT_ENCODING, "gzip" if compressed else None)
-        curl.unsetopt(pycurl.HTTPHEADER)  # an empty list would leave the former ones
-        curl.setopt(pycurl.HTTPHEADER, [*(access.headers if ours else ()), *headers])
-        curl.setopt(pycurl.HEADERFUNCTION, answer.header)
+        if self._said.get(ours) != (headers, compressed):
+            self._said[ours] = (headers, compressed)
+            curl.setopt(pycurl.ACCEPT_ENCODING, "gzip" if compressed else None)
+            curl.unsetopt(pycurl.HTTPHEADER)  # an empty list would leave the former ones
+            curl.setopt(pycurl.HTTPHEADER, [*(access.headers if ours else ()), *headers])
+        curl.setopt(pycurl.HEADERFUNCTION, answer.lines.append)  # libcurl takes 300 kB of them at most
         curl.setopt(pycurl.WRITEFUNCTION, answer.body)
         try:
             curl.perform()
@@ -419,20 +425,10 @@ class _Answer:
     moved: bool
     error: BaseException | None = None
     unwanted: bool = False
-    _lines: list[bytes] = field(default_factory=list)
+    lines: list[bytes] = field(default_factory=list)
     _bytes: int = 0
     _head: Head | None = None
     _sink: Sink | None = None
-
-    def header(self, line: bytes) -> int | None:
-        self._bytes += len(line)
-        if line.startswith(b"HTTP/"):
-            self._lines = []
-        self._lines.append(line)
-        if self._bytes > MAX_HEADER_BYTES or len(self._lines) > MAX_HEADERS:
-            self.error = TransferError(f"{without_credentials(self.url)}: more headers than an answer has")
-            return -1
-        return None
 
     def body(self, data: bytes) -> int | None:
         try:
@@ -440,7 +436,7 @@ class _Answer:
             if self._sink is None:
                 # Refusals and redirects have a body that nobody wants, and that need not end.
                 self._bytes += len(data)
-                self.unwanted = self._bytes > MAX_HEADER_BYTES
+                self.unwanted = self._bytes > MAX_REFUSAL_BYTES
                 return -1 if self.unwanted else None
             self._sink(data)
         except BaseException as error:  # noqa: BLE001 -- raised again by whoever asked
@@ -450,7 +446,7 @@ class _Answer:
 
     def head(self) -> Head:
         if self._head is None:
-            status, headers = _parsed(self._lines)
+            status, headers = _parsed(self.lines)
             self._head = Head(status, headers, self.url, self.moved)
             moves = status in _MOVES and "location" in headers
             self._sink = None if moves else self.take(self._head)
@@ -458,14 +454,12 @@ class _Answer:
 
 
 def _parsed(lines: list[bytes]) -> tuple[int, dict[str, str]]:
-    first, *others = b"".join(lines).decode("latin-1").split("\r\n")
-    headers: dict[str, str] = {}
-    for line in others:
-        name, colon, value = line.partition(":")
-        if colon:
-            headers.setdefault(name.lower(), value.strip())
-    word = first.split(" ")[1:2]
-    return int(word[0]) if word and re.fullmatch("[0-9]{3}", word[0]) else 0, headers
+    """Return status and headers of the last answer: a proxy's may stand before it."""
+    block = b"".join(lines).decode("latin-1")
+    block = block[max(block.rfind("\nHTTP/") + 1, 0) :]
+    status = _STATUS.match(block)
+    headers = {name.lower(): value for name, value in reversed(_HEADER.findall(block))}
+    return int(status[1]) if status else 0, headers
 
 
 def _with_query(url: str, query: str) -> str:

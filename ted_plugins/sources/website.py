@@ -196,7 +196,7 @@ class _Fetching:
 
     def _begin(self, head: Head, offset_bytes: int, size_bytes: int | None) -> None:
         self._begun = True
-        if urlsplit(head.url).path == f"{urlsplit(self._place.url).path}/":
+        if head.moved and urlsplit(head.url).path == f"{urlsplit(self._place.url).path}/":
             raise BuildError(f"{without_credentials(self._place.url)}: is a directory", hint="end it with a slash")
         if "content-length" in head.headers and head.length is None:
             raise TransferError(f"{without_credentials(self._place.url)}: a length that is no number of bytes")
@@ -216,18 +216,17 @@ class _Fetching:
         return int(match[3]) if self._validator in names else None
 
     def _judge(self, head: Head) -> None:
+        if head.status == 200 and self._begun:
+            return
         shown = without_credentials(self._place.url)
         if head.status == 304:
-            known_s = head.time_s("last-modified")
-            self._download.unchanged(settled=self._is_settled(known_s))
+            self._download.unchanged(settled=self._is_settled(head.time_s("last-modified")))
         elif head.status in (404, 410):
             if self._place.single:
                 raise EmptySourceError(f"{shown}: there is no such file", hint="is the address right?")
             raise SourceChangedError(f"{shown}: was listed, and is not there", hint="build again")
-        elif head.status != 200:
+        else:
             raise refusal(head, shown)
-        elif not self._begun:
-            raise TransferError(f"{shown}: an answer without a file")
 
     def _is_settled(self, changed_s: int | None) -> bool | None:
         """Say whether the listing would show a change after it: its clock went on since the file's last one."""

@@ -89,10 +89,9 @@ def test_a_web_directory_goes_through_two_tiers_and_back_and_no_secret_comes_to_
 def found_in(tree: Any, said: list[str]) -> list[str]:
     """Return where a secret is that should not be: in a file, in what a command said, in what a playbook said."""
     places = [f"playbook {number}" for number, text in enumerate(said) if any(c in text for c in CANARIES)]
-    for words in (["check"], ["status"], ["report", "events"], ["report", "revisions"], ["routes"], ["tree"], ["plan"]):
-        for flags in ([], ["--json"], ["-v"]):
-            text = spoken(tree, *flags, *words)
-            places += [" ".join([*flags, *words]) for canary in CANARIES if canary in text]
+    for words in ("check", "check --json", "status --json", "report events", "routes --json", "tree", "plan -v"):
+        text = spoken(tree, *words.split())
+        places += [words for canary in CANARIES if canary in text]
     for path in tree.run_directory.rglob("*"):
         if path.is_file() and not path.is_symlink():
             data = path.read_bytes()
