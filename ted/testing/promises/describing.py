@@ -19,6 +19,7 @@ from ted.testing.promise import Scene, Trial, promise, told
 from ted.testing.sample import Variant, fields, is_about, is_secret, leaves, occurrences, usual_variants, with_value
 
 _SECRET_NAME = re.compile(r"pass(word|wd|phrase)|secret|token|credential|api_?key|private_?key", re.IGNORECASE)
+_NAMES_A_PLACE = re.compile(r"_(file|env)$")
 _JUNK: tuple[Any, ...] = (None, "", "\0", -1, 10**30, 1.5, True, [], ["\0"], {}, {"a": 1}, "../../x", "x" * 5000)
 
 
@@ -32,7 +33,8 @@ def described(trial: Trial) -> None:
     for name, field in fields(info.options).items():
         if not (field.description or "").strip():
             trial.broken(f"option {name!r} is not described", 'give it Field(..., description="...")')
-        if _SECRET_NAME.search(name.rpartition(".")[2]) and field.annotation in (str, str | None):
+        word = name.rpartition(".")[2]
+        if _SECRET_NAME.search(word) and not _NAMES_A_PLACE.search(word) and field.annotation in (str, str | None):
             trial.broken(f"option {name!r} is plain text", "declare it as pydantic.SecretStr: it travels masked then")
     known = installed()
     for place in ("", *_inner(scene.options)):
