@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
-from html.parser import HTMLParser
+from html import unescape
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes, urljoin, urlsplit
 
@@ -105,46 +105,45 @@ def _date(value: object) -> int | None:
 _PLAIN = re.compile(r"([A-Za-z0-9_.~-]+)/?", re.ASCII)
 """An address that needs no reading: a name, and nothing else."""
 _SIZED = re.compile(r"(?:^|\s)([0-9]{1,18})\s*$")
-_STAMPED = re.compile(r"[0-9]{1,2}-[A-Z][a-z]{2}-[0-9]{4} [0-9:]{4,8}|[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9:]{4,8}")
-
-
-class _Page(HTMLParser):
-    """Collects links and the text behind each, up to the next link or the end of the row."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.links: list[tuple[str, list[str]]] = []
-        self._inside = False
-        self._text: list[str] | None = None
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "a":
-            href = next((value for name, value in attrs if name == "href" and value), None)
-            self._inside = True
-            self._text = []
-            if href is not None:
-                self.links.append((href, self._text))
-        elif tag == "tr":
-            self._text = None
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "a":
-            self._inside = False
-
-    def handle_data(self, data: str) -> None:
-        if self._text is not None and not self._inside:
-            self._text.append(data)
+_STAMPED = re.compile(
+    r"[0-9]{1,2}-[A-Z][a-z]{2}-[0-9]{4} [0-9:]{4,8}|[0-9]{4}-(?:[0-9]{2}|[A-Z][a-z]{2})-[0-9]{2}[ T][0-9:]{4,8}"
+)
+_TAG = re.compile(r"<(/?)(a|tr)\b([^<>]*)>", re.IGNORECASE)
+_HREF = re.compile(r"""\bhref\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.IGNORECASE)
+_ANY_TAG = re.compile("<[^<>]*>")
 
 
 def _of_html(data: bytes, url: str) -> Iterator[Listed]:
-    page = _Page()
-    page.feed(data.decode("utf-8", "surrogateescape"))
-    page.close()
-    if not page.links and b"<" not in data:
+    page = data.decode("utf-8", "surrogateescape")
+    if "<" not in page:
         raise BuildError(f"{url}: no index of a directory")
-    for href, text in page.links:
-        if (listed := _of_link(url, href, " ".join(" ".join(text).split())[:MAX_STAMP])) is not None:
+    for href, text in _links(page):
+        if (listed := _of_link(url, href, text)) is not None:
             yield listed
+
+
+def _links(page: str) -> Iterator[tuple[str, str]]:
+    """Yield each link, and the text behind it up to the next one or the end of the row; in time that grows as the page.
+
+    Not by a parser of HTML: index pages need none, and Python's takes time as the square of a hostile page.
+    """
+    href: str | None = None
+    behind: int | None = None
+    for tag in _TAG.finditer(page):
+        if tag[1] and tag[2] in "aA":
+            behind = tag.end()
+            continue
+        if href is not None:
+            yield href, _text(page[behind : tag.start()] if behind is not None else "")
+        found = _HREF.search(tag[3]) if tag[2] in "aA" else None
+        href = unescape(found[1] or found[2] or found[3] or "") if found is not None else None
+        behind = None
+    if href is not None:
+        yield href, _text(page[behind:] if behind is not None else "")
+
+
+def _text(markup: str) -> str:
+    return " ".join(unescape(_ANY_TAG.sub(" ", markup[:2000])).split())[:MAX_STAMP]
 
 
 def _of_link(url: str, href: str, text: str) -> Listed | None:
