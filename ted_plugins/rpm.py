@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ted import hookimpl
 from ted.hookspecs import BuildContext, Drift, InstallContext, TypeInfo
 from ted_plugins.packages import gather, plan
@@ -39,3 +41,11 @@ def ted_extract(install: InstallContext) -> None:
 def ted_verify(install: InstallContext) -> list[Drift]:
     """Tell of packages in another version that an extraction would leave."""
     return plan.verify(Rpm, install)
+
+
+@hookimpl
+def ted_sample(bench: Any) -> Any:
+    """Return what the contract suite tests this type with."""
+    from ted_plugins.samples.packages import rpm_sample
+
+    return rpm_sample(bench)

@@ -255,13 +255,18 @@ def refuse_link(path: str) -> None:
     )
 
 
-def movable(command: list[str], directory: Path) -> list[str]:
-    """Return the words of a command so that it can be run by a later ted, and when ``directory`` has moved."""
-    kept = f"{directory / KEPT}/"
+def movable(command: list[str], kept_in: Path) -> list[str]:
+    """Return the words of a command so that it can be run by a later ted, and when what is kept has moved."""
+    kept = f"{kept_in}/"
     return [
         _PYTHON if word == sys.executable else _KEPT + word.removeprefix(kept) if word.startswith(kept) else word
         for word in command
     ]
+
+
+def readable(command: list[str]) -> str:
+    """Return the words of ``movable`` for people: the same wherever and whenever it is run."""
+    return " ".join(command).replace("\0", "")
 
 
 def local(command: list[str], directory: Path) -> list[str]:

@@ -53,7 +53,7 @@ from ted.install.attributes import Rights
 from ted.install.execution import Execution, OnAct, Policy, State, UndoResult, written_failures
 from ted.install.log import LogReader, LogWriter
 from ted.install.paths import Base, join, mount_of, refuse_unplain, show, sync_filesystem
-from ted.install.perform import KEPT, NO_HARDLINK, Performer, local, movable, refuse_link
+from ted.install.perform import KEPT, NO_HARDLINK, Performer, movable, readable, refuse_link
 from ted.install.trees import TreeReader, TreeWriter
 from ted.install.words import describe, describe_wanted, target_error
 
@@ -463,9 +463,10 @@ class Transaction:
         ``undo`` takes it back; it must do no harm when ``command`` was cut off in the middle.
         """
         self.counts["commands"] += 1
-        self._describe(" ".join(command), "commands", None, "run")
-        words = [None if each is None else movable(each, self.directory) for each in (command, undo)]
-        self._act(RUN, 0, b"", [*words, timeout_s])
+        kept = self._kept or self.directory / KEPT
+        words = movable(command, kept)
+        self._describe(readable(words), "commands", None, "run")
+        self._act(RUN, 0, b"", [words, None if undo is None else movable(undo, kept), timeout_s])
         self._tree = None
 
     def keep(self, name: str, chunks: Iterable[bytes | Hole]) -> str:
@@ -477,7 +478,7 @@ class Transaction:
             UnsafePathError: ``name`` would leave the directory.
             TargetError: There is no room.
         """
-        refuse_unplain(os.fsencode(name))
+        refuse_unplain(os.fsencode(name or "."))
         if self._kept is None:
             self._kept = self._place_for_kept()
         path = self._kept / name
@@ -1066,7 +1067,7 @@ def foretell_undo(directory: Path, *, diff: bool = False) -> tuple[dict[str, int
             counts[told] += 1
             if diff and len(changes) < MAX_CHANGES:
                 root = "" if record[0] == "run" else bases.places[record[2]].path.rstrip("/") + "/"
-                path = " ".join(local(record[2], directory)) if record[0] == "run" else show(record[3])
+                path = readable(record[2]) if record[0] == "run" else show(record[3])
                 changes.append(Change(root + path, told, None, None))
     return dict(counts), changes
 

@@ -77,6 +77,8 @@ class Sample:
     grow: Callable[[int], object] | None = None
     """Make the sources hold about so many bytes in one file; may return other options (a mapping). ``None``: they
     cannot grow."""
+    reads: str | None = None
+    """Why check mode must read content, where it must: a package manager tests the package itself, say."""
     volatile: Sequence[str] = ()
     """Patterns of paths, absolute, whose bytes say nothing: a database that ``outcome`` reads, a log."""
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from ted.errors import BuildError, EmptySourceError, FormatError
 from ted.hookspecs import BuildContext
 from ted_plugins.packages.model import INDEX, KEYS, PACKAGES, Listed, Reader
-from ted_plugins.packages.options import PackageOptions, Source
+from ted_plugins.packages.options import DebSource, PackageOptions, Source
 from ted_plugins.packages.proof import MAX_KEY_BYTES, keyring
 from ted_plugins.packages.reach import LocalRepository, Mirrors
 from ted_plugins.packages.repositories import offers_of
@@ -61,8 +61,9 @@ def _offered(kind: str, context: BuildContext) -> dict[int, str]:
     groups: dict[tuple[str, ...], list[int]] = {}
     for number, source in enumerate(options.packages):
         if source.repository is not None:
-            arch = source.arch if source.suite is not None else None  # there an index is of one architecture
-            index = (source.repository.rstrip("/"), source.suite or "", source.component, arch or "")
+            index: tuple[str, ...] = (source.repository.rstrip("/"),)
+            if isinstance(source, DebSource) and source.suite is not None:  # there an index is of one architecture
+                index += (source.suite, source.component, source.arch or "")
             groups.setdefault(index, []).append(number)
     keys = [key(path) for path in options.repository_keys]
     mirrors = Mirrors(context)

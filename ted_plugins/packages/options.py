@@ -7,6 +7,7 @@ line but names, paths and versions that were checked for what they are.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -15,6 +16,7 @@ from ted_plugins.packages.model import ARCHITECTURE, NAME, VERSION
 from ted_plugins.sources.web import WebAccess, web_address
 
 _SHA256 = re.compile("[0-9a-f]{64}")
+_SUITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
 def _local(path: str) -> str:
@@ -51,8 +53,6 @@ class Source(WebAccess):
     name: PackageName | None = Field(None, description="Package of the repository.")
     version: str | None = Field(None, description="Version in the repository; the newest one when unset.")
     arch: str | None = Field(None, description="Architecture in the repository; needed where it has several.")
-    suite: str | None = Field(None, description="deb: suite of the repository, such as `stable`; unset: a flat one.")
-    component: str = Field("main", description="deb: component of the suite.")
 
     @model_validator(mode="before")
     @classmethod
@@ -68,8 +68,8 @@ class Source(WebAccess):
             raise ValueError("needs one of `path`, `url` and `repository`")
         if (self.repository is None) != (self.name is None):
             raise ValueError("`repository` and `name` belong together")
-        if (self.version is not None or self.arch is not None or self.suite is not None) and self.repository is None:
-            raise ValueError("`version`, `arch` and `suite` choose in a `repository`")
+        if (self.version is not None or self.arch is not None) and self.repository is None:
+            raise ValueError("`version` and `arch` choose in a `repository`")
         if self.url is not None and not self.url.startswith("{{") and web_address(self.url).endswith("/"):
             raise ValueError(f"{self.url!r} is a directory: name a package file")
         if self.sha256 is not None and (self.url is None or not _SHA256.fullmatch(self.sha256)):
@@ -80,11 +80,27 @@ class Source(WebAccess):
         where = self.repository
         if where is not None and not where.startswith(("/", "{{")):
             web_address(where)
-        for pattern, word in ((VERSION, self.version), (ARCHITECTURE, self.arch), (NAME, self.component)):
+        for pattern, word in ((VERSION, self.version), (ARCHITECTURE, self.arch)):
             if word is not None and not pattern.fullmatch(word):
-                raise ValueError(f"{word!r} is no version, architecture or component")
-        if self.suite is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", self.suite):
-            raise ValueError(f"{self.suite!r} is no suite")
+                raise ValueError(f"{word!r} is no version or architecture")
+        return self
+
+
+class DebSource(Source):
+    """Where Debian packages come from."""
+
+    suite: str | None = Field(None, description="Suite of the repository, such as `stable`; unset: a flat repository.")
+    component: str = Field("main", description="Component of the suite.")
+
+    @model_validator(mode="after")
+    def _of_a_suite(self) -> Self:
+        if self.suite is None and "component" in self.model_fields_set and self.component != "main":
+            raise ValueError("a `component` needs its `suite`")
+        if self.suite is not None and self.repository is None:
+            raise ValueError("`suite` chooses in a `repository`")
+        for word in (self.suite, self.component):
+            if word is not None and not _SUITE.fullmatch(word):
+                raise ValueError(f"{word!r} is no suite or component")
         return self
 
 
@@ -93,7 +109,7 @@ class PackageOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    packages: list[Source] = Field(default_factory=list, description="The packages, in this order.")
+    packages: Sequence[Source] = Field(default_factory=list, description="The packages, in this order.")
     erase: list[PackageName] = Field(default_factory=list, description="Names of packages that must not be there.")
     operation: Literal["upgrade", "freshen", "install"] = Field(
         "upgrade", description="upgrade: install, or replace an older version; freshen: only replace an older version; "
@@ -142,6 +158,7 @@ class RpmOptions(PackageOptions):
 class DebOptions(PackageOptions):
     """Options of the type deb."""
 
+    packages: Sequence[DebSource] = Field(default_factory=list, description="The packages, in this order.")
     operation: Literal["upgrade", "freshen", "install"] = Field(
         "upgrade", description="upgrade: install, or replace an older version; freshen: only replace an older version; "
         "install: replacing none, which is an error where another version is there.",

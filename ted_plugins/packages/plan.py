@@ -113,8 +113,7 @@ def _act(
     _refuse_more(after - before, wanted)
     for item in items(before - after, after - before, manager.compare):
         install.transaction.tell(item)
-    if not install.check:
-        _commit(name, manager, install, foretold.act, before, after, there)
+    _commit(name, manager, install, foretold.act, before, after, there)
 
 
 def items(gone: set[Package], come: set[Package], compare: Callable[[str, str], int]) -> list[Item]:
@@ -150,7 +149,7 @@ def _commit(
 ) -> None:  # fmt: skip
     keep = install.transaction.keep
     old: list[tuple[Package, str]] = []
-    for number, package in enumerate(sorted(before - after)):
+    for number, package in enumerate(sorted(before - after) if not install.check else ()):
         place = f"old/{number}.{manager.suffix}"
         _keep_original(manager, install, package, there[package], place)
         old.append((package, place))

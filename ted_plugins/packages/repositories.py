@@ -24,7 +24,7 @@ from ted_plugins.packages import proof
 from ted_plugins.packages.compression import DAMAGED, opened
 from ted_plugins.packages.deb_file import paragraphs
 from ted_plugins.packages.model import Package
-from ted_plugins.packages.options import Source
+from ted_plugins.packages.options import DebSource, Source
 from ted_plugins.packages.versions import compare_deb, compare_rpm
 
 MAX_HEAD_BYTES = 16 << 20
@@ -334,6 +334,7 @@ def offers_of(
         offers = yum(reach, names, keys)
     else:
         first = sources[0]
+        assert isinstance(first, DebSource)
         offers = apt(reach, names, keys, suite=first.suite, component=first.component, arch=first.arch)
     for source in sources:
         yield source, choose(offers, source, compare_rpm if kind == "rpm" else compare_deb, reach.name)

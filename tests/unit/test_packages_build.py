@@ -159,6 +159,18 @@ def test_signature_and_digests_of_a_repository_hold_or_nothing_is_built(
         depot.pack(wanted(repository, "lib"), **keys)
 
 
+def test_of_several_architectures_one_must_be_named() -> None:
+    from ted_plugins.packages.options import Source
+    from ted_plugins.packages.repositories import Offered, choose
+
+    offers = [Offered(Package("lib", arch, "1-1"), arch, "sha256:") for arch in ("x86_64", "i686")]
+    with pytest.raises(BuildError, match="for i686, x86_64"):
+        choose(offers, Source(repository="/r", name="lib"), compare_rpm, "r")
+    assert choose(offers, Source(repository="/r", name="lib", arch="i686"), compare_rpm, "r") is offers[1]
+    with pytest.raises(BuildError, match="no lib"):
+        choose(offers, Source(repository="/r", name="lib", arch="s390x"), compare_rpm, "r")
+
+
 def test_a_suite_of_an_apt_repository(tmp_path: Path, workshop: Workshop, signer: Signer) -> None:
     depot = PackageDepot(tmp_path, "dpkg", workshop)
     repository = tmp_path / "repository"

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from install_depot import DISTRIBUTOR, NAME
+from install_depot import DISTRIBUTOR, NAME, Depot
 from package_depot import PackageDepot, Workshop
 
 from ted.errors import InstallError, TedError
 from ted.install.verify import repair, verify_installed
+from ted_plugins.packages import rpm_file
+from ted_plugins.packages.model import Package
 
 WAYS = ("rpm", "dnf", "dpkg", "apt")
 
@@ -177,3 +179,112 @@ def test_packages_that_others_changed_meanwhile_are_not_touched(depot: PackageDe
     with pytest.raises(TedError, match="changed since they were looked at"):
         depot.extract()
     assert depot.installed() == {"lib": "3"}
+
+
+# --- one kind only -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depot", ["rpm", "dpkg"], indirect=True)
+def test_the_order_listed_is_the_order_of_installation(depot: PackageDepot) -> None:
+    depot.with_a_shell()
+    names = ["zeta", "alpha", "mid"]
+    packages = []
+    for name in names:
+        line = f"echo {name} >> /order"
+        scripts: Any = f"%pre\n{line}\n" if depot.kind == "rpm" else {"preinst": line}
+        packages.append(depot.make(name, scripts=scripts))
+    depot.pack(*packages, order="listed")
+    depot.extract()
+    assert (depot.system / "order").read_text().split() == names
+
+
+@pytest.mark.parametrize("depot", ["rpm"], indirect=True)
+def test_rpm_installs_beside_other_versions_and_takes_only_that_back(depot: PackageDepot) -> None:
+    depot.have(depot.make("kernel", "1", files={"opt/kernel-1": "1"}))
+    depot.pack(depot.make("kernel", "2", files={"opt/kernel-2": "2"}), operation="install")
+    assert told(depot.extract()) == [("kernel", "installed", None, "2")]
+    assert depot.installed() == {"kernel": "1+2"}
+    depot.pack(depot.make("kernel", "3", files={"opt/kernel-3": "3"}))
+    assert told(depot.extract())[0][:2] == ("kernel", "upgraded")
+    assert depot.installed() == {"kernel": "3"}
+    depot.rollback()
+    assert depot.installed() == {"kernel": "1+2"}
+    depot.rollback()
+    assert (depot.installed(), depot.files()) == ({"kernel": "1"}, {"opt/kernel-1": "1"})
+
+
+@pytest.mark.parametrize("depot", ["rpm"], indirect=True)
+def test_an_obsoleted_package_goes_and_comes_back(depot: PackageDepot) -> None:
+    depot.have(depot.make("old-name"))
+    depot.pack(depot.make("new-name", "2", tags="Obsoletes: old-name < 2"))
+    foretold = depot.extract(check=True)
+    assert told(depot.extract()) == told(foretold) == [
+        ("new-name", "installed", None, "2"), ("old-name", "erased", "1", None)
+    ]  # fmt: skip
+    assert depot.installed() == {"new-name": "2"}
+    depot.rollback()
+    assert depot.installed() == {"old-name": "1"}
+
+
+@pytest.mark.parametrize("depot", ["rpm"], indirect=True)
+@pytest.mark.parametrize("compress", ["w2.xzdio", "w3.zstdio", "w2.bzdio"])
+def test_packages_of_every_compression_are_rebuilt(depot: PackageDepot, compress: str) -> None:
+    depot.have(depot.make("1st", compress=compress, version="1:1"))
+    before = depot.files()
+    depot.pack(erase=["1st"])
+    depot.extract()
+    kept = next(depot.host.states.transactions.rglob("old/*.rpm"))
+    assert rpm_file.read(str(kept)).package == Package("1st", "noarch", "1:1-1")
+    depot.rollback()
+    assert (depot.installed(), depot.files()) == ({"1st": "1"}, before)
+
+
+@pytest.mark.parametrize("depot", ["apt"], indirect=True)
+def test_configuration_that_somebody_changed_stays_and_a_new_package_leaves_no_trace(depot: PackageDepot) -> None:
+    config = {"etc/lib.conf": "default\n", "opt/lib/version": "1\n"}
+    depot.have(depot.make("lib", files=config, config=["etc/lib.conf"]))
+    (depot.system / "etc/lib.conf").write_text("changed\n")
+    before = depot.installed()
+    new = {"etc/lib.conf": "new default\n", "opt/lib/version": "2\n"}
+    more = depot.make("more", files={"etc/more.conf": "x\n"}, config=["etc/more.conf"])
+    depot.pack(depot.make("lib", "2", files=new, config=["etc/lib.conf"]), more)
+    depot.extract()
+    assert (depot.system / "etc/lib.conf").read_text() == "changed\n"
+    depot.rollback()
+    assert (depot.system / "etc/lib.conf").read_text() == "changed\n"
+    assert depot.installed() == before
+    assert not (depot.system / "etc/more.conf").exists()
+
+
+@pytest.mark.parametrize("depot", ["dpkg"], indirect=True)
+def test_dpkg_alone_undoes_what_turns_out_not_to_fit(depot: PackageDepot) -> None:
+    depot.have(depot.make("lib"))
+    before, files = depot.installed(), depot.files()
+    depot.pack(depot.make("lib", "2"), depot.make("needy", depends="nothing-there"))
+    with pytest.raises(TedError, match="nothing-there"):
+        depot.extract()
+    assert (depot.installed(), depot.files()) == (before, files)
+
+
+@pytest.mark.parametrize("depot", ["dpkg"], indirect=True)
+def test_what_is_kept_goes_with_the_undo_log(depot: PackageDepot) -> None:
+    for version in ("1", "2", "3"):
+        depot.pack(depot.make("lib", version), settings={"max_revisions": 2})
+        depot.extract()
+    kept = sorted(path.name for path in depot.host.states.transactions.rglob("kept/*/*"))
+    assert kept == ["0.deb", "0.deb"], "the originals of two revisions, and no package that came"
+
+
+@pytest.mark.parametrize("depot", ["rpm"], indirect=True)
+def test_the_undo_follows_a_working_directory_that_moves(depot: PackageDepot, tmp_path: Path) -> None:
+    depot.have(depot.make("lib"))
+    depot.pack(depot.make("lib", "2"))
+    depot.extract()
+    (tmp_path / "moved").mkdir()
+    depot.working.path.rename(tmp_path / "moved" / "var")
+    moved = PackageDepot.__new__(PackageDepot)
+    moved.__dict__.update(depot.__dict__)
+    Depot.__init__(moved, tmp_path / "moved")
+    moved.signed = depot.signed
+    assert moved.rollback().warnings == []
+    assert moved.installed() == {"lib": "1"}
