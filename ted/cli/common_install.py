@@ -208,7 +208,7 @@ def report(journal: Journal, result: ExtractResult) -> None:
 
 def _note_items(journal: Journal, result: ExtractResult) -> None:
     """Put what became of things that are no paths among the events; what stayed as it was is not told."""
-    for item in result.items[:_NOTED_ITEMS] if result.changed else []:
+    for item in result.things[:_NOTED_ITEMS] if result.changed else []:
         if item["before"] != item["after"]:
             message = f"{item['name']}: {item['what']}, {item['before'] or 'none'} -> {item['after'] or 'none'}"
             journal.note("item", message, distributor=result.distributor, distribution=result.distribution,

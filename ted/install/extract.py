@@ -38,7 +38,7 @@ class ExtractResult:
     """What extracting (or rolling back) one distribution did, or would do.
 
     ``state`` is one of the contract's: ``extracted``, ``skipped``, ``failed`` (some files could not be written, see
-    ``error``), ``rolled_back``. ``actions``: counts by name. ``items``: what became of things that are no paths (see
+    ``error``), ``rolled_back``. ``actions``: counts by name. ``things``: what became of things that are no paths (see
     ``hookspecs.Item``). ``diff``: the first 1000 changes, when asked for.
     """
 
@@ -49,7 +49,7 @@ class ExtractResult:
     changed: bool = False
     actions: dict[str, int] = field(default_factory=dict)
     error: dict[str, Any] | None = None
-    items: list[dict[str, str | None]] = field(default_factory=list)
+    things: list[dict[str, str | None]] = field(default_factory=list)
     diff: list[Change] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     reason: str | None = None
@@ -227,7 +227,7 @@ class _Extraction:
     ) -> ExtractResult:
         result = replace(
             self._result(EXTRACTED), changed=committed.changed, actions=committed.counts, diff=transaction.changes,
-            warnings=[*warnings, *committed.warnings], items=step.items,
+            warnings=[*warnings, *committed.warnings], things=step.items,
         )  # fmt: skip
         if committed.failures:
             step = replace(step, state=FAILED)

@@ -132,7 +132,7 @@ def _undo(host: Host, held: Installed, steps: list[Step], *, check: bool, diff: 
             for name, count in counts.items():
                 result.actions[name] = result.actions.get(name, 0) + count
             result.diff += changes[: 1000 - len(result.diff)]
-        result.items += _put_back(step)
+        result.things += _put_back(step)
         if not check:
             older = next((each.transaction for each in steps[number:] if each.transaction is not None), None)
             if step.transaction is not None and older is not None:

@@ -11,27 +11,29 @@ from ted.errors import TargetError
 _SAID_BYTES = 3000
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NOISE = ("RPM should not be used directly", "However assuming you know")
-TIMEOUT_S = 600.0
+LOOKING_S = 600.0
 
 
 def run(
-    words: Sequence[str], *, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = (), cwd: str = "/",
-    timeout_s: float = TIMEOUT_S,
+    words: Sequence[str], *, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
 ) -> str:  # fmt: skip
     """Run a program and return what it printed.
+
+    What gets descriptors changes the machine, and has the time that the distribution gives it; whatever only looks has
+    ten minutes.
 
     Raises:
         TargetError: It cannot be started, failed, or took too long; what it said is in the message.
     """
     try:
         done = subprocess.run(
-            list(words), stdin=subprocess.DEVNULL, capture_output=True, cwd=cwd,
-            pass_fds=pass_fds, env=environment() | dict(env or {}), timeout=timeout_s, check=False,
+            list(words), stdin=subprocess.DEVNULL, capture_output=True, cwd="/", pass_fds=pass_fds,
+            env=environment() | dict(env or {}), timeout=None if pass_fds else LOOKING_S, check=False,
         )  # fmt: skip
     except OSError as error:
         raise TargetError(f"{words[0]}: cannot be started: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
-        raise TargetError(f"{words[0]}: took longer than {timeout_s:g} s") from error
+        raise TargetError(f"{words[0]}: took longer than {LOOKING_S:g} s") from error
     out, told = done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
     if done.returncode != 0:
         raise TargetError(f"{words[0]}: {said(told + out) or f'exit code {done.returncode}'}")

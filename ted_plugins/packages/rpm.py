@@ -239,13 +239,14 @@ class Rpm:
                 Path(directory, "log").mkdir()
                 words += [f"--installroot={self.flags.root}", "--releasever=1"]
             run([*words, *(f"--setopt={name}={value}" for name, value in settings.items()), "shell", str(script)],
-                pass_fds=[hold], timeout_s=86_400)  # fmt: skip
+                pass_fds=[hold])  # fmt: skip
 
     def _by_dnf(self) -> bool:
         flags = self.flags
-        if flags.through == "rpm" or not programs.found("dnf"):
+        if flags.listed or flags.beside or flags.nodeps or flags.replace_files or flags.database:
             return False
-        return not (flags.listed or flags.beside or flags.nodeps or flags.replace_files or flags.database)
+        # dnf 5 has no shell, in which alone one transaction installs and erases
+        return flags.through != "rpm" and programs.found("dnf") and run(["dnf", "--version"]).startswith("4.")
 
     # -- words
 

@@ -52,7 +52,7 @@ def both(version: str) -> dict[str, dict[str, str]]:
 def items(tree: Any, host: str, *words: str) -> list[tuple[str, str, str, str]]:
     rows = tree.ted(host, *words)["distributions"]
     return sorted((row["distribution"], item["name"], item["what"], str(item["after"]).removesuffix("-1"))
-                  for row in rows for item in row["items"])  # fmt: skip
+                  for row in rows for item in row["things"])  # fmt: skip
 
 
 def test_packages_go_through_two_tiers_and_back(site: Any) -> None:

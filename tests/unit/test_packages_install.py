@@ -33,7 +33,7 @@ def told(result: Any) -> list[tuple[str, str, str | None, str | None]]:
     def plain(version: str | None) -> str | None:
         return None if version is None else version.removesuffix("-1")
 
-    return [(item["name"], item["what"], plain(item["before"]), plain(item["after"])) for item in result.items]
+    return [(item["name"], item["what"], plain(item["before"]), plain(item["after"])) for item in result.things]
 
 
 def test_packages_are_installed_upgraded_erased_and_rolled_back(depot: PackageDepot) -> None:

@@ -86,6 +86,13 @@ distributions:
       description: How many files were written, deleted and so on.
       type: dict
       returned: always
+    things:
+      description: >-
+        What became of things that are no files, such as packages: dictionaries with C(name), C(what) (V(installed),
+        V(upgraded), V(unchanged) and so on), and the versions C(before) and C(after).
+      type: list
+      elements: dict
+      returned: always
     error:
       description: Why it failed or was skipped.
       type: str
