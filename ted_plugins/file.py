@@ -154,7 +154,7 @@ def ted_build(build: BuildContext) -> None:
 def ted_extract(install: InstallContext) -> None:
     """Make every target hold its part."""
     options: Options = install.options
-    place(install, options, [(target, _spared(target)) for target in options.targets])
+    place(install, options, [(target, spared(target.exclude, _names(target))) for target in options.targets])
 
 
 def place(install: InstallContext, options: Placing, places: Sequence[tuple[Place, Sequence[str]]]) -> None:
@@ -185,11 +185,15 @@ def ted_sample(bench: Any) -> Any:
     return sample(bench)
 
 
-def _spared(target: Target) -> list[str]:
+def _names(target: Target) -> list[str]:
+    """Return the names of the sources that go to the target themselves, not their content."""
+    return [os.path.basename(source) for source in target.sources if not source.endswith("/")]
+
+
+def spared(exclude: Sequence[str], names: Sequence[str]) -> list[str]:
     """Return the patterns of ``exclude``, those anchored at a source also as they are seen from the target."""
-    below = [glob.escape(os.path.basename(source)) for source in target.sources if not source.endswith("/")]
-    anchored = [pattern for pattern in target.exclude if pattern.startswith("/")]
-    return [*target.exclude, *(f"/{name}{pattern}" for name in below for pattern in anchored)]
+    anchored = [pattern for pattern in exclude if pattern.startswith("/")]
+    return [*exclude, *(f"/{glob.escape(name)}{pattern}" for name in names for pattern in anchored)]
 
 
 def filesystem_of(path: str) -> str:

@@ -52,11 +52,12 @@ class Remote(NamedTuple):
     settled: bool = False
     handle: Any = None
     """The source's own: an address, say. Neither compared nor kept."""
+    mode: int = 0o644
 
     @property
     def listed(self) -> str:
         """Everything that says which version it is, as one text."""
-        return repr(self[1:5])
+        return repr((*self[1:5], self.mode))
 
 
 class Known(NamedTuple):
@@ -159,6 +160,7 @@ class Download:
     """One file on its way, as the source that fetches it sees it.
 
     The source calls ``unchanged()``, or ``begin()`` and then ``write()`` for each piece. ``begin()`` again starts over.
+    Where another program does the fetching, it calls ``outside()``, ``grown()`` now and then, and ``came()``.
     """
 
     def __init__(self, task: Task, desk: Desk, *, again: bool = False) -> None:
@@ -268,6 +270,45 @@ class Download:
         if self._desk.progress is not None:
             self._desk.progress(done, total, self._desk.name)
 
+    def outside(self, *, offset_bytes: int = 0, validator: str | None = None, size_bytes: int | None = None) -> str:
+        """Say what comes now, as ``begin`` does, and return the file that another program is to write (on) to."""
+        self.begin(offset_bytes=offset_bytes, validator=validator, size_bytes=size_bytes)
+        self.close()
+        return self._part.path
+
+    def grown(self, size_bytes: int) -> None:
+        """Take note of how long the file is that another program writes.
+
+        Raises:
+            TransferError: It is longer than announced.
+            BuildError: It is longer than the source may be.
+        """
+        if self._desk.stop.is_set():
+            raise Stopped
+        if self._expected is not None and size_bytes > self._expected:
+            raise TransferError(f"{self.remote.path}: more comes than its {self._expected} bytes")
+        more = max(0, size_bytes - self._size)
+        self._size += more
+        self._counted += more
+        done, total = self._desk.totals.come(more)
+        if self._desk.progress is not None:
+            self._desk.progress(done, total, self._desk.name)
+
+    def came(self, *, validator: str | None = None, mtime_ns: int | None = None) -> None:
+        """Take what another program wrote, and what turned out to be its version and its time."""
+        self._validator, self._mtime_ns = validator, mtime_ns
+        self._fd = self._part.reopen()
+        self.grown(os.fstat(self._fd).st_size)
+        self._hashes = _hashes(self.remote.digest)
+        for piece in self._part.pieces():
+            self._hash(piece)
+
+    def shorten(self, unsure_bytes: int) -> None:
+        """Take so many bytes off the end of ``partial``: what another program wrote last may have holes."""
+        partial = self.partial
+        if partial is not None:
+            os.truncate(self._part.path, max(0, partial.size_bytes - unsure_bytes))
+
     def finish(self) -> Fetched:
         """Verify what came and give it its name; for the mirror only.
 
@@ -279,12 +320,17 @@ class Download:
         settled = remote.settled if self._settled is None else self._settled
         if self._unchanged and held is not None:
             self._desk.totals.settle(held.size_bytes)
-            return Fetched(held._replace(listed=remote.listed, settled=settled), changed=False)
+            row = held._replace(listed=remote.listed, settled=settled)
+            place = self._desk.place(remote.path)
+            if stat.S_IMODE(os.lstat(place).st_mode) != remote.mode:
+                os.chmod(place, remote.mode)
+                row = row._replace(stamp=stamp_of(place)[1])
+            return Fetched(row, changed=False)
         if self._fd is None:
             raise TransferError(f"{remote.path}: nothing came")
         self._verify()
         at = next((each for each in (self._mtime_ns, remote.mtime_ns) if each is not None), 0)
-        os.fchmod(self._fd, 0o644)
+        os.fchmod(self._fd, remote.mode)
         os.utime(self._fd, ns=(at, at))
         self.close()
         place = self._desk.place(remote.path)

@@ -9,8 +9,8 @@ Rules:
    version; two versions are never joined.
  * What vanished from the source is removed, once everything else is here. Nothing listed at all is an error.
  * Names, sizes and numbers are a stranger's: names stay inside, sizes are bounded before they are believed.
- * The mirror depends on the source alone: files have the source's times, directories their newest file's, modes are
-   0644 and 0755.
+ * The mirror depends on the source alone: files have the source's times, directories their newest file's; modes are
+   0755 of directories, and of files what the source says, or 0644.
 """
 
 from __future__ import annotations

@@ -12,13 +12,25 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
+from typing import Annotated
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import SecretStr
+from pydantic import BeforeValidator, SecretStr
 
 from ted.errors import BuildError
 
 MAX_SECRET_BYTES = 64 * 1024
+_VAULT = "$ANSIBLE_VAULT;"
+
+
+def _or_vaulted(value: object) -> object:
+    """Take a value that nobody has decrypted yet for what it is: ``ansible-inventory`` shows it as a mapping."""
+    return value.get("__ansible_vault", value) if isinstance(value, Mapping) else value
+
+
+Secret = Annotated[SecretStr, BeforeValidator(_or_vaulted, json_schema_input_type=str)]
+"""An option that is a secret. What is still encrypted passes where it is only looked at (``ted check``)."""
 
 
 def reveal(
@@ -38,6 +50,10 @@ def reveal(
         BuildError: It is not there, or others may read the file.
     """
     if value is not None:
+        if value.get_secret_value().startswith(_VAULT):
+            raise BuildError(
+                f"{what}: is still encrypted", hint="let a play hand the inventory on: playbooks/refresh.yml"
+            )
         return value.get_secret_value()
     if file is not None:
         return _of_file(file, what)
