@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -39,6 +39,7 @@ from ted_plugins.sources.rate import Rate, Size
 from ted_plugins.sources.secrets import Secret, reveal
 from ted_plugins.sources.sessions import Found, Session, Sessions, Walk
 from ted_plugins.sources.sftp import UNSURE_BYTES, SftpLogin, SftpSession
+from ted_plugins.sources.workers import ahead
 
 _SCHEMES = (*PORTS, "sftp")
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*|[0-9A-Fa-f:]+(%[A-Za-z0-9_.-]+)?")
@@ -270,6 +271,14 @@ def ted_extract(install: InstallContext) -> None:
     file.place(install, options, [(target, _spared(target, options)) for target in options.targets])
 
 
+@hookimpl
+def ted_sample(bench: Any) -> Any:
+    """Return what the contract suite tests this type with."""
+    from ted_plugins.samples.ftp import sample
+
+    return sample(bench)
+
+
 def _spared(target: Target, options: Options) -> list[str]:
     origins = [_origin(source, options.servers) for source in target.sources]
     return file.spared(target.exclude, [origin.last for origin in origins if not origin.as_content])
@@ -442,7 +451,7 @@ class _FtpSource(_ServerSource[FtpSession]):
             first = next(pieces, b"")  # the server has agreed to begin there
             download.begin(offset_bytes=offset_bytes, validator=version, mtime_ns=None if at is None else at * _NS)
             download.write(first)
-            for piece in pieces:
+            for piece in ahead(pieces, session.close) if found.listed.size >= RESUME_BYTES else pieces:
                 download.write(piece)
 
 

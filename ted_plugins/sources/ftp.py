@@ -85,6 +85,7 @@ class FtpSession:
         self._type = ""
         self._ftp = _Control(login)
         self._features: dict[str, str] = {}
+        self._data: socket.socket | None = None
         try:
             with self._translated("connecting"):
                 self._ftp.open()
@@ -220,6 +221,7 @@ class FtpSession:
     def _pieces(self, command: str, rest: int | None = None, *, strict: bool = False) -> Iterator[bytes]:
         """Yield what comes over a data connection; it is whole when the server said so at the end."""
         connection, _ = self._ftp.ntransfercmd(command, rest)
+        self._data = connection
         with connection:
             pace = _Pace(self._login.timeout_s)
             while piece := pace.of(lambda: _receive(connection, strict=strict)):
@@ -235,7 +237,10 @@ class FtpSession:
     # -- keeping house
 
     def close(self) -> None:
-        """Leave at once."""
+        """Leave at once; a transfer that another thread is at ends with an error."""
+        if self._data is not None:
+            with suppress(OSError):
+                self._data.shutdown(socket.SHUT_RDWR)
         self._ftp.close()
 
     def quit(self) -> None:

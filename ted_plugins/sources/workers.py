@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Generic, TypeVar
 
 Task = TypeVar("Task")
@@ -117,3 +117,45 @@ class Workers(Generic[Task, Result]):
             except queue.Empty:
                 continue
         return None
+
+
+def ahead(pieces: Iterator[bytes], leave: Callable[[], object], most: int = 8) -> Iterator[bytes]:
+    """Yield what ``pieces`` brings, which a thread of its own fetches while the caller works on what came before.
+
+    Args:
+        pieces: What to go through.
+        leave: Called when the caller wants no more: makes ``pieces`` end soon, with an error.
+        most: So many pieces are held at most.
+    """
+    ready: queue.Queue[bytes | BaseException | None] = queue.Queue(most)
+    wanted = threading.Event()
+    wanted.set()
+
+    def run() -> None:
+        end: BaseException | None = None
+        try:
+            for piece in pieces:
+                ready.put(piece)
+                if not wanted.is_set():
+                    return
+        except BaseException as error:  # noqa: BLE001 -- handed to the caller
+            end = error
+        ready.put(end)
+
+    thread = threading.Thread(target=run, name="fetch-ahead", daemon=True)
+    thread.start()
+    try:
+        while (piece := ready.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+    finally:
+        wanted.clear()
+        if thread.is_alive():
+            thread.join(0.1)
+        if thread.is_alive():
+            leave()
+        while thread.is_alive():
+            with suppress(queue.Empty):
+                ready.get_nowait()
+            thread.join(0.01)

@@ -102,14 +102,16 @@ def test_a_file_of_another_size_than_listed_is_not_taken(depot: Depot, sent: int
         build(depot, server)
 
 
-def test_a_file_without_end_is_cut_off_where_it_was_listed_to_end(depot: Depot) -> None:
+@pytest.mark.parametrize("size", [1000, 2 << 20])
+def test_a_file_without_end_is_cut_off_where_it_was_listed_to_end(depot: Depot, size: int) -> None:
     with HostileFtp(
-        listing=lambda _: [file_line(b"file", 1000)], content=lambda _: itertools.repeat(b"x" * 65536)
+        listing=lambda _: [file_line(b"file", size)], content=lambda _: itertools.repeat(b"x" * 65536)
     ) as server:
         with pytest.raises(TransferError, match="more comes"):
             build(depot, server)
         sizes = [path.stat().st_size for path in depot.root.rglob("*") if path.is_file()]
-    assert max(sizes, default=0) < 1 << 20
+    assert max(sizes, default=0) < size + (1 << 20)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fetch")]
 
 
 def test_data_is_fetched_from_the_server_itself_whatever_address_it_names(depot: Depot) -> None:
@@ -121,9 +123,10 @@ def test_data_is_fetched_from_the_server_itself_whatever_address_it_names(depot:
     assert (depot.root / "target" / "file").read_bytes() == b"hello"
 
 
-def test_a_transfer_that_stalls_ends_in_time(depot: Depot) -> None:
+@pytest.mark.parametrize("size", [1000, 2 << 20])
+def test_a_transfer_that_stalls_ends_in_time(depot: Depot, size: int) -> None:
     with HostileFtp(
-        listing=lambda _: [file_line(b"file", 1000)], content=lambda _: [b"x" * 10], stall_after=10
+        listing=lambda _: [file_line(b"file", size)], content=lambda _: [b"x" * 10], stall_after=10
     ) as server:
         started_s = time.monotonic()
         with pytest.raises(TransferError, match="no answer in time"):
