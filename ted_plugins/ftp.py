@@ -32,7 +32,7 @@ from ted.errors import BuildError
 from ted.hookspecs import BuildContext, Excludes, InstallContext, TypeInfo
 from ted_plugins import file
 from ted_plugins.sources.download import RESUME_BYTES
-from ted_plugins.sources.ftp import PORTS, FtpLogin, FtpSession
+from ted_plugins.sources.ftp import LARGE_PIECE_BYTES, PORTS, SMALL_PIECE_BYTES, FtpLogin, FtpSession
 from ted_plugins.sources.listing import Listed, permissions, time_of_stamp
 from ted_plugins.sources.mirror import Download, Fetch, Limits, Mirror, Remote
 from ted_plugins.sources.rate import Rate, Size
@@ -339,6 +339,7 @@ class _ServerSource(Generic[S]):
         self._origin, self._target, self._log = origin, target, build.log
         self._most = options.max_files
         self.parallel = options.parallel
+        self._at_full_speed = options.fetch_rate is None
         self._sessions: Sessions[S] = Sessions(self.log_in)
         self._excludes = Excludes(target.exclude)
         self._path = os.fsencode(origin.path)
@@ -447,11 +448,15 @@ class _FtpSource(_ServerSource[FtpSession]):
             partial, offset_bytes = download.partial, 0
             if partial is not None and partial.validator == version and self._target.binary and session.resumes:
                 offset_bytes = partial.size_bytes
-            pieces = session.download(found.path, offset_bytes, binary=self._target.binary)
+            large = self._at_full_speed and found.listed.size >= RESUME_BYTES
+            pieces = session.download(
+                found.path, offset_bytes, binary=self._target.binary,
+                piece_bytes=LARGE_PIECE_BYTES if large else SMALL_PIECE_BYTES,
+            )  # fmt: skip
             first = next(pieces, b"")  # the server has agreed to begin there
             download.begin(offset_bytes=offset_bytes, validator=version, mtime_ns=None if at is None else at * _NS)
             download.write(first)
-            for piece in ahead(pieces, session.close) if found.listed.size >= RESUME_BYTES else pieces:
+            for piece in ahead(pieces, session.close) if large else pieces:
                 download.write(piece)
 
 

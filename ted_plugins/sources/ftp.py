@@ -43,7 +43,8 @@ from ted_plugins.sources.secrets import scrubbed
 PORTS = {"ftp": 21, "ftpes": 21, "ftps": 990}
 MAX_ANSWER_BYTES = 1 << 20
 MAX_LISTING_BYTES = 1 << 30
-_PIECE_BYTES = 256 * 1024
+SMALL_PIECE_BYTES = 64 * 1024
+LARGE_PIECE_BYTES = 512 * 1024
 _SPOOL_BYTES = 1 << 20
 _SLOWEST_BYTES_S = 100
 """A transfer that stays below this for as long as the timeout is given up."""
@@ -211,20 +212,24 @@ class FtpSession:
         """Whether a download can begin in the middle."""
         return not self._features or "REST" in self._features
 
-    def download(self, path: bytes, offset_bytes: int = 0, *, binary: bool = True) -> Iterator[bytes]:
+    def download(
+        self, path: bytes, offset_bytes: int = 0, *, binary: bool = True, piece_bytes: int = SMALL_PIECE_BYTES
+    ) -> Iterator[bytes]:
         """Yield a file in pieces, from ``offset_bytes`` on; as text its ends of lines become this machine's."""
         with self._translated(f"fetching {_text(path)}"):
             self._choose("I" if binary else "A")
-            pieces = self._pieces(f"RETR {_text(path)}", offset_bytes or None, strict=not binary)
+            pieces = self._pieces(f"RETR {_text(path)}", offset_bytes or None, strict=not binary, most=piece_bytes)
             yield from pieces if binary else _lines_of_unix(pieces)
 
-    def _pieces(self, command: str, rest: int | None = None, *, strict: bool = False) -> Iterator[bytes]:
+    def _pieces(
+        self, command: str, rest: int | None = None, *, strict: bool = False, most: int = SMALL_PIECE_BYTES
+    ) -> Iterator[bytes]:
         """Yield what comes over a data connection; it is whole when the server said so at the end."""
         connection, _ = self._ftp.ntransfercmd(command, rest)
         self._data = connection
         with connection:
             pace = _Pace(self._login.timeout_s)
-            while piece := pace.of(lambda: _receive(connection, strict=strict)):
+            while piece := pace.of(lambda: _receive(connection, most, strict=strict)):
                 yield piece
             if isinstance(connection, ssl.SSLSocket):
                 with suppress(OSError):  # the other side may be gone already
@@ -423,10 +428,10 @@ class _Pace:
         return piece
 
 
-def _receive(connection: socket.socket, *, strict: bool) -> bytes:
+def _receive(connection: socket.socket, most: int, *, strict: bool) -> bytes:
     """Return what came, nothing at the end; ``strict`` is for what has no size that would tell that it was cut."""
     try:
-        return connection.recv(_PIECE_BYTES)
+        return connection.recv(most)
     except ssl.SSLEOFError:
         if strict:
             raise

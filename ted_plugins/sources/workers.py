@@ -119,7 +119,7 @@ class Workers(Generic[Task, Result]):
         return None
 
 
-def ahead(pieces: Iterator[bytes], leave: Callable[[], object], most: int = 8) -> Iterator[bytes]:
+def ahead(pieces: Iterator[bytes], leave: Callable[[], object], most: int = 4) -> Iterator[bytes]:
     """Yield what ``pieces`` brings, which a thread of its own fetches while the caller works on what came before.
 
     Args:
