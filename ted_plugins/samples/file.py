@@ -40,6 +40,7 @@ def sample(bench: Bench) -> Sample:
         inert={
             "retries": "shows only in time: how often a locked file is tried",
             "on_locked": "shows only where another process holds a file of the target",
+            **({} if os.geteuid() == 0 else dict.fromkeys(("targets.owner", "targets.group"), "needs root")),
         },
         grow=lambda size: bench.fill(app / "large.bin", size),
     )  # fmt: skip

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.timeout(300)
 
 PLAIN = '''
 from pydantic import BaseModel, ConfigDict, Field
@@ -63,6 +66,16 @@ def run(where: Path, *words: str, site: Path | None = None) -> subprocess.Comple
 def test_a_type_without_a_sample_is_tested_with_one_that_is_derived(tmp_path: Path, site: Path) -> None:
     (tmp_path / "test_of_somebody_else.py").write_text("def test_it():\n    assert False\n")
     done = run(tmp_path, "--ted-type", "plain", "-k", "described or options or deterministic or rollback", site=site)
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
+
+
+def test_the_examples_of_the_page_work(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "testing-a-type.md").read_text()
+    included, sample, own = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    site = install(tmp_path, PLAIN.replace('TypeInfo("plain"', 'TypeInfo("notes"') + sample)
+    (tmp_path / "test_own.py").write_text(included + own)
+    done = run(tmp_path, "test_own.py", "-k", "link or options or faithful or notices", site=site)
     assert done.returncode == 0, done.stdout
     assert "4 passed" in done.stdout
 
