@@ -38,7 +38,7 @@ def said(tmp_path: Path, source: str, promise: str) -> str:
             return str(error)
         return ""
 
-    ended = in_child(work)
+    ended = in_child(work, time_limit_s=280)
     assert ended.well, ended
     return str(ended.value)
 
