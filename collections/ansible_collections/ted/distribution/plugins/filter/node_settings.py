@@ -16,15 +16,8 @@ description:
   - The keys are the variables without C(ted_), and C(node), C(distributor), C(listen), C(parent),
     C(parent_address), C(parent_port).
 positional: groups, host
+extends_documentation_fragment: [ted.distribution.inventory]
 options:
-  _input:
-    description: Ansible's C(hostvars).
-    type: raw
-    required: true
-  groups:
-    description: Ansible's C(groups).
-    type: dict
-    required: true
   host:
     description: The node.
     type: str

@@ -16,15 +16,7 @@ description:
     in a routing hierarchy.
   - External Subscribers belong to another realm and are left out.
 positional: groups
-options:
-  _input:
-    description: Ansible's C(hostvars).
-    type: raw
-    required: true
-  groups:
-    description: Ansible's C(groups).
-    type: dict
-    required: true
+extends_documentation_fragment: [ted.distribution.inventory]
 """
 
 EXAMPLES = r"""

@@ -14,21 +14,7 @@ author:
 description:
   - Returns the Distributors that have the distribution, or any on the channel.
 positional: groups, distribution, channel
-options:
-  _input:
-    description: Ansible's C(hostvars).
-    type: raw
-    required: true
-  groups:
-    description: Ansible's C(groups).
-    type: dict
-    required: true
-  distribution:
-    description: Only for this distribution.
-    type: str
-  channel:
-    description: Only for this channel.
-    type: str
+extends_documentation_fragment: [ted.distribution.inventory, ted.distribution.inventory.narrowed]
 """
 
 EXAMPLES = r"""

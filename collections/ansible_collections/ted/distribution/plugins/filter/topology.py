@@ -19,15 +19,8 @@ description:
   - A part of a value that cannot be resolved keeps its text. Write C(%NAME%) where a Subscriber's value is meant.
   - The order is fixed, so an unchanged inventory gives the same bytes.
 positional: groups, distributor
+extends_documentation_fragment: [ted.distribution.inventory]
 options:
-  _input:
-    description: Ansible's C(hostvars).
-    type: raw
-    required: true
-  groups:
-    description: Ansible's C(groups).
-    type: dict
-    required: true
   distributor:
     description:
       - The Distributor that is to have the tree. Passwords and other secrets in the options of others' distributions,

@@ -231,11 +231,7 @@ def text(value):
 
 def targets(hostvars, groups, distribution=None, channel=None):
     """Return the hosts (no External Subscribers) that shall have a distribution, or any, in inventory order."""
-    wanted = set()
-    for owner in distributors(groups):
-        for name, what in (get(hostvars, owner, "ted_distributions", {}) or {}).items():
-            if distribution in (None, "", name):
-                wanted.update(str(one) for one in what.get("channels", []) or [])
+    wanted = {name for owner in distributors(groups) for name in channels_of(hostvars, owner, distribution)}
     if channel:
         wanted &= {channel}
     hosts = {str(host) for name in wanted for host in groups.get(name, [])}
@@ -245,13 +241,20 @@ def targets(hostvars, groups, distribution=None, channel=None):
 
 def owners(hostvars, groups, distribution=None, channel=None):
     """Return the Distributors that own a distribution (or any that goes out on ``channel``)."""
-    result = []
-    for host in distributors(groups):
-        mine = get(hostvars, host, "ted_distributions", {}) or {}
-        chosen = [what for name, what in mine.items() if distribution in (None, "", name)]
-        if any(not channel or channel in (what.get("channels") or []) for what in chosen):
-            result.append(host)
-    return result
+    if channel:
+        return [host for host in distributors(groups) if channel in channels_of(hostvars, host, distribution)]
+    return [host for host in distributors(groups) if chosen(hostvars, host, distribution)]
+
+
+def chosen(hostvars, owner, distribution=None):
+    """Return what a Distributor says of a distribution of its own (or of all)."""
+    mine = get(hostvars, owner, "ted_distributions", {}) or {}
+    return [what for name, what in mine.items() if distribution in (None, "", name)]
+
+
+def channels_of(hostvars, owner, distribution=None):
+    """Return the channels on which a Distributor sends a distribution (or any)."""
+    return [str(name) for what in chosen(hostvars, owner, distribution) for name in what.get("channels") or []]
 
 
 def executable(host_variables):
