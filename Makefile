@@ -45,4 +45,5 @@ lab-test: setup
 
 clean:
 	-@test -x $(BIN)/ansible-playbook && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-playbook -i inventories/demo playbooks/uninstall.yml >/dev/null 2>&1
-	rm -rf run $(VENV) build dist .mypy_cache .ruff_cache .hypothesis
+	rm -rf run $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

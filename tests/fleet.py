@@ -24,25 +24,31 @@ START_WITHIN_S = 90.0
 _kept: list[socket.socket] = []
 
 
-def free_port() -> int:
-    """Return a port of the loopback address that nobody listens on and nobody else will be given.
+def free_port(in_a_row: int = 1) -> int:
+    """Return a port (the first of several) of the loopback address that nobody listens on and nobody else is given.
 
     It lies below those that the system gives to connections, so none takes it while its agent is dead. A socket in the
     abstract name space keeps it from other tests on this machine for as long as this process lives.
     """
     first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
-        port = random.SystemRandom().randrange(10_000, max(first_given, 20_000))
-        kept = socket.socket(socket.AF_UNIX)
-        try:
-            kept.bind(f"\0ted-test-port-{port}")
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", port))
-        except OSError:
-            kept.close()
-            continue
-        _kept.append(kept)
-        return port
+        first = random.SystemRandom().randrange(10_000, max(first_given, 20_000) - in_a_row)
+        if all(_keep(port) for port in range(first, first + in_a_row)):
+            return first
+
+
+def _keep(port: int) -> bool:
+    """Keep a port for this process; return whether it is free."""
+    kept = socket.socket(socket.AF_UNIX)
+    try:
+        kept.bind(f"\0ted-test-port-{port}")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+    except OSError:
+        kept.close()
+        return False
+    _kept.append(kept)
+    return True
 
 
 class CommandError(AssertionError):

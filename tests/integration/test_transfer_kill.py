@@ -71,12 +71,12 @@ class Run:
         for _ in range(3):
             time.sleep(self.random.uniform(0, 0.4))
             self.kill_agent(self.random.choice(("hq", "s01", "e01", "e02")))
-        self.fleet.until(lambda: self.fleet.ted("hq", "send", "--watch", send)["sends"][0]["done"], within_s=90)
+        self.fleet.until(lambda: self.fleet.ted("hq", "send", "--watch", send)["sends"][0]["done"], within_s=300)
         result = self.fleet.ted("hq", "send", "--watch", send)["sends"][0]
         assert result["incomplete"] == [], result["errors"]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_fifty_kills_lose_nothing_and_end_in_the_right_state(fleet: Fleet) -> None:
     fleet.add("hq", distributor=True, routing_hierarchy=["s01"], distributions={
         "app": {"type": "file", "channels": ["pos"], "max_revisions": 3, "options": {"targets": [
@@ -85,6 +85,7 @@ def test_fifty_kills_lose_nothing_and_end_in_the_right_state(fleet: Fleet) -> No
     fleet.add("s01")
     for name in ("e01", "e02"):
         fleet.add(name, parent="s01", channels=("pos",), variables={"DEST": str(fleet.root / name / "dest")})
+    fleet.settings["retry_for"] = 300  # an agent that is started again may take its time on a busy machine
     run = Run(fleet)
     run.edit_source(0)
     fleet.install()
