@@ -200,7 +200,8 @@ class Receiver:
             elif row.state in HOLDS:
                 told.append(replace(row, had=True, bytes_done=0, bytes_total=0))
         own = self._own_row(key)
-        if own is not None and self._node.working.is_received(*key):
+        working = self._node.working
+        if own is not None and working.is_received(*key) and (working.is_target(*key) or not slip.hop.target):
             # the revision is here, whatever was done with it since: extracted, failed, rolled back
             state = own.state if own.revision == key[2] and own.state in HOLDS else State.RECEIVED
             had = before.get(self._node.name) == own.seq or own.revision != key[2] or own.had
@@ -631,7 +632,7 @@ class _Transfer:
         with _disk_errors():
             for incoming in self._incoming.values():
                 incoming.pack.flush()
-            self._node.working.mark_received(*self.key)
+            self._node.working.mark_received(*self.key, target=any(slip.hop.target for slip in self.slips))
 
 
 class _disk_errors:  # noqa: N801 -- reads as a statement

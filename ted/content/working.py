@@ -208,8 +208,14 @@ class WorkingDirectory:
             return True
         return (directory / PACK_NAME).is_file() and not (directory / BITMAP_NAME).exists()
 
-    def mark_received(self, distributor: str, distribution: str, stamp: str) -> None:
+    def mark_received(self, distributor: str, distribution: str, stamp: str, *, target: bool = False) -> None:
         """Write ``DISTSTATUS.TED``; the last thing that is done for a revision that was received.
+
+        Args:
+            distributor: The Distributor.
+            distribution: The distribution.
+            stamp: The revision.
+            target: Whether it is for this node: said in the same act, so that no kill comes between.
 
         Raises:
             MissingContentError: There is no record to vouch for.
@@ -217,7 +223,7 @@ class WorkingDirectory:
         directory = self.revision(distributor, distribution, stamp)
         _, data = read_record(directory)
         status = {"format": 1, "record": hashlib.sha256(data).hexdigest()}
-        if self.is_target(distributor, distribution, stamp):  # it is here for the second time
+        if target or self.is_target(distributor, distribution, stamp):  # or it is here for the second time
             status["target"] = True
         replace_file(directory / STATUS_NAME, canonical_json(status))
 

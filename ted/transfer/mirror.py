@@ -229,8 +229,7 @@ def pull(working: WorkingDirectory, view: CatalogView, mirror: Mirror, name: str
         total = sum(_pull_pack(working, view.distributor, name, ref, mirror, check=check) for ref in record.packs)
     if not check:
         replace_file(directory / RECORD_NAME, data)
-        working.mark_received(view.distributor, name, record.revision)
-        working.mark_target(view.distributor, name, record.revision)
+        working.mark_received(view.distributor, name, record.revision, target=True)
     return record, total
 
 

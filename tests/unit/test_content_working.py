@@ -204,7 +204,8 @@ def test_a_revision_counts_as_received_when_its_status_says_so(tmp_path: Path) -
         pack.write(number, served.read(number))
     pack.flush()
     assert pack.complete()
-    receiver.mark_received("hq", "lib", record.revision)
+    receiver.mark_received("hq", "lib", record.revision, target=True)
+    assert receiver.is_target("hq", "lib", record.revision)
     assert receiver.received("hq", "lib") == [record.revision]
     with Revision(receiver.distribution("hq", "lib"), record).open() as reader:
         assert reader.verify_frames() == 2
