@@ -19,10 +19,14 @@ def hold_lock(state_directory: Path, name: str) -> int:
     """Take the lock ``name``; this process holds it until it ends.
 
     Raises:
-        AgentError: Another process has it.
+        AgentError: Another process has it, or the directory is somebody else's.
     """
-    state_directory.mkdir(parents=True, exist_ok=True)
-    fd = os.open(state_directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        state_directory.mkdir(parents=True, exist_ok=True)
+        fd = os.open(state_directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except PermissionError as error:
+        raise AgentError(f"{error.filename}: {error.strerror}", hint="the working directory belongs to another user: "
+                         "start the agent as that one, or run install.yml with ted_agent_user") from None  # fmt: skip
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

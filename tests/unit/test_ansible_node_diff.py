@@ -1,11 +1,14 @@
-"""What ``--diff`` of the module node shows: every setting, and no secret."""
+"""What ``--diff`` of the module node shows: every setting, and no secret. And what it makes the agent's own."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import pwd
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,3 +98,24 @@ def test_secrets_of_sources_are_not_shown(node: Any) -> None:
     _, after = node.masked_pair("{}", json.dumps(tree))
     assert "hunter2" not in after
     assert "https://x/" in after
+
+
+def test_a_working_directory_of_root_is_handed_over_but_not_what_root_can_undo(node: Any, tmp_path: Path) -> None:
+    user = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    working = tmp_path / "ted"
+    for name in (".ted/locks", ".ted/installed/hq", ".ted/transactions", "hq/app/20260101T000000000000Z"):
+        (working / name).mkdir(parents=True)
+    for name in (".ted/agent.lock", ".ted/installed/hq/app.json", "hq/app/20260101T000000000000Z/DISTFILE.TED"):
+        (working / name).touch()
+    module = SimpleNamespace(check_mode=False, params={
+        "owner": user.pw_name, "working_directory": str(working), "name": "s01"})  # fmt: skip
+    place = SimpleNamespace(module=module, config=str(tmp_path / "etc"), written=[])
+    node.give(place)
+    kept = {path for path in working.rglob("*") if path.stat().st_uid != user.pw_uid}
+    top = working / ".ted"
+    if os.geteuid() == 0:
+        assert kept == {top / "installed", top / "installed/hq", top / "installed/hq/app.json", top / "transactions"}
+        assert place.written[-1] == str(working), "the top comes last"
+    place.written.clear()
+    node.give(place)
+    assert place.written == []

@@ -407,7 +407,11 @@ def held_roots(place):
 
 
 def give(place):
-    """Make everything in the configuration, and the working directory itself, the agent's."""
+    """Make everything in the configuration, and the working directory itself, the agent's.
+
+    A working directory that was somebody else's until now is handed over with what was received; what root installed,
+    and how to undo it, stays root's. Its top comes last: after a kill the next run hands over what is left.
+    """
     owner = place.module.params["owner"]
     if not owner or place.module.check_mode:
         return
@@ -417,12 +421,17 @@ def give(place):
     except KeyError:
         place.module.fail_json(msg="there is no user %s on this host" % owner)
     working = place.module.params["working_directory"]
-    paths = [working, os.path.join(working, ".ted"), os.path.join(working, place.module.params["name"])]
+    paths = [os.path.join(working, ".ted"), os.path.join(working, place.module.params["name"])]
     for top, dirs, files in os.walk(place.config):
         paths += [top] + [os.path.join(top, name) for name in dirs + files]
     for top, dirs, files in os.walk(os.path.join(working, place.module.params["name"], ".catalog")):
         paths += [top] + [os.path.join(top, name) for name in files]
-    for path in paths:
+    if os.path.lexists(working) and os.lstat(working).st_uid != user.pw_uid:
+        for top, dirs, files in os.walk(working):
+            if top == os.path.join(working, ".ted"):
+                dirs[:] = [name for name in dirs if name not in ("installed", "transactions")]
+            paths += [os.path.join(top, name) for name in dirs + files]
+    for path in paths + [working]:
         if os.path.lexists(path) and os.lstat(path).st_uid != user.pw_uid:
             os.lchown(path, user.pw_uid, user.pw_gid)
             place.written.append(path)
