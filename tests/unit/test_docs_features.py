@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "features.md").read_text()
 ROWS = {row[0]: row[1] for row in re.findall(r"^\| ([A-Z]+-\d+) \| .* \| (.*) \|$", PAGE, re.MULTILINE)}
 MAIN_JOB = {
-    "B": (*range(1, 10), 13, 18), "DN": (9, 14), "DIR": range(1, 7), "SN": (*range(1, 10), 11, 12, 13, 14, 16),
+    "B": (*range(1, 10), 13, 18), "DN": (9, 14), "DIR": range(1, 7), "SN": (*range(1, 10), *range(11, 17)),
     "FR": (1, 2, 3, 9), "RT": range(1, 9), "SEC": (*range(1, 6), 17, 18), "X": (*range(1, 11), 12, 13),
     "FILE": range(1, 22), "VAR": (*range(1, 7), 12),
 }  # fmt: skip
