@@ -221,10 +221,11 @@ def test_a_host_that_stops_answering_ends_the_play_soon(remote: Any) -> None:
         command, env=remote.environment, cwd=remote.root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
     )
     while not (remote.root / "began").exists():
-        assert time.monotonic() - began_s < 30
+        assert time.monotonic() - began_s < 90
         time.sleep(0.1)
+    stopped_s = time.monotonic()
     for pid in remote.sshd.sessions():
         os.kill(pid, signal.SIGSTOP)
     output, _ = running.communicate(timeout=60)
     assert "UNREACHABLE" in output
-    assert time.monotonic() - began_s < 60
+    assert time.monotonic() - stopped_s < 60
