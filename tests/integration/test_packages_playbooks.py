@@ -1,4 +1,4 @@
-"""Packages of both kinds through two tiers by playbook, and back; what is there is asked of rpm and dpkg."""
+"""Packages of both kinds and an application through two tiers by playbook, and back, as other programs see them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import yaml
 from package_depot import Workshop, run
 
 RECEIVERS = ("s01", "e01")
+KINDS = ("rpm", "deb", "desktop")
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +21,9 @@ def site(bare_tree: Any) -> Any:
 
 
 def configure(tree: Any, version: str, **more: Any) -> None:
-    """Have the tree distribute ``lib`` and ``app`` in this version, as RPM and as Debian packages."""
+    """Have the tree distribute ``lib`` and ``app`` in this version, as RPM and Debian packages, and an application."""
     shop = tree.workshop
-    distributions = {}
+    distributions = {"desktop": {"type": "desktop", "channels": ["software"], "options": application(tree, version)}}
     for kind, build, needs in (
         ("rpm", shop.rpm, f"Requires: lib = {version}"), ("deb", shop.deb, f"Depends: lib (= {version})"),
     ):  # fmt: skip
@@ -31,6 +32,25 @@ def configure(tree: Any, version: str, **more: Any) -> None:
         distributions[kind] = {"type": kind, "channels": ["software"], "options": options}
     settings = {"ted_routing_hierarchy": ["s01"], "ted_distributions": distributions}
     (tree.inventory / "group_vars" / "distributors.yml").write_text(yaml.safe_dump(settings))
+
+
+def application(tree: Any, version: str) -> dict[str, Any]:
+    """Return the options of an application whose program says its version."""
+    program = tree.root / "golden" / "bin" / "till"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.write_text(f"#!/bin/sh\necho {version}\n")
+    program.chmod(0o755)
+    entry = {"Name": "Till", "Exec": "bin/till %f", "Categories": "Office;"}
+    till = {"name": "till", "version": version, "from": [f"{tree.root}/golden/"], "entry": entry}
+    return {"applications": [till]}
+
+
+def started(tree: Any, host: str) -> str:
+    """Return what the application says when it is started as its entry says, once the desktop has accepted that."""
+    path = tree.run_directory / host / "root/usr/local/share/applications/till.desktop"
+    run("desktop-file-validate", "--no-hints", str(path))
+    command = next(line for line in path.read_text().splitlines() if line.startswith("Exec=")).removeprefix("Exec=")
+    return run(*command.removesuffix(" %f").split()).strip()
 
 
 def installed(tree: Any, host: str) -> dict[str, dict[str, str]]:
@@ -60,6 +80,7 @@ def test_packages_go_through_two_tiers_and_back(site: Any) -> None:
     site.play("site")
     for host in RECEIVERS:
         assert installed(site, host) == both("1")
+        assert started(site, host) == "1"
     assert set(site.play("site").changed.values()) == {0}
 
     configure(site, "2")
@@ -74,6 +95,7 @@ def test_packages_go_through_two_tiers_and_back(site: Any) -> None:
     site.play("extract")
     for host in RECEIVERS:
         assert installed(site, host) == both("2")
+        assert started(site, host) == "2"
     events = [row["message"] for row in site.ted("s01", "report", "events") if row["kind"] == "item"]
     assert "lib: upgraded, 1-1 -> 2-1" in events
 
@@ -83,12 +105,13 @@ def test_packages_go_through_two_tiers_and_back(site: Any) -> None:
     site.ted("e01", "verify", "--repair")
     assert installed(site, "e01") == both("2")
 
-    for kind in ("rpm", "deb"):
+    for kind in KINDS:
         site.play("rollback", "-e", f"ted_distribution={kind}")
     for host in RECEIVERS:
         assert installed(site, host) == both("1")
+        assert started(site, host) == "1"
     known = {(row["node"], row["distribution"]): row["state"] for row in site.ted("hq", "status")}
-    assert known == {(host, kind): "rolled_back" for host in RECEIVERS for kind in ("rpm", "deb")}
+    assert known == {(host, kind): "rolled_back" for host in RECEIVERS for kind in KINDS}
 
 
 def verify(tree: Any, host: str) -> list[dict[str, Any]]:
