@@ -58,7 +58,8 @@ def put_to_the_test(type_name: str, name: str) -> None:
         PluginError: There is no such type here, or its plugin cannot be loaded.
     """
     known = installed().type_named(type_name)
-    reason = known.info.available()
+    building = known.info.build_available or known.info.available
+    reason = known.info.available() or building()
     if reason is not None:
         raise BrokenPromiseError(f"type {type_name!r} cannot work on this machine, so nothing can be tested: {reason}")
     with contextlib.ExitStack() as stack:

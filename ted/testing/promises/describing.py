@@ -164,7 +164,7 @@ class _Baseline:
             except TedError as error:
                 return _Shown(content, _words(error), _still(scene), _outcome(scene), {})
             files, outcome = _still(scene), _outcome(scene)
-            said = f"{result.state} {result.actions} {built.warnings} {result.warnings}"
+            said = f"{result.state} {result.actions} {result.things} {built.warnings} {result.warnings}"
             return _Shown(content, said, files, outcome, _after_drift(scene, subscriber, start))
         finally:
             if subscriber.installed:

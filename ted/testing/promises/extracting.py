@@ -196,6 +196,9 @@ def _foretell(scene: Scene, what: str, **how: Any) -> None:
     if foretold.actions != done.actions:
         trial.broken(f"check mode does not foretell {what}: it said {_counts(foretold.actions)}, and then was done "
                      f"{_counts(done.actions)}")  # fmt: skip
+    if foretold.things != done.things:
+        trial.broken(f"check mode does not foretell {what}: of what is no path it said {foretold.things!r:.300}, and "
+                     f"then was done {done.things!r:.300}")  # fmt: skip
     one, other = ({(each.change, each.path) for each in result.diff} for result in (foretold, done))
     if one != other:
         words = [f"{change} {path}" for change, path in sorted(one ^ other)]
