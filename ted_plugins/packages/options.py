@@ -16,6 +16,7 @@ from ted_plugins.packages.model import ARCHITECTURE, NAME, VERSION
 from ted_plugins.sources.web import WebAccess, web_address
 
 _SHA256 = re.compile("[0-9a-f]{64}")
+_FTP = re.compile(r"(ftp|ftps|ftpes)://[A-Za-z0-9.:\[\]-]+/[^\s?#\x00-\x1f]+")
 _SUITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
@@ -23,6 +24,20 @@ def _local(path: str) -> str:
     if not path.startswith(("/", "{{")):
         raise ValueError(f"{path!r} is not absolute: it is a path on the Distributor")
     return path
+
+
+def _file_address(url: str) -> None:
+    """Check an address of one file.
+
+    Raises:
+        ValueError: It is none, or holds a user or password.
+    """
+    if not url.startswith(("ftp:", "ftps:", "ftpes:")):
+        web_address(url)
+    elif not _FTP.fullmatch(url):
+        raise ValueError("an FTP address is ftp://HOST[:PORT]/PATH (or ftpes, ftps), without user and password")
+    if url.endswith("/"):
+        raise ValueError("the address is a directory: name a package file")
 
 
 def _root(path: str) -> str:
@@ -47,7 +62,7 @@ class Source(WebAccess):
     """Where packages come from: a file here, an URL, or a repository; and how a server is reached."""
 
     path: LocalPath | None = Field(None, description="Package on the Distributor's disk; a pattern adds all, by name.")
-    url: str | None = Field(None, description="Package at an http or https address.")
+    url: str | None = Field(None, description="Package at an http, https, ftp, ftpes or ftps address.")
     sha256: str | None = Field(None, description="What the file at the URL must be, hex.")
     repository: str | None = Field(None, description="Address or directory of a repository.")
     name: PackageName | None = Field(None, description="Package of the repository.")
@@ -70,8 +85,8 @@ class Source(WebAccess):
             raise ValueError("`repository` and `name` belong together")
         if (self.version is not None or self.arch is not None) and self.repository is None:
             raise ValueError("`version` and `arch` choose in a `repository`")
-        if self.url is not None and not self.url.startswith("{{") and web_address(self.url).endswith("/"):
-            raise ValueError(f"{self.url!r} is a directory: name a package file")
+        if self.url is not None and not self.url.startswith("{{"):
+            _file_address(self.url)
         if self.sha256 is not None and (self.url is None or not _SHA256.fullmatch(self.sha256)):
             raise ValueError("`sha256` is 64 hex digits, and belongs to an `url`")
         return self._words()

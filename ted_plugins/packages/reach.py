@@ -5,25 +5,29 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
-from ted.errors import BuildError, TransferError
+from ted.errors import BuildError, EmptySourceError, TransferError
 from ted.hookspecs import BuildContext
 from ted_plugins.packages.options import Source
 from ted_plugins.packages.repositories import Offered, matches
-from ted_plugins.sources.download import Remote
-from ted_plugins.sources.mirror import Fetch, Limits, Mirror
-from ted_plugins.sources.secrets import without_credentials
+from ted_plugins.sources import mirror
+from ted_plugins.sources.download import Download, Remote
+from ted_plugins.sources.ftp import PORTS, FtpLogin, FtpSession
+from ted_plugins.sources.listing import Kind
+from ted_plugins.sources.secrets import reveal, without_credentials
 from ted_plugins.sources.web import Access, refusal, web_session
 from ted_plugins.sources.website import WebSource, file_name
 
 _CHUNK = 1 << 20
 _TRIES = 3
-_LIMITS = Limits(files=20_000)
+_LIMITS = mirror.Limits(files=20_000)
+_SETTLED_S = 86_400
 _HERE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -84,9 +88,14 @@ class Mirrors:
         """
         url = str(source.url)
         name = file_name(url) or "package"
+        if not url.startswith("http"):
+            file = FtpFile(url, source, name, source.sha256)
+            if file.login.scheme == "ftp" and source.username is not None:
+                self.context.log.warning("%s: the password travels unencrypted; use ftpes:// if the server can", url)
+            return str(self.refreshed(file, url) / name)
         digests = {name: f"sha256:{source.sha256}"} if source.sha256 is not None else None
         web = WebSource(url, self._access(source, url), name_of_file=name, digests=digests)
-        return str(self.refreshed(web.name, [web], url) / name)
+        return str(self.refreshed(web, url) / name)
 
     def repository(self, url: str, source: Source) -> WebRepository:
         """Return the repository at an address, reached as ``source`` says."""
@@ -106,16 +115,15 @@ class Mirrors:
             self.context.log.warning("%s: the password crosses the network in plain text; use https", shown)
         return access
 
-    def refreshed(self, name: str, files: list[WebSource], key: str) -> Path:
-        """Return the directory that holds ``files`` as they are on the server now."""
+    def refreshed(self, source: mirror.Source, key: str) -> Path:
+        """Return the directory that holds what ``source`` has now."""
         directory = f"web-{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:24]}"
         self._used.add(directory)
-        mirror = Mirror(
-            self.context.scratch / directory, _Files(name, files), self.context.log, limits=_LIMITS,
-            progress=self.context.progress,
-        )  # fmt: skip
-        mirror.refresh()
-        return mirror.files
+        held = mirror.Mirror(
+            self.context.scratch / directory, source, self.context.log, limits=_LIMITS, progress=self.context.progress
+        )
+        held.refresh()
+        return held.files
 
 
 @dataclass(frozen=True)
@@ -130,9 +138,54 @@ class _Files:
         for file in self.files:
             yield from file.listing()
 
-    def connect(self) -> AbstractContextManager[Fetch]:
+    def connect(self) -> AbstractContextManager[mirror.Fetch]:
         """Return what fetches them for one thread."""
         return self.files[0].connect()
+
+
+class FtpFile:
+    """One file of an FTP server, as the source of a mirror."""
+
+    def __init__(self, url: str, access: Source, name: str, sha256: str | None) -> None:
+        parts = urlsplit(url)
+        self.name = url
+        self._place, self._path = name, unquote_to_bytes(parts.path)
+        self._digest = f"sha256:{sha256}" if sha256 is not None else None
+        login = FtpLogin(parts.scheme, parts.hostname or "", parts.port or PORTS[parts.scheme], ca_file=access.ca,
+                         timeout_s=access.timeout)  # fmt: skip
+        if access.username is not None:
+            password = reveal(access.password, file=access.password_file, env=access.password_env)
+            login = replace(login, username=access.username, password=password or "")
+        self.login = login
+
+    def listing(self) -> Iterator[Remote]:
+        """Yield it.
+
+        Raises:
+            EmptySourceError: It is not there.
+        """
+        with closing(FtpSession(self.login)) as session:
+            found = session.look(self._path)
+        if found is None or found.kind is not Kind.FILE:
+            raise EmptySourceError(f"{self.name}: no such file", hint="is the address right?")
+        at = found.modified_at
+        validator = f"{found.size} {found.stamp}"
+        # what was changed long ago cannot change again without another time
+        settled = self._digest is not None or (at is not None and time.time() - at > _SETTLED_S)
+        mtime_ns = None if at is None else at * 10**9
+        yield Remote(self._place, found.size, mtime_ns, validator, self._digest, settled)
+
+    @contextmanager
+    def connect(self) -> Iterator[mirror.Fetch]:
+        """Lend what fetches it."""
+        with closing(FtpSession(self.login)) as session:
+
+            def fetch(remote: Remote, download: Download) -> None:
+                download.begin(mtime_ns=remote.mtime_ns)
+                for piece in session.download(self._path):
+                    download.write(piece)
+
+            yield fetch
 
 
 @dataclass(frozen=True)
@@ -178,7 +231,7 @@ class WebRepository:
             WebSource(self.url + quote(place), self.access, name_of_file=place, digests={place: offer.digest})
             for place, offer in wanted.items()
         ]
-        directory = self.mirrors.refreshed(self.name, files, self.url)
+        directory = self.mirrors.refreshed(_Files(self.name, files), self.url)
         return {offer: str(directory / offer.place) for offer in offers}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from file_servers import Vsftpd
 from install_depot import DISTRIBUTOR, NAME
 from package_depot import PackageDepot, Signer, Workshop, make_repository, run
 from web_servers import PASSWORD, USER, Nginx, nginx
@@ -225,6 +227,32 @@ def test_a_package_at_an_address_is_fetched_once_and_must_be_what_was_promised(
         depot.pack(source | {"sha256": "0" * 64})
     depot.extract()
     assert depot.installed() == {"app": "1"}
+
+
+def test_a_package_of_an_ftp_server_is_fetched_once(depot: PackageDepot, tmp_path: Path) -> None:
+    package = depot.make("app")
+    (tmp_path / "files" / "pub").mkdir(parents=True)
+    shutil.move(package, tmp_path / "files" / "pub")
+    os.utime(tmp_path / "files" / "pub" / package.name, (1_600_000_000, 1_600_000_000))
+    with Vsftpd(tmp_path / "ftp", tmp_path / "files") as server:
+        address = f"ftp://127.0.0.1:{server.port}/pub/{package.name}"
+        stamp = depot.pack(address)
+        assert index(depot, stamp) == [("app", "1")]
+        assert depot.pack(address) == stamp
+        assert len(server.downloads()) == 1
+        with pytest.raises(BuildError, match="no such file"):
+            depot.pack(f"{address}.gone")
+        with pytest.raises(TedError):
+            depot.pack({"url": address, "sha256": "0" * 64})
+    depot.extract()
+    assert depot.installed() == {"app": "1"}
+
+
+@pytest.mark.parametrize("url", ["ftp://u:p@h/a.rpm", "ftp://h/", "ftp://h/d/", "ftp://h/a b", "ftp://h/a?x", "sftp://h/a"])
+def test_addresses_that_are_none_of_one_file_are_refused(url: str) -> None:
+    with pytest.raises(OptionsError) as refused:
+        plugins.validate_options("rpm", {"packages": [url]})
+    assert "u:p" not in str(refused.value)
 
 
 def test_a_repository_on_a_web_server_with_password_and_tls(
