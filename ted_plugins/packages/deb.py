@@ -282,8 +282,10 @@ class Deb:
                 part = [each for each in gone if (each in traceless) == (how == "--purge") and each.name not in kept]
                 if part:
                     run([*self._dpkg(), *force, how, *_names(part)], env=env, pass_fds=[hold])
-            if act.install:
-                words = [*self._forces(), *force, "--force-overwrite", "--install", *_paths(act)]
+            # dpkg tells what is there in part only; what is there as it was needs no script of its own to agree
+            there = self.installed()
+            if left := Act(tuple(each for each in act.install if each[0] not in there)).install:
+                words = [*self._forces(), *force, "--force-overwrite", "--install", *_paths(Act(left))]
                 run([*self._dpkg(), *words], env=env, pass_fds=[hold])
             self._forget_traces(traceless, env, hold)
 
