@@ -328,7 +328,7 @@ class TlsTransport(asyncio.Transport):
                 return
             try:
                 data = self._sock.recv(RECORD_BYTES)
-            except ssl.SSLWantReadError:
+            except (ssl.SSLWantReadError, BlockingIOError):  # after the goodbye the socket is a plain one
                 return
             except ssl.SSLWantWriteError:
                 self._read_wants_write = True

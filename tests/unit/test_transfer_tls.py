@@ -426,6 +426,23 @@ def test_closing_sends_what_waits_and_says_goodbye(contexts: Contexts) -> None:
     run(test())
 
 
+def test_who_still_sends_after_the_goodbye_may_end_in_its_own_time(contexts: Contexts) -> None:
+    async def test() -> None:
+        async with listening(contexts) as place:
+            sock, line = await place.arrival()
+            line.transport.close()
+            assert await asyncio.to_thread(sock.recv, 1) == b""
+            for _ in range(3):
+                await asyncio.to_thread(sock.sendall, b"the rest of an upload")
+                await asyncio.sleep(0.05)
+                assert not line.lost.is_set()
+            sock.close()
+            await asyncio.wait_for(line.lost.wait(), 10)
+            assert line.error is None
+
+    run(test())
+
+
 def test_closing_waits_for_a_dead_reader_only_so_long(contexts: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tls, "CLOSE_WITHIN_S", 0.3)
 
