@@ -286,7 +286,7 @@ class TlsTransport(asyncio.Transport):
 
     def _watch(self) -> None:
         """Wait for what is of use now."""
-        reads = not self._lost and not self._peer_ended and (
+        reads = not self._lost and not self._peer_ended and not self._read_wants_write and (
             self._said_goodbye or self._write_wants_read or not (self._closing or self._reading_paused))  # fmt: skip
         writes = not self._lost and (
             self._read_wants_write or (bool(self._waiting) and not self._write_wants_read)
