@@ -195,10 +195,13 @@ class RevisionBuilder:
         self._note_place(place.rpartition(b"/")[0])
 
     def former_options(self) -> Mapping[str, Any] | None:
-        """Return the type's own options the current revision was built with; ``None`` when there is none."""
+        """Return the type's own options the current revision was built with; ``None`` when none is here as a whole."""
         for record, _ in self._former_records()[:1]:
-            with suppress(RepositoryError), RevisionReader(self.directory, record) as former:
-                return former.options
+            with ExitStack() as stack:
+                if not _is_whole(record, self._open_packs([record], stack)):
+                    return None
+                with suppress(RepositoryError), RevisionReader(self.directory, record) as former:
+                    return former.options
         return None
 
     def keep_former(self) -> None:
@@ -276,6 +279,9 @@ class RevisionBuilder:
         with ExitStack() as stack:
             earlier = self._open_packs([record for record, _ in records], stack)
             former = records[0] if records and not force and _is_whole(records[0][0], earlier) else None
+            if self._keep and former is None:
+                raise BuildError(f"{self._names[1]}: the revision to keep is not whole, or a new one is wanted",
+                                 hint="build with --force: everything is gathered anew")  # fmt: skip
             if former is not None and self._keep:
                 return _unchanged(former, started_s)
             looked = self._look()

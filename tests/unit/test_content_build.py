@@ -83,6 +83,31 @@ def fill(directory: Path, files: int, size: int, seed: int = 1) -> None:
         (below / f"f{number:05}.txt").write_text("\n".join(choice.choices(known, k=size // 55)) + "\n")
 
 
+# what is kept
+
+
+def test_only_a_revision_that_is_whole_can_be_kept(place: Place) -> None:
+    fill(place.source, 20, 30_000)
+    first = place.build(options={"a": 1}).record
+    (place.source / "more").write_bytes(b"more")
+    second = place.build(options={"a": 2}).record
+    assert [ref.revision for ref in second.packs] == [second.revision, first.revision]
+    with place.builder() as builder:
+        assert builder.former_options() == {"a": 2}
+        builder.keep_former()
+        assert builder.finish().record == second
+    with place.builder() as builder:
+        builder.add_bytes("acceptance/0", b"a test")
+        builder.keep_former()
+        (place.directory / first.revision / "DISTFILE.TED").unlink()
+        with pytest.raises(BuildError, match="not whole"):
+            builder.finish()
+    with place.builder() as builder:
+        assert builder.former_options() is None
+        with pytest.raises(UsageError, match="no revision to keep"):
+            builder.keep_former()
+
+
 # what is found
 
 
