@@ -27,10 +27,10 @@ from patch_rig import assert_rebuilt, build, rebuild
 
 from ted.agent.patching import is_usable
 from ted.content.blocks import PACK_NAME, PartialPack
-from ted.content.opening.codecs import Codec, Recipe, behaviour
+from ted.content.opening.codecs import Codec, Inflated, Recipe, StreamError, behaviour
 from ted.content.patch.create import create_patch
 from ted.content.patch.kept import closed_by, make_patch, patches_of
-from ted.content.patch.opened import Closed, OpenedLine, Spool, write_opened
+from ted.content.patch.opened import Closed, OpenedLine, Spool, closing_codecs, write_opened
 from ted.content.patch.packages import CODECS
 from ted.content.patch.streams import StreamWriter
 from ted.content.record import RevisionRecord
@@ -467,6 +467,29 @@ def test_an_old_stream_that_inflates_to_more_than_told_ends_there(tmp_path: Path
     with pytest.raises(FormatError, match="more than was declared"):
         spool.add(b"x")
     spool.close()
+
+
+def test_all_runs_of_a_patch_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ted.content.patch.opened._MAX_RUNS", 10)
+    closed = [Closed(place, (1, 2) * 3, GOOD, 9) for place in (0, 6)]
+    for number in (1, 2):
+        out = StreamWriter(tmp_path)
+        told(closed[:number], [], 0)(out, cast("OpenedLine", None), None)
+        out.finish(tmp_path / f"patch{number}", small=False)
+    assert closing_codecs(tmp_path / "patch1") == {Codec.DEFLATE}
+    with pytest.raises(FormatError, match="too many runs"):
+        closing_codecs(tmp_path / "patch2")
+
+
+def test_a_stream_of_next_to_nothing_is_no_endless_work() -> None:
+    empty_blocks = b"\0\0\0\xff\xff"
+
+    def read(place: int, count: int) -> bytes:
+        return (empty_blocks * (count // 5 + 2))[place % 5 :][:count]
+
+    with pytest.raises(StreamError, match="next to nothing"):
+        for _ in Inflated(Codec.DEFLATE, read, 0):
+            pass
 
 
 def test_a_damaged_patch_with_packages_gives_an_error_and_no_false_block(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import tempfile
 import textwrap
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,11 +19,12 @@ from patch_rig import assert_rebuilt, build, rebuild
 
 from ted.content.blocks import PACK_NAME, BlockList, PartialPack
 from ted.content.patch import covers
-from ted.content.patch.covers import added, difference
-from ted.content.patch.kept import make_patch, patch_place, patches_of
+from ted.content.patch.base import Base
+from ted.content.patch.covers import CoverReader, added, difference
+from ted.content.patch.kept import RebuiltPack, make_patch, patch_place, patches_of
 from ted.content.patch.streams import STREAMS, StreamReader, StreamWriter
 from ted.content.record import PackRef, RevisionRecord
-from ted.errors import FormatError, RepositoryError
+from ted.errors import DigestMismatchError, FormatError, RepositoryError
 
 STEP_NS = 1_000_000_007
 
@@ -180,6 +182,31 @@ def test_a_damaged_patch_gives_an_error_and_no_false_block(two: tuple[Path, Revi
                 start = block * new.packs[0].block_bytes
                 assert pack.read(block) == truth[start : start + pack.block_size(block)]
         pack.close()
+
+
+def test_what_goes_on_behind_the_end_of_the_pack_is_refused(
+    two: tuple[Path, RevisionRecord, RevisionRecord], tmp_path: Path
+) -> None:
+    directory, _, new = two
+    ref, path = new.packs[0], directory / new.revision / PACK_NAME
+    pack = PartialPack.prepare(tmp_path / "into", ref, BlockList.of_pack(path, ref.block_bytes).digests)
+    out = RebuiltPack(pack)
+    out.write(path.read_bytes())
+    assert pack.complete()
+    with pytest.raises(DigestMismatchError, match="longer"):
+        out.write(b"\0")
+    pack.close()
+
+
+def test_runs_of_no_literals_are_refused(tmp_path: Path) -> None:
+    out = StreamWriter(tmp_path)
+    out.data("runs", bytes(1000))
+    out.finish(tmp_path / "patch", small=False)
+    out.close()
+    reader = StreamReader(tmp_path / "patch")
+    with pytest.raises(FormatError, match="runs of nothing"):
+        CoverReader(reader, cast("Base", None), 100).read(100)
+    reader.close()
 
 
 def test_sizes_that_a_patch_declares_are_not_believed(tmp_path: Path) -> None:

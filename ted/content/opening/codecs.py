@@ -29,6 +29,8 @@ PIECE_BYTES = 256 << 10
 MAX_LZMA_DICTIONARY_BYTES = 8 << 20
 
 _MAX_WINDOW_LOG = 23
+_EMPTY_BYTES = 1 << 20
+"""Raw bytes that a stream may have beyond twice what it gives: else it could be endless work for nothing."""
 _LZMA_DECODE = [{"id": lzma.FILTER_LZMA2, "dict_size": MAX_LZMA_DICTIONARY_BYTES}]
 _LZMA_DICTIONARIES = (256 << 10, 1 << 20, 2 << 20, 4 << 20, 4 << 20, 8 << 20, 8 << 20)
 """Bytes of the dictionary for each preset; those above 6 need more memory than we allow."""
@@ -144,6 +146,7 @@ class Inflated:
 
     def __init__(self, codec: Codec, read: Read, start: int) -> None:
         self.raw_bytes = 0
+        self._plain_bytes = 0
         self._codec = codec
         self._read = read
         self._start = start
@@ -152,11 +155,15 @@ class Inflated:
         """Yield pieces of at most 256 KiB.
 
         Raises:
-            StreamError: It is no such stream, or ends too early.
+            StreamError: It is no such stream, ends too early, or holds next to nothing for its length.
         """
-        yield from self._deflated() if self._codec is Codec.DEFLATE else self._other()
+        for plain in self._deflated() if self._codec is Codec.DEFLATE else self._other():
+            self._plain_bytes += len(plain)
+            yield plain
 
     def _more(self) -> bytes:
+        if self.raw_bytes > 2 * self._plain_bytes + _EMPTY_BYTES:
+            raise StreamError("next to nothing in it")
         data = self._read(self._start + self.raw_bytes, PIECE_BYTES)
         if not data:
             raise StreamError("cut short")

@@ -692,6 +692,8 @@ class CoverReader:
                     self._other = _ENDLESS  # no more text
                 else:
                     self._other, self._text = self._patch.number("runs"), self._patch.number("runs")
+                    if not self._other and not self._text:
+                        raise self._patch.refuse("runs of nothing")
             stream, size = ("literals", min(count, self._other)) if self._other else ("text", min(count, self._text))
             if self._other:
                 self._other -= size

@@ -20,7 +20,7 @@ from ted.content.patch.opened import closing_codecs
 from ted.content.patch.packages import CODECS
 from ted.content.record import PackRef, RevisionRecord, is_stamp
 from ted.content.revision import Revision
-from ted.errors import MissingContentError
+from ted.errors import DigestMismatchError, MissingContentError
 
 PREFIX = "PATCH-"
 TEMP_SUFFIX = "_TEMP"
@@ -126,7 +126,7 @@ class RebuiltPack(PackOut):
         self._block = 0
 
     def write(self, data: bytes, /) -> None:
-        """Take the next bytes; raises ``DigestMismatchError`` when a block is not the one that was signed."""
+        """Take the next bytes; raises ``DigestMismatchError`` when they are not those that were signed."""
         self._buffer += data
         while self._block < self._pack.ref.blocks and len(self._buffer) >= self._pack.block_size(self._block):
             size = self._pack.block_size(self._block)
@@ -134,6 +134,8 @@ class RebuiltPack(PackOut):
             self.came()
             del self._buffer[:size]
             self._block += 1
+        if self._block == self._pack.ref.blocks and self._buffer:
+            raise DigestMismatchError("the rebuilt pack is longer than the one that was signed")
 
     def came(self) -> None:
         """Called for each block that is here now."""

@@ -35,7 +35,10 @@ from ted.errors import DigestMismatchError, FormatError, RepositoryError
 
 MAX_OPENED_BYTES = 8 << 30
 MAX_OPENED_STREAMS = 1 << 20
-_MAX_RUNS = 1 << 16
+MAX_RAW_BYTES = 2 * MAX_OPENED_BYTES
+"""Raw bytes of all old streams of a patch: more than what they inflate to only where they hold next to nothing."""
+_MAX_RUNS = 1 << 20
+"""Of all streams of a patch."""
 _ENDLESS = 1 << 62
 _NEW_RECIPE, _IN_RUNS = 1, 2
 _HINT = "the pack itself is fetched instead"
@@ -220,13 +223,16 @@ def read_opened(patch: StreamReader, base: Base, directory: Path, new_bytes: int
         raise patch.refuse("it opens more than may be opened")
     line = OpenedLine(base, directory, plain_bytes)
     try:
-        end = 0
+        end = total = 0
         for _ in range(count):
             told = patch.number("opened")
             if told & 3 >= len(Codec):
                 raise patch.refuse("a stream of an unknown codec")
             place = end + unfolded(told >> 2)
-            end = place + line.open(place, Codec(told & 3))[0]
+            raw_bytes, _ = line.open(place, Codec(told & 3))
+            end, total = place + raw_bytes, total + raw_bytes
+            if total > MAX_RAW_BYTES:
+                raise patch.refuse("it opens more than may be opened")
         if line.opened_bytes != plain_bytes:
             raise patch.refuse("streams inflate to less than was declared")
         return line, list(_read_closed(patch, new_bytes))
@@ -254,7 +260,7 @@ def _read_closed(patch: StreamReader, new_bytes: int) -> Iterator[Closed]:
     count = patch.number("opened")
     if count > MAX_OPENED_STREAMS:
         raise patch.refuse("it closes more than may be closed")
-    end = total = 0
+    end = total = in_runs = 0
     recipe: Recipe | None = None
     for _ in range(count):
         told = patch.number("opened")
@@ -264,7 +270,8 @@ def _read_closed(patch: StreamReader, new_bytes: int) -> Iterator[Closed]:
             raise patch.refuse("a stream without a recipe")
         plain_bytes = patch.number("opened")
         parts = patch.number("opened") if told & _IN_RUNS else 0
-        if parts > _MAX_RUNS:
+        in_runs += parts
+        if in_runs > _MAX_RUNS:
             raise patch.refuse("a stream in too many runs")
         runs = tuple(patch.number("opened") for _ in range(parts)) or (0, patch.number("opened"))
         closed = Closed(end + (told >> 2), runs, recipe, plain_bytes)
