@@ -31,7 +31,7 @@ from ted.content.opening.codecs import Codec, Inflated, Recipe, StreamError, beh
 from ted.content.patch.create import create_patch
 from ted.content.patch.kept import closed_by, make_patch, patches_of
 from ted.content.patch.opened import Closed, OpenedLine, Spool, closing_codecs, write_opened
-from ted.content.patch.packages import CODECS
+from ted.content.patch.packages import CODECS, _lie_apart
 from ted.content.patch.streams import StreamWriter
 from ted.content.record import RevisionRecord
 from ted.content.revision import Revision
@@ -318,6 +318,20 @@ def test_what_was_damaged_anywhere_comes_back_as_it_is(seed: int, make: Make) ->
             data[at : at + generator.randrange(3)] = generator.randbytes(generator.randrange(3))
         packages.append(bytes(data))
     sent_bytes(packages[0], packages[1], opening="all", small=False)
+
+
+def test_an_old_package_that_ends_where_its_stream_should_begin_helps_nothing() -> None:
+    plain = b"\n".join(random.Random(1).choices(WORDS, k=100_000))
+    with tempfile.TemporaryDirectory() as root:
+        directory, old, new = updated(Path(root), gzipped(plain)[:10], gzipped(plain))
+        assert assert_rebuilt(directory, old, new, small=False) is None
+
+
+def test_streams_that_share_bytes_are_told_from_those_that_lie_apart() -> None:
+    first, second = Closed(0, (0, 10), GOOD, 9), Closed(10, (0, 5), GOOD, 9)
+    assert _lie_apart([second, first])
+    assert not _lie_apart([first, Closed(9, (0, 5), GOOD, 9)])
+    assert not _lie_apart([first, first])
 
 
 def test_several_packages_the_same_twice_and_in_pieces_of_the_old(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -177,14 +178,16 @@ class Packages:
             made.append((Stream(each.start, raw_bytes, at, plain_bytes), Closed(*kept, recipe, plain_bytes, at)))
             return raw_bytes
 
-        return made if _all_streams(packed, file.read, end, take) else []
+        return made if _all_streams(packed, file.read, end, take) and _lie_apart(closed for _, closed in made) else []
 
     def _open_old(self, packed: Sequence[Packed], old_file: OldFile, end: int) -> list[Stream]:
         """Open the streams of a part of the old package in the line: all of them, or none."""
         streams: list[Stream] = []
 
         def take(each: Packed) -> int | None:
-            place = next(old_file.pieces(each.start, 1))[0]
+            place = next((place for place, _ in old_file.pieces(each.start, 1)), None)
+            if place is None:
+                return None  # the file ends where the stream should begin
             try:
                 raw_bytes, (plain_at, plain_bytes) = self.line.open(place, each.codec)
             except FormatError:
@@ -301,6 +304,12 @@ def _spans(opened: _Opened, offset: int, length: int) -> Iterator[Span]:
             yield run.place, run.length
         else:
             yield from opened.old_file.pieces(run.place, run.length)
+
+
+def _lie_apart(closed: Iterable[Closed]) -> bool:
+    """Whether no bytes are in two streams: two that are the same may lie in the same frames."""
+    places = sorted((each.place, each.end) for each in closed)
+    return all(end <= start for (_, end), (start, _) in pairwise(places))
 
 
 def _all_streams(packed: Sequence[Packed], read: Read, end: int, take: Callable[[Packed], int | None]) -> bool:
