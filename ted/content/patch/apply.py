@@ -33,6 +33,8 @@ _MAX_HEAD_BYTES = 4 << 20
 _MAX_LEVEL = 22
 _MAX_ENTRIES = 1 << 16
 _MAX_FRAMES = 1 << 24
+_MAX_MANIFEST_FRAMES = 200_000
+"""As a reader of the index that lists them."""
 _CACHED_BYTES = 8 << 20
 _WORKERS = 2
 _AHEAD_FRAMES = 4
@@ -91,8 +93,11 @@ class _Application:
         self._level, more, self._names = self._head()
         self._frames, gone = self._index()
         self._base = Base(old, sorted({*gone, *more}))
-        self._program = list(self._read_program())
-        content = sum(count for kind, count in self._program if kind == FrameKind.CONTENT)
+        self._kinds, self._counts = array("B"), array("I")
+        for kind, count in self._read_program():
+            self._kinds.append(kind)
+            self._counts.append(count)
+        content = sum(count for kind, count in zip(self._kinds, self._counts, strict=True) if kind == FrameKind.CONTENT)
         self._sizes = array("I")
         for _ in range(content):
             size = patch.number("sizes")
@@ -123,7 +128,7 @@ class _Application:
             FrameKind.CONTENT: self._content, FrameKind.MANIFEST: self._manifest, FrameKind.LIST: self._list,
             FrameKind.INDEX: self._top, FrameKind.CARRIED: self._carried,
         }  # fmt: skip
-        for kind, count in self._program:
+        for kind, count in zip(self._kinds, self._counts, strict=True):
             for _ in range(count):
                 makers[FrameKind(kind)]()
             self._take_encoded(0)  # the frames that follow may refer to them
@@ -168,7 +173,7 @@ class _Application:
             skip, keep, new = (patch.number("index") for _ in range(3))
             if not skip and not keep and not new:
                 break
-            if at + skip + keep > len(old_frames) or new > _MAX_FRAMES or len(frames) > _MAX_FRAMES:
+            if at + skip + keep > len(old_frames) or len(frames) + keep + new > _MAX_MANIFEST_FRAMES:
                 raise patch.refuse("more manifest frames than there are")
             gone += range(at, at + skip)
             frames += [[f.first_path, f.digest, f.entries] for f in old_frames[at + skip : at + skip + keep]]
