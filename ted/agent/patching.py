@@ -19,10 +19,13 @@ from ted.content.durable import read_bounded, replace_file
 from ted.content.opening.codecs import Codec, behaviour
 from ted.content.patch.apply import apply_patch
 from ted.content.patch.kept import RebuiltPack, patch_ref
+from ted.content.patch.opened import opened_bytes
 from ted.content.record import MAX_RECORD_BYTES, PackRef, RevisionRecord
 from ted.content.revision import Revision
 from ted.content.working import RECORD_NAME
-from ted.errors import TrustError
+from ted.errors import NoSpaceError, RepositoryError, TrustError
+from ted.transfer.fetch import check_space
+from ted.transfer.packs import runs_bytes
 from ted.transfer.saver import Saver
 from ted.trust.chain import Patch
 from ted.trust.view import CatalogView
@@ -132,15 +135,25 @@ class _Rebuilt(RebuiltPack):
         self._came()
 
 
-def use_patch(directory: Path, step: Step, pack: PartialPack, came: Callable[[], None]) -> None:
+def use_patch(
+    directory: Path, step: Step, pack: PartialPack, came: Callable[[], None], *, min_free_bytes: int | None
+) -> None:
     """Rebuild the own pack of a step's revision; ``came`` is called for each block that is here now.
 
     Raises:
-        RepositoryError: The patch does not give the pack (another zstd, or something is damaged).
+        RepositoryError: The patch does not give the pack (another zstd, or something is damaged), or what it opens
+            has no room above ``min_free_bytes``.
         TransferError: The disk failed.
     """
-    if not pack.missing([(0, pack.ref.blocks)]):
+    missing = pack.missing([(0, pack.ref.blocks)])
+    if not missing:
         return
+    waiting_bytes = opened_bytes(directory / step.patch.revision / PACK_NAME)
+    if waiting_bytes:
+        try:
+            check_space(directory, waiting_bytes + runs_bytes(pack.ref, missing), min_free_bytes)
+        except NoSpaceError as error:  # the blocks may well have room
+            raise RepositoryError(f"no room to open packages: {error.message}", hint=error.hint) from error
     with Saver(pack) as saver, Revision(directory, step.before).open() as old:
         apply_patch(directory / step.patch.revision / PACK_NAME, old, _Rebuilt(pack, came, saver.check))
 

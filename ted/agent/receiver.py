@@ -538,7 +538,8 @@ class _Transfer:
             if not self._stopped.is_set():
                 directory = self._node.working.distribution(*self.key[:2])
                 with _disk_errors():
-                    use_patch(directory, step, own.pack, lambda: self._rebuilt(own))
+                    use_patch(directory, step, own.pack, lambda: self._rebuilt(own),
+                              min_free_bytes=self._node.config.min_free)  # fmt: skip
         except (RefusedError, RepositoryError) as error:
             log.warning("%s: the patch is of no use: %s", "/".join(self.key), error)
             self._with_patches = False

@@ -25,8 +25,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from patch_rig import assert_rebuilt, build, rebuild
 
-from ted.agent.patching import is_usable
-from ted.content.blocks import PACK_NAME, PartialPack
+from ted.agent.patching import Step, is_usable, use_patch
+from ted.content.blocks import PACK_NAME, BlockList, PartialPack
 from ted.content.opening.codecs import Codec, Inflated, Recipe, StreamError, behaviour
 from ted.content.patch.create import create_patch
 from ted.content.patch.kept import closed_by, make_patch, patches_of
@@ -382,6 +382,21 @@ def test_the_catalog_tells_by_what_a_patch_was_proved_and_a_leaf_leaves_out_what
         catalog.publish("app", {new.revision: b"record"}, {new.revision: {old.revision: patch}})
         chain = read_chain(tmp_path / "catalog", catalog.root_bytes())
         assert chain.patches("app", new.revision) == {old.revision: patch}
+
+
+def test_what_is_opened_leaves_free_what_shall_stay_free(tmp_path: Path) -> None:
+    directory, old, new = updated(tmp_path, zipped(files(1)), zipped(files(1, changed=2)))
+    assert make_patch(directory, old, new, "fast")
+    (patch,) = patches_of(directory / new.revision).values()
+    ref, step = new.packs[0], Step(old, new, patch)
+    blocks = BlockList.of_pack(directory / new.revision / PACK_NAME, ref.block_bytes).digests
+    pack = PartialPack.prepare(tmp_path / "into", ref, blocks)
+    with pytest.raises(RepositoryError, match="no room to open packages"):
+        use_patch(directory, step, pack, lambda: None, min_free_bytes=1 << 60)
+    assert pack.missing()
+    use_patch(directory, step, pack, lambda: None, min_free_bytes=1)
+    assert pack.complete()
+    pack.close()
 
 
 def test_a_patch_that_opens_nothing_names_no_compressor(tmp_path: Path) -> None:

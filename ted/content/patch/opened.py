@@ -241,6 +241,20 @@ def read_opened(patch: StreamReader, base: Base, directory: Path, new_bytes: int
         raise
 
 
+def opened_bytes(path: Path) -> int:
+    """Return how many bytes a patch lets wait on the disk while it is applied.
+
+    Raises:
+        FormatError: It is no patch.
+    """
+    patch = StreamReader(path)
+    try:
+        patch.number("opened")
+        return patch.number("opened")
+    finally:
+        patch.close()
+
+
 def closing_codecs(path: Path) -> frozenset[Codec]:
     """Return the codecs by which a patch closes streams.
 
