@@ -56,6 +56,7 @@ MAX_SMALL_BODY_BYTES = 4 * 1024 * 1024
 MAX_RUNS = 65_536
 STREAMS_PER_PEER = 16
 MAX_EVERY_S = 86_400
+MAX_FOR_S = 366 * 86_400
 MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 64 * 1024, 4 * 1024 * 1024
 LARGE_BODY_BYTES = 256 * 1024
 READ_BYTES = 128 * 1024
@@ -211,12 +212,13 @@ class PeerServer:
         block_s = 0.0
         try:
             for block in blocks_of(runs):
+                if not pack.has(block):
+                    stream.rest()
+                    left_s = max(0.0, until_s - time.monotonic())
+                    await pack.available(block, min(self._timeout_s / 2, left_s))
                 began_at_s = time.monotonic()
                 if began_at_s + block_s > until_s:
                     return False
-                if not pack.has(block):
-                    stream.rest()
-                    await pack.available(block, self._timeout_s / 2)
                 await stream.send(pack, block)
                 block_s = time.monotonic() - began_at_s
         except (TedError, TimeoutError) as error:
@@ -465,7 +467,7 @@ def _wanted(revision: str, asked: Any) -> tuple[PackRef, list[Run]]:
     try:
         size, block_bytes = int(asked["bytes"]), int(asked["block_bytes"])
         runs = [(int(first), int(count)) for first, count in asked["runs"][: MAX_RUNS + 1]]
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise FormatError(f"not a request for blocks: {error!r}") from error
     if not MIN_BLOCK_BYTES <= block_bytes <= MAX_BLOCK_BYTES or not 0 < size < 2**50 or len(runs) > MAX_RUNS:
         raise FormatError("request for blocks with impossible sizes")
@@ -483,7 +485,7 @@ def _for_s(asked: Any) -> float:
     for_s = asked.get("for_s", math.inf)
     if isinstance(for_s, bool) or not isinstance(for_s, int | float) or not for_s >= 0:
         raise FormatError("request for blocks with an impossible time")
-    return for_s
+    return math.inf if for_s > MAX_FOR_S else for_s
 
 
 def _answer(data: Any) -> web.Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import socket
@@ -14,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from ted.content.record import PackRef
-from ted.errors import MissingContentError
+from ted.errors import FormatError, MissingContentError
 from ted.transfer.packs import ServedPack
-from ted.transfer.server import _Watch
+from ted.transfer.server import _for_s, _wanted, _Watch
 
 DATA = random.Random(2).randbytes(300_000)
 BLOCK_BYTES = 65536
@@ -49,6 +50,19 @@ def test_a_pack_that_is_too_short_is_said_to_be(tmp_path: Path) -> None:
     with pytest.raises(MissingContentError, match="shorter than it should be"):
         pack.read(3, 0, buffer)
     pack.close()
+
+
+@pytest.mark.parametrize("size", [float("inf"), 10**400, "x", None])
+def test_a_request_with_impossible_numbers_is_refused(size: object) -> None:
+    with pytest.raises(FormatError):
+        _wanted("r", {"bytes": size, "block_bytes": BLOCK_BYTES, "runs": [[0, 1]]})
+
+
+def test_how_long_blocks_are_wanted_is_bounded() -> None:
+    assert (_for_s({}), _for_s({"for_s": 1.5}), _for_s({"for_s": 10**400})) == (math.inf, 1.5, math.inf)
+    for impossible in (-1, float("nan"), "1", True, None):
+        with pytest.raises(FormatError):
+            _for_s({"for_s": impossible})
 
 
 @asynccontextmanager
