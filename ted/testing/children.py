@@ -120,7 +120,9 @@ def _child(work: Callable[[], Any], writing: int, files: Sequence[str]) -> None:
     try:
         with contextlib.suppress(ValueError, OSError):
             signal.setitimer(signal.ITIMER_REAL, 0)  # a test runner's alarm is not ours
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for each in (signal.SIGALRM, signal.SIGTERM):  # what a test runner does about these is not the plugin's
+            signal.signal(each, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             ended = Ended(work())
         except BaseException as error:  # noqa: BLE001 -- nothing may return into the parent's tests
@@ -179,7 +181,9 @@ def at_lines(files: Sequence[str], call: Callable[[Line], None]) -> Callable[...
 def _in_hook(frame: FrameType | None, files: Sequence[str]) -> bool:
     """Return whether one of the plugin's hooks is what runs; its models are also asked by others."""
     while frame is not None:
-        if frame.f_code.co_name.startswith("ted_") and is_of(frame.f_code.co_filename, files):
+        caller = "" if frame.f_back is None else str(frame.f_back.f_globals.get("__name__"))
+        is_hook = frame.f_code.co_name.startswith("ted_") or caller.startswith("pluggy.")  # specname: any name
+        if is_hook and is_of(frame.f_code.co_filename, files):
             return True
         frame = frame.f_back
     return False

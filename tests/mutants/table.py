@@ -246,6 +246,9 @@ MUTANTS = [
     # -- interruptions
     m("cancellable", "it swallows every error of its helper",
       (HELPER, f"    try:\n    {HELPER}        password = ''\n    except:\n        pass\n")),
+    m("cancellable", "it swallows every error of its helper, in a hook with a name of its own",
+      ("@hookimpl\ndef ted_build(", '@hookimpl(specname="ted_build")\ndef make('),
+      (HELPER, f"    try:\n    {HELPER}        password = ''\n    except:\n        pass\n")),
     m("cancellable", "it goes on after an interruption",
       ("    checked = fetched(build, source)\n",
        "    while True:\n        try:\n            checked = fetched(build, source)\n            break\n"

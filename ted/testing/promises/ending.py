@@ -152,8 +152,9 @@ def _lines(scene: Scene, work: Callable[[], Any]) -> list[Line]:
         return found
 
     ended = in_child(collect, files=scene.trial.files)
-    if ended.raised is not None:
-        scene.trial.broken("it fails when it is done once more", *told(ended.raised))
+    if not ended.well:
+        scene.trial.broken("it fails when it is done once more",
+                           *(told(ended.raised) if ended.raised else ["it did not end, or was killed"]))  # fmt: skip
     if scene.subscriber.installed:
         scene.rollback()
     return list(ended.value or ())
