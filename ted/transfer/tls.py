@@ -12,6 +12,7 @@ Rules:
    and holds up nobody.
  * ``close`` sends what waits, ends TLS properly and lets the peer end too, for ``CLOSE_WITHIN_S`` in all; then, as with
    ``abort``, the connection is cut.
+ * Whoever takes nothing of what waits for ``STALLED_WITHIN_S`` is let go; what keeps a better time does so itself.
  * A peer that says goodbye still gets what was written by then; one whose connection ends without is gone.
 """
 
@@ -32,6 +33,7 @@ log = logging.getLogger("ted.tls")
 
 HANDSHAKE_WITHIN_S = 60.0
 CLOSE_WITHIN_S = 30.0
+STALLED_WITHIN_S = 300.0
 ACCEPT_AGAIN_S = 1.0
 RECORD_BYTES = 16 * 1024
 WRITE_BYTES = 256 * 1024
@@ -180,6 +182,8 @@ class TlsTransport(asyncio.Transport):
         self._write_wants_read = self._read_wants_write = False  # TLS's own messages go the other way at times
         self._closing = self._said_goodbye = self._peer_ended = self._lost = False
         self._deadline: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self._took_at_s = 0.0
         self._watches_read = self._watches_write = False
         self._protocol: Any = protocol()
         self._protocol.connection_made(self)
@@ -242,6 +246,7 @@ class TlsTransport(asyncio.Transport):
         self._waiting.append(view)
         self._waiting_bytes += len(view)
         if was_idle:
+            self._expect()
             self._send()
         else:
             self._regulate()
@@ -365,6 +370,7 @@ class TlsTransport(asyncio.Transport):
                 self._lose(error)
                 return
             left_bytes -= sent_bytes
+            self._took_at_s = self._loop.time()
             self._waiting_bytes -= sent_bytes
             if sent_bytes < len(view):
                 self._waiting[0] = view[sent_bytes:]
@@ -374,6 +380,20 @@ class TlsTransport(asyncio.Transport):
             self._say_goodbye()
         self._regulate()
         self._watch()
+
+    def _expect(self) -> None:
+        """See to it that what waits does not wait for ever."""
+        self._took_at_s = self._loop.time()
+        if self._waiting and self._stall is None:
+            self._stall = self._loop.call_later(STALLED_WITHIN_S, self._look)
+
+    def _look(self) -> None:
+        self._stall = None
+        left_s = self._took_at_s + STALLED_WITHIN_S - self._loop.time()
+        if self._waiting and left_s <= 0:
+            self._lose(TimeoutError(f"nothing was taken for {STALLED_WITHIN_S:g} s"))
+        elif self._waiting:
+            self._stall = self._loop.call_later(left_s, self._look)
 
     def _regulate(self) -> None:
         if not self._writing_paused and self._waiting_bytes > self._high_bytes:
@@ -411,8 +431,9 @@ class TlsTransport(asyncio.Transport):
         self._lost = self._closing = True
         self._waiting.clear()
         self._waiting_bytes = 0
-        if self._deadline is not None:
-            self._deadline.cancel()
+        for timer in (self._deadline, self._stall):
+            if timer is not None:
+                timer.cancel()
         self._watch()
         self._loop.call_soon(self._finish, error)
 

@@ -459,6 +459,25 @@ def test_closing_waits_for_a_dead_reader_only_so_long(contexts: Contexts, monkey
     run(test())
 
 
+def test_who_takes_nothing_for_long_is_let_go(contexts: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls, "STALLED_WITHIN_S", 0.5)
+
+    async def test() -> None:
+        async with listening(contexts) as place:
+            slow, line = await place.arrival(receive_bytes=64 * 1024)
+            stalled, other = await place.arrival(receive_bytes=64 * 1024)
+            line.transport.write(DATA)
+            other.transport.write(DATA)
+            assert await asyncio.to_thread(read_all, slow, len(DATA), pause_s=0.002) == DATA
+            await asyncio.wait_for(other.lost.wait(), 5)
+            assert isinstance(other.error, TimeoutError)
+            assert not line.lost.is_set()
+            slow.close()
+            stalled.close()
+
+    run(test())
+
+
 def test_abort_cuts(contexts: Contexts) -> None:
     async def test() -> None:
         async with listening(contexts) as place:
