@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,16 @@ from ted.content.patch.opened import opened_bytes
 from ted.content.record import MAX_RECORD_BYTES, PackRef, RevisionRecord
 from ted.content.revision import Revision
 from ted.content.working import RECORD_NAME
-from ted.errors import NoSpaceError, RepositoryError, TrustError
+from ted.errors import FormatError, NoSpaceError, RepositoryError, TrustError
 from ted.transfer.fetch import check_space
 from ted.transfer.packs import runs_bytes
 from ted.transfer.saver import Saver
 from ted.trust.chain import Patch
 from ted.trust.view import CatalogView
 
+log = logging.getLogger("ted.patching")
+
+_FAULTS = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
 MAX_STEPS = 32
 WORTH_PERCENT = 90
 
@@ -155,5 +159,9 @@ def use_patch(
         except NoSpaceError as error:  # the blocks may well have room
             raise RepositoryError(f"no room to open packages: {error.message}", hint=error.hint) from error
     with Saver(pack) as saver, Revision(directory, step.before).open() as old:
-        apply_patch(directory / step.patch.revision / PACK_NAME, old, _Rebuilt(pack, came, saver.check))
+        try:
+            apply_patch(directory / step.patch.revision / PACK_NAME, old, _Rebuilt(pack, came, saver.check))
+        except _FAULTS as error:  # whatever a patch brings about, it costs no more than the patch
+            log.exception("%s: a fault of ted, or a hostile patch", step.patch.revision)
+            raise FormatError(f"the patch cannot be applied: {type(error).__name__}: {error}") from error
 

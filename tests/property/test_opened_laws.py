@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import msgpack
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,8 +29,9 @@ from patch_rig import assert_rebuilt, build, rebuild
 from ted.agent.patching import Step, is_usable, use_patch
 from ted.content.blocks import PACK_NAME, BlockList, PartialPack
 from ted.content.opening.codecs import Codec, Inflated, Recipe, StreamError, behaviour
+from ted.content.patch.apply import FrameKind
 from ted.content.patch.create import create_patch
-from ted.content.patch.kept import closed_by, make_patch, patches_of
+from ted.content.patch.kept import closed_by, make_patch, patch_ref, patches_of
 from ted.content.patch.opened import Closed, OpenedLine, Spool, closing_codecs, write_opened
 from ted.content.patch.packages import CODECS, _lie_apart
 from ted.content.patch.streams import StreamWriter
@@ -496,6 +498,30 @@ def test_an_old_stream_that_inflates_to_more_than_told_ends_there(tmp_path: Path
     with pytest.raises(FormatError, match="more than was declared"):
         spool.add(b"x")
     spool.close()
+
+
+def test_a_patch_that_nobody_thought_of_is_of_no_use_and_no_more(tmp_path: Path) -> None:
+    directory, old, new = updated(tmp_path, zipped(files(1)), zipped(files(1, changed=2)))
+    nested: dict[str, object] = {}
+    for _ in range(500):
+        nested = {"a": nested}
+    head = msgpack.packb([bytes.fromhex(old.manifest), 3, [], ["file", nested, {}]])
+    out = StreamWriter(tmp_path)
+    out.number("head", len(head))
+    out.data("head", head)
+    out.data("index", bytes(3))
+    out.data("program", bytes((5 + FrameKind.INDEX, 0)))
+    out.data("opened", bytes(3))
+    patch = patch_ref(new.revision, old.revision, 1000, "")
+    (directory / patch.revision).mkdir()
+    out.finish(directory / patch.revision / PACK_NAME, small=False)
+    out.close()
+    ref = new.packs[0]
+    blocks = BlockList.of_pack(directory / new.revision / PACK_NAME, ref.block_bytes).digests
+    pack = PartialPack.prepare(tmp_path / "into", ref, blocks)
+    with pytest.raises(RepositoryError):
+        use_patch(directory, Step(old, new, patch), pack, lambda: None, min_free_bytes=None)
+    pack.close()
 
 
 def test_all_runs_of_a_patch_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
