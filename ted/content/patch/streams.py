@@ -3,7 +3,7 @@
 Rules:
  * A chunk holds at most 16 MiB of plain bytes, so neither end holds more of a stream than that.
  * Nothing is inflated beyond the plain size a chunk declares, nor with more memory than the bound says.
- * A reader is asked for exact counts; a stream that ends too early, or has bytes left at the end, is refused.
+ * A reader is asked for exact counts; a stream that ends too early is refused.
 """
 
 from __future__ import annotations
@@ -264,12 +264,6 @@ class StreamReader:
     def refuse(self, problem: str) -> FormatError:
         """Return the error that says what is wrong with this patch."""
         return FormatError(f"{self._where}: {problem}", hint="the pack itself is fetched instead")
-
-    def check_end(self) -> None:
-        """Refuse a patch with something left over."""
-        for name in STREAMS:
-            if not self._streams[name].at_end():
-                raise self.refuse(f"stream {name} holds more than it should")
 
     def _open(self) -> dict[str, _Stream]:
         size = os.fstat(self._fd).st_size
