@@ -21,7 +21,7 @@ import sys
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -220,10 +220,12 @@ class Agent:
         taken, refused = [], []
         for offer in offers:
             try:
-                key = key_of(RoutingSlip.decode(offer["slip"] if isinstance(offer, dict) else None))
+                slip = RoutingSlip.decode(offer["slip"] if isinstance(offer, dict) else None)
+                key = key_of(slip)
                 if names and key[1] not in names:
                     continue
-                if changed or not await self.node.run(self.node.working.is_received, *key):
+                is_open = bool(slip.left_s(datetime.now(UTC)))  # else it failed once, and that is enough
+                if changed or (is_open and not await self.node.run(self.node.working.is_received, *key)):
                     await self.receiver.offered(offer, peer.name)
                 taken.append(list(key))
             except TedError as error:  # one that is too old says nothing about the others

@@ -203,6 +203,21 @@ def test_a_window_that_is_over_sends_nothing(fleet: Fleet) -> None:
     assert "the window of the send closed at" in caught.value.error["message"]
 
 
+def test_who_asks_for_its_offers_after_the_window_fails_once_and_not_at_each_poll(fleet: Fleet) -> None:
+    fleet.add("hq", distributor=True, distributions={"app": distribution(fleet, "app", 1000)})
+    fleet.add("e01", parent="hq", channels=("pos",), poll_interval=0.3)
+    fleet.install()
+    fleet.start("hq")
+    fleet.ted("hq", "build")
+    with pytest.raises(CommandError):
+        fleet.ted("hq", "send", "--until", "1s")
+    fleet.start("e01")
+    fleet.until(lambda: "the window of the send closed" in fleet.log("e01"))
+    time.sleep(3)
+    assert fleet.log("e01").count("the window of the send closed") == 1
+    fleet.ted("hq", "send")
+
+
 def test_what_is_urgent_overtakes_the_bulk_which_loses_no_byte(fleet: Fleet, meters: list[CountingProxy]) -> None:
     """PRI-3, PRI-13, PRI-14."""
     fleet.add("hq", distributor=True, routing_hierarchy=["s01"], output_rates={"high": MB, "low": MB}, distributions={
