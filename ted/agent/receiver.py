@@ -221,23 +221,33 @@ class Receiver:
     # -- fetching ----------------------------------------------------------------------------------------
 
     async def _start(self, key: Key, slip: RoutingSlip) -> None:
-        running = self._transfers.get(key[:2])
-        if running is not None and running.key == key:
-            await running.join(slip, self._source(slip))
+        if await self._joined(key, slip):
             return
+        running = self._transfers.get(key[:2])
         if running is not None and running.slip.header.issued_at < slip.header.issued_at:
             running.give_way(slip.header.revision)
         before = await self._node.run(self._own_row, key)
         count = before.bytes_done if before is not None and (before.revision, before.state) == (
             key[2], State.RECEIVING,
         ) else 0  # fmt: skip
+        await self._node.run(self._node.journal.report, *key, State.RECEIVING, bytes_done=count)
+        if await self._joined(key, slip):  # another offer of it was quicker
+            return
         transfer = self._transfers[key[:2]] = _Transfer(
             self._node, key, slip, self._source(slip), self._sender, bytes_done=count
         )
-        await self._node.run(self._node.journal.report, *key, State.RECEIVING, bytes_done=count)
         task = asyncio.create_task(self._receive(key, transfer), name=f"receive {'/'.join(key)}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _joined(self, key: Key, slip: RoutingSlip) -> bool:
+        """Have a slip served by the transfer that brings its revision already; return whether there is one."""
+        while (running := self._transfers.get(key[:2])) is not None and running.key == key:
+            if not running.is_failing:
+                await running.join(slip, self._source(slip))
+                return True
+            await running.ended.wait()  # joined now, the slip would fail with it
+        return False
 
     async def _receive(self, key: Key, transfer: _Transfer) -> None:
         """Carry a transfer to its end; nothing it may raise is lost."""
@@ -245,8 +255,12 @@ class Receiver:
         lock = self._one_at_a_time.setdefault(key[:2], asyncio.Lock())
         try:
             async with lock:
-                await self._try_until_done(key, transfer)
-                await self._received(key, transfer)
+                try:
+                    await self._try_until_done(key, transfer)
+                    await self._received(key, transfer)
+                except Exception:
+                    transfer.is_failing = True
+                    raise
         except _GivenWayError as error:
             failure = error
             log.info("%s: %s", "/".join(key), error)
@@ -263,6 +277,7 @@ class Receiver:
             transfer.end(failure or MissingContentError("the transfer ended"))
             if self._transfers.get(key[:2]) is transfer:
                 del self._transfers[key[:2]]
+            transfer.ended.set()
         if failure is None:
             await self._mark_target(transfer.slips)
             for slip in transfer.slips:
@@ -379,6 +394,8 @@ class _Transfer:
         self._patch_bytes = 0
         self._patched: set[str] = set()
         self._open = ExitStack()
+        self.is_failing = False
+        self.ended = asyncio.Event()
         self._forwarded = False
         self._progress_at_s = time.monotonic()
         self._progressed = False
