@@ -64,7 +64,8 @@ def command(
         if check:
             _show(settings, _planned(settings, config, journal, names, channel, targets, revision))
             return
-        ends_at = None if until is None else parse_end(until, datetime.now().astimezone())
+        here = datetime.now().astimezone().replace(tzinfo=None)  # what is summer's time now may be winter's at the end
+        ends_at = None if until is None else parse_end(until, here)
         inventory = None if settings.inventory is None else str(Path(settings.inventory).resolve())
         ids = call_agent(config.working.state, "send", names=names, channel=channel, limit=targets,
                          revision=revision, inventory=inventory,

@@ -126,7 +126,7 @@ def parse_end(text: str, now: datetime) -> datetime:
     Args:
         text: A time of day (``05:00``: the next one), a duration from now (``2h``), or an ISO date and time, which
             without an offset means the same zone as ``now``.
-        now: Aware, in the zone that a time of day is meant in.
+        now: In the zone that a time of day is meant in; naive: that of this machine, by its clock on that day.
 
     Raises:
         ValueFormatError: It is none of them, or not to come.
@@ -135,17 +135,18 @@ def parse_end(text: str, now: datetime) -> datetime:
     if match is not None:
         moment = now.replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
         return (moment if moment > now else moment + timedelta(days=1)).astimezone(UTC)
+    begin = now.astimezone(UTC)
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
         try:
-            moment = now + timedelta(seconds=parse_duration_s(text))
+            moment = begin + timedelta(seconds=parse_duration_s(text))
         except ValueFormatError as error:
             raise ValueFormatError(f"{text!r} is no end", hint="write 05:00, 2h or 2026-12-24T05:00") from error
-    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=now.tzinfo)
-    if moment <= now:
+    moment = (moment if moment.tzinfo is not None else moment.replace(tzinfo=now.tzinfo)).astimezone(UTC)
+    if moment <= begin:
         raise ValueFormatError(f"{text!r} is over already", hint="name a time to come")
-    return moment.astimezone(UTC)
+    return moment
 
 
 def parse_refresh_schedule(value: object) -> Schedule | None:

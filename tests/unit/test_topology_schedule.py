@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, time, timedelta, timezone
+from time import tzset
 from typing import Any
 
 import pytest
@@ -164,6 +165,26 @@ def test_random_repeat_and_timezone_may_stand_beside_an_interval() -> None:
 def test_an_end_is_a_time_of_day_a_duration_or_a_date(text: str, end: str) -> None:
     now = datetime(2026, 12, 1, 21, 15, tzinfo=timezone(timedelta(hours=1)))
     assert parse_end(text, now) == datetime.fromisoformat(f"{end}+00:00")
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("05:00", "2026-10-25T04:00"),
+        ("8h", "2026-10-25T05:00"),
+        ("2026-12-24T05:00", "2026-12-24T04:00"),
+    ],
+)
+def test_an_end_beyond_a_change_of_the_clocks_is_by_the_clock_of_that_day(
+    text: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    tzset()
+    try:
+        assert parse_end(text, datetime(2026, 10, 24, 23)) == datetime.fromisoformat(f"{end}+00:00")  # noqa: DTZ001
+    finally:
+        monkeypatch.undo()
+        tzset()
 
 
 @pytest.mark.parametrize(
