@@ -157,7 +157,7 @@ class BuildContext(Protocol):
     def former_options(self) -> Mapping[str, Any] | None:
         """The options the current revision was built with, as they travel.
 
-        ``None`` when there is no revision yet, or a new one is asked for in any case.
+        ``None`` when there is no revision yet, the one there is damaged, or a new one is asked for in any case.
         """
 
     def keep_former(self) -> None:
