@@ -13,6 +13,7 @@ from ted.errors import TedError
 from ted_plugins.packages.programs import environment, found, said
 
 MAX_KEY_BYTES = 1 << 20
+_MAX_LINE_BYTES = 16 * 1024
 _BEGIN, _END = b"-----BEGIN PGP PUBLIC KEY BLOCK-----", b"-----END PGP PUBLIC KEY BLOCK-----"
 
 
@@ -81,14 +82,27 @@ def check(
 
 
 def clear_text(document: bytes) -> bytes:
-    """Return what a clear-text signed document says; call ``check`` with it first."""
-    begin = b"-----BEGIN PGP SIGNED MESSAGE-----"
+    """Return what a clear-text signed document says; call ``check`` with it first.
+
+    Strict, so that nothing is read here that gpgv did not see: it strips blanks at the end of a line, looks at no more
+    than the first 20,000 bytes of one, and ends the text at any line that begins with dashes.
+
+    Raises:
+        ValueError: It is none, or not as gpg writes it.
+    """
+    begin = b"-----BEGIN PGP SIGNED MESSAGE-----\n"
+    document = document.replace(b"\r\n", b"\n")
     if not document.startswith(begin):
         raise ValueError("it is not signed")
-    head, _, rest = document.replace(b"\r\n", b"\n").partition(b"\n\n")
-    if head.count(begin) != 1 or document.count(begin) != 1:
-        raise ValueError("it holds more than one signed message")
-    body, found_signature, _ = rest.partition(b"\n-----BEGIN PGP SIGNATURE-----")
+    head, _, rest = (b"\n" + document.removeprefix(begin)).partition(b"\n\n")
+    if not all(line.startswith(b"Hash: ") for line in head.split(b"\n") if line):
+        raise ValueError("it has headers that a signed text has not")
+    body, found_signature, _ = rest.partition(b"\n-----BEGIN PGP SIGNATURE-----\n")
     if not found_signature:
         raise ValueError("it ends too early")
-    return b"\n".join(line.removeprefix(b"- ") for line in body.split(b"\n"))
+    lines = body.split(b"\n")
+    if any(len(line) > _MAX_LINE_BYTES for line in lines):
+        raise ValueError(f"it has a line of more than {_MAX_LINE_BYTES} bytes")
+    if any(line.startswith(b"-") and not line.startswith(b"- ") for line in lines):
+        raise ValueError("it holds more than one signed message")
+    return b"\n".join(line.removeprefix(b"- ") for line in lines)

@@ -267,7 +267,8 @@ def _release(reach: Reach, top: str, keys: Sequence[bytes]) -> _Release:
 
 
 def _read_release(text: bytes, where: str) -> _Release:
-    fields = next(paragraphs(text.decode("utf-8", "replace").splitlines()), {})
+    # Not splitlines(): what it takes for more ends of lines, a signature does not.
+    fields = next(paragraphs(text.decode("utf-8", "replace").split("\n")), {})
     until = fields.get("Valid-Until")
     if until is not None:
         try:
@@ -278,7 +279,7 @@ def _read_release(text: bytes, where: str) -> _Release:
             raise BuildError(f"{where}: its Release was valid until {until}",
                              hint="an old copy? ask whoever runs the repository")  # fmt: skip
     digests: dict[str, str] = {}
-    for line in fields.get("SHA256", "").splitlines():
+    for line in fields.get("SHA256", "").split("\n"):
         words = line.split()
         if len(words) == 3:
             digests[words[2]] = _digest("sha256", words[0], where)

@@ -78,3 +78,26 @@ def test_what_is_no_key_is_refused_at_the_build(depot: PackageDepot, tmp_path: P
     (tmp_path / "no.asc").write_text(f"{begin}\n!!!\n{end}")
     with pytest.raises(BuildError, match="no public key"):
         depot.pack(depot.make("lib"), keys=[str(tmp_path / "no.asc")])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b" " * 25_000 + b"\x0b " + b"f" * 64 + b" 1 main/binary-amd64/Packages",  # behind what gpgv looks at
+        b"\n-----BEGIN PGP MESSAGE-----\n " + b"f" * 64 + b" 1 main/binary-amd64/Packages",
+    ],
+)
+def test_what_a_signature_does_not_cover_is_not_read(
+    tmp_path: Path, signers: tuple[Signer, Signer], words: bytes
+) -> None:
+    from ted_plugins.packages import proof
+
+    vendor = signers[0]
+    text = b"Origin: t\nSHA256:\n " + b"0" * 64 + b" 1 main/binary-amd64/Packages.xz\nArchitectures: amd64\n"
+    (tmp_path / "Release").write_bytes(text)
+    vendor.gpg("--output", str(tmp_path / "InRelease"), "--clear-sign", str(tmp_path / "Release"))
+    signed = (tmp_path / "InRelease").read_bytes()
+    proof.check([vendor.key.read_bytes()], signed, None, BuildError, "InRelease")
+    assert proof.clear_text(signed) + b"\n" == text
+    with pytest.raises(ValueError, match=r"line of more than|more than one signed message"):
+        proof.clear_text(signed.replace(b"SHA256:", b"SHA256:" + words))
