@@ -79,6 +79,10 @@ class Index:
         rows = (Row(os.fsdecode(row[0]), row[1], bool(row[2]), *row[3:]) for row in found)
         return {row.path: row for row in rows}
 
+    def count(self) -> int:
+        """Return how many files are known."""
+        return int(self._db.execute("SELECT count(*) FROM files").fetchone()[0])
+
     def put(self, rows: Iterable[Row]) -> None:
         """Write rows down."""
         with self._db:

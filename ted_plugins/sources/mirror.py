@@ -7,7 +7,8 @@ Rules:
  * A change is written beside, verified (size, digest), gets its name by a rename, and then its row (``index``).
  * A cut download goes on where it stopped, in this build or a later one, only if the source says that it is the same
    version; two versions are never joined.
- * What vanished from the source is removed, once everything else is here. Nothing listed at all is an error.
+ * What vanished from the source is removed, once everything else is here; so is what no row describes. Nothing listed
+   at all is an error.
  * Names, sizes and numbers are a stranger's: names stay inside, sizes are bounded before they are believed.
  * The mirror depends on the source alone: files have the source's times, directories their newest file's; modes are
    0755 of directories, and of files what the source says, or 0644.
@@ -142,8 +143,10 @@ class Mirror:
         with Index(self._index) as index:
             self._compare(index, desk)
             removed = self._remove_vanished(index, desk)
+            if _tidy(str(self.files)) != index.count():
+                _remove_unknown(self.files, index)
+                _tidy(str(self.files))
         shutil.rmtree(self._parts, ignore_errors=True)
-        _set_directory_times(str(self.files))
         return Refreshed(desk.totals.fetched, desk.totals.unchanged, removed, desk.totals.come_bytes)
 
     # -- deciding
@@ -263,13 +266,33 @@ def _check_path(path: str, source: str) -> None:
                          hint="leave it out with `exclude`, or have it renamed at the source")  # fmt: skip
 
 
-def _set_directory_times(top: str) -> None:
-    """Give each directory its mode and its newest file's time, the deepest first."""
-    for path, _, _, fd in os.fwalk(top, topdown=False):
+def _tidy(top: str) -> int:
+    """Give each directory its mode and its newest file's time, the deepest first; return how many files there are.
+
+    A directory that holds nothing goes: the source has none such.
+    """
+    count = 0
+    for path, directories, _, fd in os.fwalk(top, topdown=False):
+        for name in directories:
+            with suppress(OSError):
+                os.rmdir(name, dir_fd=fd)
+        newest = 0
         with os.scandir(fd) as found:
-            newest = max((each.stat(follow_symlinks=False).st_mtime_ns for each in found), default=0)
+            for each in found:
+                newest = max(newest, each.stat(follow_symlinks=False).st_mtime_ns)
+                count += not each.is_dir(follow_symlinks=False)
         status = os.fstat(fd)
         if stat.S_IMODE(status.st_mode) != 0o755:
             os.chmod(path, 0o755)  # noqa: S103 -- the mirror itself lies in a directory of 0700
         if status.st_mtime_ns != newest:
             os.utime(fd, ns=(newest, newest))
+    return count
+
+
+def _remove_unknown(files: Path, index: Index) -> None:
+    """Remove files without a row, which a kill or a lost index left: what is no more in the source would stay."""
+    for directory, _, names in os.walk(files):
+        for name in names:
+            path = os.path.join(directory, name)
+            if not index.rows([os.path.relpath(path, files)]):
+                os.unlink(path)

@@ -362,6 +362,19 @@ def test_a_kill_anywhere_is_answered_by_the_next_refresh(tmp_path: Path) -> None
     assert not (tmp_path / "m/parts").exists()
 
 
+def test_a_file_without_a_row_does_not_outlive_its_source(tmp_path: Path) -> None:
+    shelf = Shelf({f"d/{n}": (b"%d" % n, n, "1") for n in range(3)} | {"gone/file": (b"secret", 9, "1")})
+    mirror = mirror_of(tmp_path, shelf)
+    mirror.refresh()
+    # as a kill between a file's name and its row leaves it, and a damaged index
+    (tmp_path / "m/index.db").write_bytes(b"no index")
+    (mirror.files / "empty").mkdir()
+    del shelf.files["gone/file"]
+    mirror.refresh()
+    assert tree(mirror) == shelf_tree(shelf)
+    assert [path.name for path in mirror.files.iterdir()] == ["d"]
+
+
 def test_memory_is_flat_in_the_number_of_files(tmp_path: Path) -> None:
     script = """
 import logging, resource, sys
