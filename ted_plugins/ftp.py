@@ -18,7 +18,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -372,17 +372,16 @@ class _ServerSource(Generic[S]):
         """Yield every file."""
         self._now = time.time()
         packages = 0
-        with self._sessions.one() as session:
-            walk = Walk(
-                session, self._path.rstrip(b"/") or b"/", follow_links=self._target.follow_links,
-                leave_out=lambda path, is_directory: self._excludes.match(path, is_directory=is_directory),
-                most=self._most, name=self.name, warn=self._log.warning,
-            )  # fmt: skip
-            for found in walk.files():
-                path = os.fsdecode(found.relative)
-                packages += path.endswith(".rpm")
-                below = not self._origin.as_content and found.path != walk.top
-                yield self.remote(f"{self._origin.last}/{path}" if below else path, found)
+        walk = Walk(
+            self._sessions, self._path.rstrip(b"/") or b"/", follow_links=self._target.follow_links,
+            leave_out=lambda path, is_directory: self._excludes.match(path, is_directory=is_directory),
+            most=self._most, name=self.name, warn=self._log.warning,
+        )  # fmt: skip
+        for found in walk.files():
+            path = os.fsdecode(found.relative)
+            packages += path.endswith(".rpm")
+            below = not self._origin.as_content and found.path != walk.top
+            yield self.remote(f"{self._origin.last}/{path}" if below else path, found)
         if packages:
             self._log.warning("%s: holds %d RPM packages; the rpm type also installs them", self.name, packages)
 
@@ -453,11 +452,13 @@ class _FtpSource(_ServerSource[FtpSession]):
                 found.path, offset_bytes, binary=self._target.binary,
                 piece_bytes=LARGE_PIECE_BYTES if large else SMALL_PIECE_BYTES,
             )  # fmt: skip
-            first = next(pieces, b"")  # the server has agreed to begin there
-            download.begin(offset_bytes=offset_bytes, validator=version, mtime_ns=None if at is None else at * _NS)
-            download.write(first)
-            for piece in ahead(pieces, session.close) if large else pieces:
-                download.write(piece)
+            rest = ahead(pieces, session.close) if large else pieces
+            with closing(pieces), closing(rest):  # at once: what was raised would keep them, and the connection, open
+                first = next(pieces, b"")  # the server has agreed to begin there
+                download.begin(offset_bytes=offset_bytes, validator=version, mtime_ns=None if at is None else at * _NS)
+                download.write(first)
+                for piece in rest:
+                    download.write(piece)
 
 
 class _SftpSource(_ServerSource[SftpSession]):

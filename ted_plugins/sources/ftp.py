@@ -21,7 +21,7 @@ import socket
 import ssl
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
@@ -169,11 +169,20 @@ class FtpSession:
         return path if path.startswith(b"/") else self._home.rstrip(b"/") + b"/" + path
 
     def entries(self, directory: bytes) -> Iterator[Listed]:
-        """Yield what a directory holds, once all of it has come."""
+        """Return what a directory holds. All of it has come then: the login is free for something else."""
         with self._translated("entering a directory"):
             self._ftp.voidcmd(f"CWD {_text(directory)}")
-        with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spool, self._translated("listing a directory"):
-            parse = self._list_into(spool)
+        spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115 -- closed by _read
+        try:
+            with self._translated("listing a directory"):
+                parse = self._list_into(spool)
+        except BaseException:
+            spool.close()
+            raise
+        return self._read(spool, parse)
+
+    def _read(self, spool: IO[bytes], parse: Parser) -> Iterator[Listed]:
+        with spool, self._translated("listing a directory"):
             spool.seek(0)
             for line in iter(lambda: spool.readline(MAX_LINE_BYTES + 1), b""):
                 if len(line) > MAX_LINE_BYTES:
@@ -214,7 +223,7 @@ class FtpSession:
 
     def download(
         self, path: bytes, offset_bytes: int = 0, *, binary: bool = True, piece_bytes: int = SMALL_PIECE_BYTES
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes, None, None]:
         """Yield a file in pieces, from ``offset_bytes`` on; as text its ends of lines become this machine's."""
         with self._translated(f"fetching {_text(path)}"):
             self._choose("I" if binary else "A")

@@ -32,7 +32,7 @@ class Session(Protocol):
         """Return what is at ``path``, links followed; ``None`` when nothing is."""
 
     def entries(self, directory: bytes) -> Iterator[Listed]:
-        """Yield what a directory holds, once all of it has come."""
+        """Return what a directory holds. All of it has come then: the login is free for something else."""
 
     def real(self, directory: bytes) -> bytes:
         """Return the path of a directory without links, as far as the server tells."""
@@ -124,11 +124,11 @@ class _Directory(NamedTuple):
     """What tells it and the directories above it from others."""
 
 
-class Walk:
-    """A walk through what is at and below ``top``.
+class Walk(Generic[S]):
+    """A walk through what is at and below ``top``. Between two files it holds no login: others may need the only one.
 
     Args:
-        session: Where.
+        sessions: Where.
         top: A directory or a file.
         follow_links: Take what links lead to.
         leave_out: Says of a path below ``top``, and whether it is a directory, that it is not wanted.
@@ -139,7 +139,7 @@ class Walk:
 
     def __init__(
         self,
-        session: Session,
+        sessions: Sessions[S],
         top: bytes,
         *,
         follow_links: bool,
@@ -148,7 +148,9 @@ class Walk:
         name: str,
         warn: Callable[[str], None],
     ) -> None:
-        self._session, self.top, self._follow = session, session.absolute(top), follow_links
+        self._sessions, self._follow = sessions, follow_links
+        with sessions.one() as session:
+            self.top = session.absolute(top)
         self._leave_out, self._most, self._name, self._warn = leave_out, most, name, warn
         self._count = self._links = self._others = 0
 
@@ -159,16 +161,16 @@ class Walk:
             EmptySourceError: There is nothing at ``top``.
             BuildError: A listing is not understood, or there is too much.
         """
-        start = self._session.look(self.top)
+        start = self._look(self.top)
         if start is None:
             raise EmptySourceError(f"{self._name}: there is no such file or directory", hint="check the path there")
         if start.kind is not Kind.DIRECTORY:
             yield Found(start.name, self.top, start)
             return
-        waiting = [_Directory(b"", self.top, (_identity(start, self._session.real(self.top)),))]
+        waiting = [_Directory(b"", self.top, (_identity(start, self._real(self.top)),))]
         while waiting:
             directory = waiting.pop()
-            for listed in self._session.entries(directory.path):
+            for listed in self._entries(directory.path):
                 self._note()
                 found = self._resolve(directory, listed)
                 if isinstance(found, Found):
@@ -176,6 +178,18 @@ class Walk:
                 elif found is not None:
                     waiting.append(found)
         self._tell()
+
+    def _look(self, path: bytes) -> Listed | None:
+        with self._sessions.one() as session:
+            return session.look(path)
+
+    def _real(self, directory: bytes) -> bytes:
+        with self._sessions.one() as session:
+            return session.real(directory)
+
+    def _entries(self, directory: bytes) -> Iterator[Listed]:
+        with self._sessions.one() as session:
+            return session.entries(directory)
 
     def _note(self) -> None:
         self._count += 1
@@ -202,7 +216,7 @@ class Walk:
             self._links += 1
             return None
         if listed.kind is Kind.LINK:
-            led = self._session.look(path)
+            led = self._look(path)
             if led is None:
                 self._warn(f"{self._name}: the link {shown(relative)} leads to nothing, and is left out")
                 return None
@@ -220,7 +234,7 @@ class Walk:
         if len(directory.above) >= MAX_DEPTH:
             raise BuildError(f"{self._name}: {shown(relative)} is more than {MAX_DEPTH} directories deep")
         inherited = directory.above[-1]
-        real = self._session.real(path) if linked else None
+        real = self._real(path) if linked else None
         if real is None and isinstance(inherited, bytes):
             real = inherited.rstrip(b"/") + b"/" + listed.name
         own = _identity(listed, real if real is not None else path)

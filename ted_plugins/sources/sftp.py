@@ -152,10 +152,18 @@ class SftpSession:
         return self._pwd()
 
     def entries(self, directory: bytes) -> Iterator[Listed]:
-        """Yield what a directory holds, once all of it has come."""
+        """Return what a directory holds. All of it has come then: the login is free for something else."""
         self._enter(directory)
-        with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spool:
+        spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115 -- closed by _read
+        try:
             self._ask(b"-ls -lan", spool, _LISTING_WITHIN_S)
+        except BaseException:
+            spool.close()
+            raise
+        return self._read(spool)
+
+    def _read(self, spool: IO[bytes]) -> Iterator[Listed]:
+        with spool:
             spool.seek(0)
             for line in iter(lambda: spool.readline(MAX_LINE_BYTES + 1), b""):
                 if len(line) > MAX_LINE_BYTES:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, suppress
 from typing import Generic, TypeVar
 
@@ -119,7 +119,7 @@ class Workers(Generic[Task, Result]):
         return None
 
 
-def ahead(pieces: Iterator[bytes], leave: Callable[[], object], most: int = 4) -> Iterator[bytes]:
+def ahead(pieces: Iterator[bytes], leave: Callable[[], object], most: int = 4) -> Generator[bytes, None, None]:
     """Yield what ``pieces`` brings, which a thread of its own fetches while the caller works on what came before.
 
     Args:
@@ -149,6 +149,7 @@ def ahead(pieces: Iterator[bytes], leave: Callable[[], object], most: int = 4) -
             if isinstance(piece, BaseException):
                 raise piece
             yield piece
+        thread.join()  # it is done; were it told to leave now, the caller's connection would be lost
     finally:
         wanted.clear()
         if thread.is_alive():

@@ -324,8 +324,15 @@ def test_a_host_key_that_is_not_known_is_refused(depot: Depot, files: Path, tmp_
             build(depot, {**by_key(server), "key_file": str(server.other_key_file)}, f"{files}/")
 
 
-def test_more_connections_than_a_server_lets_in_are_no_error(depot: Depot, files: Path, tmp_path: Path) -> None:
-    with Vsftpd(tmp_path / "server", files, max_per_ip=2) as server:
+@pytest.mark.parametrize("most", [1, 2])
+def test_more_connections_than_a_server_lets_in_are_no_error(
+    depot: Depot, files: Path, tmp_path: Path, most: int
+) -> None:
+    (files / "many").mkdir()
+    for number in range(600):  # more than may wait to be fetched
+        (files / f"many/{number}").touch()
+    age(files)
+    with Vsftpd(tmp_path / "server", files, max_per_ip=most) as server:
         build(depot, address(server), parallel=6)
     depot.extract()
     assert differences(files, tmp_path / "target") == ""
