@@ -24,10 +24,10 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Annotated, NamedTuple, Self
 from urllib.parse import quote, urljoin, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ted.errors import BuildError, PluginError, RefusedError, TransferError, TrustError, UnreachableError
-from ted_plugins.sources.secrets import reveal, scrubbed, without_credentials
+from ted_plugins.sources.secrets import Secret, reveal, scrubbed, without_credentials
 
 if TYPE_CHECKING:
     import pycurl
@@ -71,7 +71,7 @@ def web_address(url: str) -> str:
     return url
 
 
-def _header_names(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+def _header_names(headers: dict[str, Secret]) -> dict[str, Secret]:
     for name in headers:
         if not _TOKEN.fullmatch(name):
             raise ValueError(f"{name!r} is no name of a header")
@@ -84,27 +84,27 @@ class WebAccess(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     username: str | None = Field(None, description="User name for basic authentication.")
-    password: SecretStr | None = Field(None, description="Its password.")
+    password: Secret | None = Field(None, description="Its password.")
     password_file: str | None = Field(None, description="File on the Distributor that holds the password.")
     password_env: str | None = Field(None, description="Variable of the Distributor's environment with the password.")
-    token: SecretStr | None = Field(None, description="Bearer token.")
+    token: Secret | None = Field(None, description="Bearer token.")
     token_file: str | None = Field(None, description="File on the Distributor that holds the token.")
     token_env: str | None = Field(None, description="Variable of the Distributor's environment with the token.")
-    headers: Annotated[dict[str, SecretStr], AfterValidator(_header_names)] = Field(
+    headers: Annotated[dict[str, Secret], AfterValidator(_header_names)] = Field(
         default_factory=dict, max_length=20, description="More headers, such as API keys; their values are secrets."
     )
-    query: SecretStr | None = Field(None, description="Query put behind each address, such as a signature; a secret.")
+    query: Secret | None = Field(None, description="Query put behind each address, such as a signature; a secret.")
     proxy: str | None = Field(
         None, description="http://proxy:3128, or none; unset takes the environment's (https_proxy, no_proxy)."
     )
     proxy_username: str | None = Field(None, description="User name at the proxy.")
-    proxy_password: SecretStr | None = Field(None, description="Password at the proxy.")
+    proxy_password: Secret | None = Field(None, description="Password at the proxy.")
     proxy_password_file: str | None = Field(None, description="File on the Distributor with the proxy's password.")
     verify_tls: bool = Field(True, description="Verify certificates; false is warned about.")
     ca: str | None = Field(None, description="File on the Distributor with the authorities to trust, instead of all.")
     certificate: str | None = Field(None, description="File on the Distributor with a client certificate.")
     key: str | None = Field(None, description="File on the Distributor with its key, if not in the same file.")
-    key_password: SecretStr | None = Field(None, description="Password of that key.")
+    key_password: Secret | None = Field(None, description="Password of that key.")
     timeout: int = Field(60, ge=1, le=3600, description="Seconds a server may be silent.")
 
     @model_validator(mode="after")
@@ -134,16 +134,16 @@ class WebAccess(BaseModel):
             BuildError: A secret is not there.
         """
         token = reveal(self.token, file=self.token_file, env=self.token_env, what="token")
-        headers = [f"{name}: {value.get_secret_value()}" for name, value in self.headers.items()]
+        headers = [f"{name}: {reveal(value, what=f'header {name}')}" for name, value in self.headers.items()]
         access = Access(
             origin=origin_of(url), username=self.username,
             password=reveal(self.password, file=self.password_file, env=self.password_env),
             headers=(*headers, *([f"Authorization: Bearer {token}"] if token is not None else [])), token=token,
-            query=self.query.get_secret_value() if self.query else None, proxy=self.proxy,
+            query=reveal(self.query, what="query"), proxy=self.proxy,
             proxy_username=self.proxy_username,
             proxy_password=reveal(self.proxy_password, file=self.proxy_password_file, what="proxy_password"),
             verify_tls=self.verify_tls, ca=self.ca, certificate=self.certificate, key=self.key,
-            key_password=self.key_password.get_secret_value() if self.key_password else None, timeout_s=self.timeout,
+            key_password=reveal(self.key_password, what="key_password"), timeout_s=self.timeout,
         )  # fmt: skip
         for secret in access.secrets:
             if _CONTROL.search(secret):
@@ -316,12 +316,12 @@ class WebSession:
             raise RefusedError(f"{without_credentials(url)}: a redirect takes the secret query to another host")
         answer = _Answer(url, take, moved)
         curl = self._curl(ours=ours)
-        curl.setopt(pycurl.URL, _with_query(url, access.query) if ours and access.query else url)
+        curl.setopt(pycurl.URL, _ascii(_with_query(url, access.query) if ours and access.query else url))
         if self._said.get(ours) != (headers, compressed):
             self._said[ours] = (headers, compressed)
             curl.setopt(pycurl.ACCEPT_ENCODING, "gzip" if compressed else None)
             curl.unsetopt(pycurl.HTTPHEADER)  # an empty list would leave the former ones
-            curl.setopt(pycurl.HTTPHEADER, [*(access.headers if ours else ()), *headers])
+            curl.setopt(pycurl.HTTPHEADER, [*map(_utf8, access.headers if ours else ()), *headers])
         curl.setopt(pycurl.HEADERFUNCTION, answer.lines.append)  # libcurl takes 300 kB of them at most
         curl.setopt(pycurl.WRITEFUNCTION, answer.body)
         try:
@@ -362,19 +362,19 @@ class WebSession:
         pycurl, access = self._pycurl, self._access
         if access.username is not None:
             curl.setopt(pycurl.HTTPAUTH, pycurl.HTTPAUTH_BASIC)
-            curl.setopt(pycurl.USERNAME, access.username)
-            curl.setopt(pycurl.PASSWORD, access.password or "")
+            curl.setopt(pycurl.USERNAME, _utf8(access.username))
+            curl.setopt(pycurl.PASSWORD, _utf8(access.password or ""))
         for option, value in (
             (pycurl.SSLCERT, access.certificate), (pycurl.SSLKEY, access.key), (pycurl.KEYPASSWD, access.key_password),
         ):  # fmt: skip
             if value is not None:
-                curl.setopt(option, value)
+                curl.setopt(option, _utf8(value))
 
     def _set_authorities(self, curl: pycurl.Curl) -> None:
         pycurl = self._pycurl
         known = ssl.get_default_verify_paths()
         if self._access.ca is not None:
-            curl.setopt(pycurl.CAINFO, self._access.ca)
+            curl.setopt(pycurl.CAINFO, _utf8(self._access.ca))
             curl.unsetopt(pycurl.CAPATH)
             return
         files = (known.cafile, "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
@@ -388,13 +388,13 @@ class WebSession:
             curl.setopt(pycurl.PROXY, "" if access.proxy == "none" else access.proxy)
             curl.setopt(pycurl.NOPROXY, "")
         if access.proxy_username is not None:
-            curl.setopt(pycurl.PROXYUSERNAME, access.proxy_username)
-            curl.setopt(pycurl.PROXYPASSWORD, access.proxy_password or "")
+            curl.setopt(pycurl.PROXYUSERNAME, _utf8(access.proxy_username))
+            curl.setopt(pycurl.PROXYPASSWORD, _utf8(access.proxy_password or ""))
 
     def _next(self, url: str, location: str) -> str:
         shown = without_credentials(url)
         try:
-            target = urljoin(url, quote(location, safe="!#$%&'()*+,/:;=?@[]~"))
+            target = urljoin(url, _ascii(location))
             parts = urlsplit(target)
             bad = parts.scheme not in _PORTS or not parts.hostname or parts.port == 0 or "@" in parts.netloc
         except ValueError:
@@ -463,7 +463,20 @@ def _parsed(lines: list[bytes]) -> tuple[int, dict[str, str]]:
 
 
 def _with_query(url: str, query: str) -> str:
-    return f"{url}{'&' if urlsplit(url).query else '?'}{query}"
+    there = urlsplit(url).query
+    if f"&{query}&" in f"&{there}&":  # a redirect handed it on
+        return url
+    return f"{url}{'&' if there else '?'}{query}"
+
+
+def _ascii(url: str) -> str:
+    """Return an address in which whatever is no ASCII is escaped; what is escaped stays as it is."""
+    return quote(url, safe="!#$%&'()*+,/:;=?@[]~", errors="surrogateescape")
+
+
+def _utf8(text: str) -> bytes:
+    """Return a text as libcurl's binding takes one that need not be ASCII."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 @contextmanager

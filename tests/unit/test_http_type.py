@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import os
@@ -358,6 +359,41 @@ def test_credentials_go_to_their_own_host_only(site: Site, server: Nginx) -> Non
         site.build({"url": f"{server.url}/away/d/b.txt", "query": "canary=1"})  # nginx hands the query on
     assert "canary" not in str(refused.value)
     assert [request[1] for request in server.requests()] == ["/away/d/b.txt?canary=1"]
+
+
+def test_secrets_and_addresses_need_not_be_ascii(site: Site) -> None:
+    def reply(path: str, _headers: dict[str, str], line: socket.socket) -> None:
+        if path.endswith("/"):
+            line.sendall(answer("200 OK", page("\u00e4.txt"), content_type="text/html; charset=utf-8"))
+        else:
+            line.sendall(answer("200 OK", b"content"))
+
+    secrets = {"username": "j\u00fcrgen", "password": "gew\u00fcrz", "headers": {"X-Key": "schl\u00fcssel"}}
+    with hostile(reply) as server:
+        site.build({"url": f"{server.url}/d\u00e9p\u00f4t/", **secrets})
+    assert [path for path, _ in server.requests] == ["/d%C3%A9p%C3%B4t/", "/d%C3%A9p%C3%B4t/%C3%A4.txt"]
+    for _, headers in server.requests:
+        assert base64.b64decode(headers["authorization"].partition(" ")[2]).decode() == "j\u00fcrgen:gew\u00fcrz"
+        assert headers["x-key"].encode("latin-1").decode() == "schl\u00fcssel"
+    assert [path.name for path in site.extract().iterdir()] == ["\u00e4.txt"]
+
+
+def test_a_query_that_a_redirect_hands_on_is_sent_once(site: Site) -> None:
+    def reply(path: str, _headers: dict[str, str], line: socket.socket) -> None:
+        moves = path.startswith("/old")
+        line.sendall(answer("302 Moved", location="/new?a=1&sig=2") if moves else answer("200 OK", b"content"))
+
+    with hostile(reply) as server:
+        site.build({"url": f"{server.url}/old?a=1", "name": "x", "query": "sig=2"})
+    assert [path for path, _ in server.requests] == ["/old?a=1&sig=2", "/new?a=1&sig=2"]
+
+
+def test_what_is_still_encrypted_passes_a_check_and_is_sent_to_nobody(site: Site) -> None:
+    vaulted = {"__ansible_vault": "$ANSIBLE_VAULT;1.1;AES256\n3362\n"}
+    for secret in ({"username": "u", "password": vaulted}, {"token": vaulted}, {"headers": {"X-Key": vaulted}},
+                   {"query": vaulted}, {"proxy_password": vaulted}, {"key_password": vaulted}):  # fmt: skip
+        with pytest.raises(BuildError, match="is still encrypted"):
+            site.build({"url": "http://127.0.0.1:1/a", **secret})
 
 
 def test_no_redirect_leads_from_https_to_http(site: Site, server: Nginx) -> None:
