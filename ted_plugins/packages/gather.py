@@ -61,18 +61,19 @@ def _offered(kind: str, context: BuildContext) -> dict[int, str]:
     groups: dict[tuple[str, ...], list[int]] = {}
     for number, source in enumerate(options.packages):
         if source.repository is not None:
-            index: tuple[str, ...] = (source.repository.rstrip("/"),)
+            where: tuple[str, ...] = (source.repository.rstrip("/"),)
             if isinstance(source, DebSource) and source.suite is not None:  # there an index is of one architecture
-                index += (source.suite, source.component, source.arch or "")
-            groups.setdefault(index, []).append(number)
+                where += (source.suite, source.component, source.arch or "")
+            groups.setdefault(where, []).append(number)
     keys = [key(path) for path in options.repository_keys]
     mirrors = Mirrors(context)
     found = {
         number: mirrors.package(source) for number, source in enumerate(options.packages) if source.url is not None
     }
-    for (where, *_), numbers in groups.items():
+    for index, numbers in groups.items():
         sources = [options.packages[number] for number in numbers]
-        repository = LocalRepository(where) if where.startswith("/") else mirrors.repository(where, sources[0])
+        local = index[0].startswith("/")
+        repository = LocalRepository(index[0]) if local else mirrors.repository(index, sources[0])
         chosen = offers_of(kind, repository, sources, keys)
         offers = dict(zip(numbers, (offer for _, offer in chosen), strict=True))
         paths = repository.packages(list(offers.values()))

@@ -97,9 +97,15 @@ class Mirrors:
         web = WebSource(url, self._access(source, url), name_of_file=name, digests=digests)
         return str(self.refreshed(web, url) / name)
 
-    def repository(self, url: str, source: Source) -> WebRepository:
-        """Return the repository at an address, reached as ``source`` says."""
-        return WebRepository(f"{url.rstrip('/')}/", self._access(source, url), self)
+    def repository(self, index: tuple[str, ...], source: Source) -> WebRepository:
+        """Return the repository at an address, reached as ``source`` says.
+
+        Args:
+            index: The address, and what else chooses one of its indexes: each has a copy of its own.
+            source: The first source that names it.
+        """
+        url = f"{index[0].rstrip('/')}/"
+        return WebRepository(url, self._access(source, url), self, "\n".join((url, *index[1:])))
 
     def tidy(self) -> None:
         """Remove copies of what is listed no more."""
@@ -195,6 +201,8 @@ class WebRepository:
     url: str
     access: Access
     mirrors: Mirrors
+    key: str
+    """Which local copy is its own."""
 
     @property
     def name(self) -> str:
@@ -231,7 +239,7 @@ class WebRepository:
             WebSource(self.url + quote(place), self.access, name_of_file=place, digests={place: offer.digest})
             for place, offer in wanted.items()
         ]
-        directory = self.mirrors.refreshed(_Files(self.name, files), self.url)
+        directory = self.mirrors.refreshed(_Files(self.name, files), self.key)
         return {offer: str(directory / offer.place) for offer in offers}
 
 

@@ -188,6 +188,23 @@ def test_a_suite_of_an_apt_repository(tmp_path: Path, workshop: Workshop, signer
         depot.pack(wanted(repository, "lib", suite="stable"), repository_keys=[str(signer.key)])
 
 
+def test_two_suites_of_one_apt_repository_on_a_web_server(tmp_path: Path, workshop: Workshop) -> None:
+    depot = PackageDepot(tmp_path, "dpkg", workshop)
+    repository = tmp_path / "repository"
+    (repository / "pool").mkdir(parents=True)
+    for name in ("lib", "app"):
+        shutil.move(depot.make(name), repository / "pool")
+    make_repository(depot, repository, suite=True)
+    shutil.copytree(repository / "dists/stable", repository / "dists/updates")
+    with nginx(tmp_path / "nginx", repository) as web:
+        sources = [wanted(web.url, "lib", suite="stable"), wanted(web.url, "app", suite="updates")]
+        stamp = depot.pack(*sources)
+        assert index(depot, stamp) == [("lib", "1"), ("app", "1")]
+        web.requests()
+        assert depot.pack(*sources) == stamp
+        assert not [request for request in web.requests() if request[1].endswith(".deb")]
+
+
 @pytest.mark.parametrize("place", ["../secret.rpm", "/etc/passwd", "a/../../b", "http://elsewhere/x.rpm", "%2e%2e/x"])
 def test_metadata_leads_nowhere_out_of_its_repository(tmp_path: Path, workshop: Workshop, place: str) -> None:
     from ted_plugins.packages.repositories import _inside
