@@ -84,7 +84,7 @@ class SftpLogin:
         words = ["sftp", *(["-F", self.ssh_config] if self.ssh_config is not None else [])]
         words += [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
         words += ["-P", str(self.port)] if self.port is not None else []
-        words += ["-l", str(max(1, self.rate_bytes_s * 8 // 1000))] if self.rate_bytes_s is not None else []
+        words += ["-l", str(max(1, self.rate_bytes_s * 8 // 1024))] if self.rate_bytes_s is not None else []
         words += ["-B", str(REQUEST_BYTES), "-R", str(REQUESTS), "-b", "-", "--"]
         return [*words, f"[{self.host}]" if ":" in self.host else self.host]
 
@@ -358,6 +358,15 @@ class _Watched:
             self._watch(there)
 
 
+_ASKPASS = """\
+#!/bin/sh
+parent() {{ sed -n 's/^PPid:[^0-9]*//p' "/proc/$1/status"; }}
+[ "$(parent "$(parent $PPID)")" = {pid} ] || exit 1
+exec cat /proc/{pid}/fd/{fd}
+"""
+"""Whoever asks must be the ssh of an sftp of ours: the ssh to a jump host, a child of that ssh, is told nothing."""
+
+
 class _Askpass:
     """Answers ssh's question for the password: from memory, on no command line, in no environment, in no file."""
 
@@ -367,7 +376,7 @@ class _Askpass:
         self._directory = tempfile.mkdtemp(prefix="ted-askpass-")
         script = f"{self._directory}/askpass"
         with open(script, "w", encoding="ascii") as file:
-            file.write(f"#!/bin/sh\nexec cat /proc/{os.getpid()}/fd/{self._fd}\n")
+            file.write(_ASKPASS.format(pid=os.getpid(), fd=self._fd))
         os.chmod(script, 0o700)
         self.environment = {"SSH_ASKPASS": script, "SSH_ASKPASS_REQUIRE": "force"}
         self._lock = threading.Lock()

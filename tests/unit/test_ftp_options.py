@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ from ted import plugins
 from ted.errors import BuildError, OptionsError
 from ted_plugins.sources.ftp import FtpLogin
 from ted_plugins.sources.secrets import reveal
-from ted_plugins.sources.sftp import SftpLogin, quoted
+from ted_plugins.sources.sftp import SftpLogin, _Askpass, quoted
 
 
 def options(server: dict[str, Any] | None = None, **target: Any) -> dict[str, Any]:
@@ -112,3 +115,17 @@ def test_names_in_commands_of_sftp_mean_themselves(name: bytes) -> None:
     word = quoted(name)
     assert not word.startswith((b"-", b"#", b"~"))
     assert word.removeprefix(b"./").replace(b"\\\\", b"\0").replace(b"\\", b"").replace(b"\0", b"\\") == name
+
+
+def test_the_password_is_told_to_the_ssh_of_sftp_and_to_none_below_it(tmp_path: Path) -> None:
+    nest = tmp_path / "nest"
+    nest.write_text('#!/bin/sh\nif [ "$1" -gt 1 ]; then "$0" $(($1 - 1)); else "$SSH_ASKPASS"; fi\ntrue\n')
+    nest.chmod(0o755)
+    askpass = _Askpass(PASSWORD)
+    try:
+        for depth, said in ((1, ""), (2, f"{PASSWORD}\n"), (3, "")):
+            command, environment = [str(nest), str(depth)], os.environ | askpass.environment
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            assert done.stdout == said, depth
+    finally:
+        askpass.close()
