@@ -360,6 +360,7 @@ class _Control(ftplib.FTP_TLS):
             return socket.create_connection((host, port), self.timeout)
         proxy = urlsplit(self._where.proxy)
         tunnel = http.client.HTTPConnection(str(proxy.hostname), proxy.port or 3128, timeout=self.timeout)
+        tunnel.response_class = _ProxyAnswer
         tunnel.set_tunnel(host, port)
         tunnel.connect()
         return tunnel.sock
@@ -411,6 +412,15 @@ class _Control(ftplib.FTP_TLS):
             connection.close()
             raise
         return connection
+
+
+class _ProxyAnswer(http.client.HTTPResponse):
+    """A proxy's answer to CONNECT, read no further than its end: the server's greeting may have come with it."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **more: Any) -> None:
+        super().__init__(sock, *args, **more)
+        self.fp.close()
+        self.fp = sock.makefile("rb", buffering=0)  # type: ignore[assignment]
 
 
 class _Pace:

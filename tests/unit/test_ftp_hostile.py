@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -205,6 +206,24 @@ def test_a_failed_build_leaves_the_former_revision_and_a_second_try_goes_on(depo
             build(depot, server)
     assert [path.name for path in (depot.working.distribution("hq", "pos")).iterdir() if path.is_dir()] == [first]
     assert depot.extract().revision == first
+
+
+def test_a_greeting_that_comes_with_the_proxys_answer_is_heard() -> None:
+    def serve() -> None:
+        near, _ = listener.accept()
+        with near, socket.create_connection(("127.0.0.1", server.port)) as far:
+            near.recv(4096)
+            near.sendall(b"HTTP/1.0 200 there you are\r\nVia: me\r\n\r\n" + far.recv(4096))
+            while data := near.recv(4096):
+                far.sendall(data)
+                near.sendall(far.recv(4096))
+
+    with HostileFtp() as server, socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        ftp_module.FtpSession(ftp_module.FtpLogin("ftp", "127.0.0.1", server.port, timeout_s=5, proxy=proxy)).close()
+        thread.join(5)
 
 
 def test_nothing_is_left_running_or_open(depot: Depot) -> None:
