@@ -20,9 +20,9 @@ from ted_plugins.packages.model import Listed, Package
 _MAGIC = b"!<arch>\n"
 _MAX_MEMBERS = 16
 _MAX_CONTROL_BYTES = 16 << 20
+_MAX_PARAGRAPH_BYTES = 32 << 20
 _CHUNK = 1 << 20
 _STATUS_ONLY = ("Status", "Config-Version", "Conffiles")
-_NO_CONTROL = ("list", "md5sums-new", "conffiles-new")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +102,33 @@ def _unpacked(name: str, packed: bytes) -> bytes:
 
 
 def paragraphs(lines: Iterator[str] | Sequence[str]) -> Iterator[dict[str, str]]:
-    """Yield the paragraphs of a control file: field -> value, continued lines with their newlines."""
-    fields: dict[str, str] = {}
-    name = ""
+    """Yield the paragraphs of a control file: field -> value, continued lines with their newlines.
+
+    Raises:
+        FormatError: One is larger than any that is meant.
+    """
+    fields: dict[str, list[str]] = {}
+    name, size = "", 0
     for line in lines:
+        size += len(line) + 1
+        if size > _MAX_PARAGRAPH_BYTES:
+            raise FormatError(f"a paragraph of more than {_MAX_PARAGRAPH_BYTES} bytes")
         if not line.strip():
             if fields:
-                yield fields
-            fields, name = {}, ""
+                yield _joined(fields)
+            fields, name, size = {}, "", 0
         elif line[0] in " \t":
             if name:
-                fields[name] += "\n" + line.rstrip()
+                fields[name].append(line.rstrip())
         else:
             name, _, value = line.partition(":")
-            fields[name] = value.strip()
+            fields[name] = [value.strip()]
     if fields:
-        yield fields
+        yield _joined(fields)
+
+
+def _joined(fields: Mapping[str, list[str]]) -> dict[str, str]:
+    return {name: "\n".join(lines) for name, lines in fields.items()}
 
 
 # --- packing anew --------------------------------------------------------------------------------------------------

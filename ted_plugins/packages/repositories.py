@@ -30,6 +30,12 @@ from ted_plugins.packages.versions import compare_deb, compare_rpm
 MAX_HEAD_BYTES = 16 << 20
 MAX_INDEX_BYTES = 1 << 30
 _CHUNK = 1 << 20
+_MAX_PIECE_BYTES = 16 << 20
+"""No line, no text of an element is longer."""
+_WANTED = frozenset({
+    "name", "arch", "checksum", "checksum.type", "location.href", "size.package", "version.epoch", "version.ver",
+    "version.rel",
+})  # fmt: skip
 _STRONG = ("sha256", "sha384", "sha512", "sha224")
 
 
@@ -153,8 +159,8 @@ class _Primary:
         self._names, self._where = names, where
         self._fields: dict[str, str] = {}
         self._text: list[str] = []
-        self._depth = 0
-        self._parser = _parser(self._start, self._end, self._text.append)
+        self._depth = self._size = 0
+        self._parser = _parser(self._start, self._end, self._add)
 
     def feed(self, data: bytes) -> None:
         """Read the next piece; an empty one is the end."""
@@ -162,19 +168,28 @@ class _Primary:
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         self._text.clear()
+        self._size = 0
         self._depth += 1
         if name == "package" and self._depth == 2:
             self._fields = {}
         elif self._depth == 3:
             for key, value in attributes.items():
-                self._fields[f"{name}.{key}"] = value
+                if f"{name}.{key}" in _WANTED:
+                    self._fields[f"{name}.{key}"] = value
+
+    def _add(self, text: str) -> None:
+        self._size += len(text)
+        if self._size > _MAX_PIECE_BYTES:
+            raise BuildError(f"{self._where}: metadata with a text of more than {_MAX_PIECE_BYTES} bytes")
+        self._text.append(text)
 
     def _end(self, name: str) -> None:
-        if self._depth == 3:
+        if self._depth == 3 and name in _WANTED:
             self._fields[name] = "".join(self._text).strip()
         elif self._depth == 2 and name == "package":
             self._package()
         self._text.clear()
+        self._size = 0
         self._depth -= 1
 
     def _package(self) -> None:
@@ -239,7 +254,7 @@ def apt(
         digest = release.digests.get(place)
         packed = _proved(reach, top + place, digest) if digest else reach.read(top + place, MAX_INDEX_BYTES)
         if packed is not None:
-            return list(_apt_offers(_lines(_unpacked(place, packed, reach.name)), names, reach.name))
+            return list(_apt_offers(_lines(_unpacked(place, packed, reach.name), reach.name), names, reach.name))
     raise BuildError(f"{reach.name}: no {below}Packages", hint="check `suite`, `component` and `arch`")
 
 
@@ -309,10 +324,12 @@ def _apt_offers(lines: Iterator[str], names: Collection[str], where: str) -> Ite
             )  # fmt: skip
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
+def _lines(chunks: Iterator[bytes], where: str) -> Iterator[str]:
     rest = b""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")
+        if len(rest) > _MAX_PIECE_BYTES:
+            raise BuildError(f"{where}: an index with a line of more than {_MAX_PIECE_BYTES} bytes")
         for line in whole:
             yield line.decode("utf-8", "replace")
     if rest:

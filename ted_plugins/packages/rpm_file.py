@@ -64,8 +64,8 @@ class Header:
         index = _exactly(file, count * 16)
         return cls(index, bytearray(_exactly(file, size)), _entries(index))
 
-    def values(self, tag: int) -> list[Any]:
-        """Return the values of a tag: numbers, bytes or texts; empty when it is not there.
+    def values(self, tag: int, most: int | None = None) -> list[Any]:
+        """Return the values of a tag, all or ``most``: numbers, bytes or texts; empty when it is not there.
 
         Raises:
             FormatError: They do not lie in the header.
@@ -73,6 +73,8 @@ class Header:
         if tag not in self.entries:
             return []
         kind, offset, count = self.entries[tag]
+        if most is not None and kind != _BINARY:
+            count = min(count, most)
         try:
             if kind in _WIDTH:
                 return list(struct.unpack_from(f">{count}{_WIDTH[kind]}", self.data, offset))
@@ -84,7 +86,7 @@ class Header:
 
     def text(self, tag: int) -> str:
         """Return the first value of a tag as text; empty when it is not there."""
-        return next((value for value in self.values(tag) if isinstance(value, str)), "")
+        return next((value for value in self.values(tag, 1) if isinstance(value, str)), "")
 
     def put_numbers(self, tag: int, values: list[int]) -> None:
         """Write numbers over those of a tag, as many as there are."""
@@ -125,7 +127,7 @@ class Header:
 
     def package(self) -> Package:
         """Return which package it describes."""
-        epoch = next(iter(self.values(EPOCH)), 0)
+        epoch = next(iter(self.values(EPOCH, 1)), 0)
         version = f"{self.text(VERSION)}-{self.text(RELEASE)}"
         return Package(self.text(NAME), self.text(ARCH), f"{epoch}:{version}" if epoch else version)
 

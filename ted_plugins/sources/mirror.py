@@ -20,7 +20,6 @@ import logging
 import os
 import shutil
 import stat
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -102,7 +101,7 @@ class Mirror:
         limits: What the source may have at most.
         progress: Told of bytes as they come.
         allow_empty: Nothing listed is no error.
-        wait: Waits so many seconds before another try.
+        wait: Waits so many seconds before another try; ``None``: until something else ends the refresh at most.
     """
 
     def __init__(
@@ -117,7 +116,7 @@ class Mirror:
         limits: Limits = Limits(),
         progress: Progress | None = None,
         allow_empty: bool = False,
-        wait: Callable[[float], object] = time.sleep,
+        wait: Callable[[float], object] | None = None,
     ) -> None:
         self.files = scratch / "files"
         """The tree: what to hand to ``add_tree``."""
@@ -241,9 +240,9 @@ class Mirror:
                 self._log.info("%s: trying again: %s", desk.name, error.message)
             finally:
                 download.fail()
+            (self._wait or desk.stop.wait)(min(2.0**attempt, 30.0))
             if desk.stop.is_set():
                 raise Stopped
-            self._wait(min(2.0**attempt, 30.0))
             attempt += 1
 
 

@@ -114,13 +114,17 @@ class WebSource:
                         raise BuildError(f"{self.name}: {path[:200]!r}... is deeper than {MAX_DEPTH} directories",
                                          hint="set `depth`, or leave it out with `exclude`")  # fmt: skip
                     waiting.append((each.href, f"{path}/", depth + 1))
+                    self._bound(len(waiting))
                 elif include.match(raw, is_directory=False):
                     yield self._remote(path, each, at)
 
+    def _bound(self, waiting: int) -> None:
+        if self.pages + waiting > MAX_PAGES:
+            raise BuildError(f"{self.name}: more than {MAX_PAGES} directories",
+                             hint="set `depth`, or leave some out with `exclude`")  # fmt: skip
+
     def _page(self, session: WebSession, url: str, *, top: bool) -> tuple[int | None, list[Listed]]:
         self.pages += 1
-        if self.pages > MAX_PAGES:
-            raise BuildError(f"{self.name}: more than {MAX_PAGES} directories")
         shown = without_credentials(url)
         head, body = session.read(url, MAX_PAGE_BYTES, compressed=True)
         if head.status in (404, 410):

@@ -343,3 +343,18 @@ def test_versions_compare_as_dpkg_compares_them() -> None:
         ours = compare_deb(one, other)
         relation = "lt" if ours < 0 else "gt" if ours > 0 else "eq"
         assert run("dpkg", "--compare-versions", one, relation, other) == "", (one, relation, other)
+
+
+def test_metadata_without_end_end(tmp_path: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ted_plugins.packages import repositories
+
+    monkeypatch.setattr(repositories, "_MAX_PIECE_BYTES", 1000)
+    monkeypatch.setattr(deb_file, "_MAX_PARAGRAPH_BYTES", 1000)
+    with pytest.raises(BuildError, match="a line of more than 1000 bytes"):
+        list(repositories._lines(iter([b"x" * 600] * 2), "there"))
+    with pytest.raises(FormatError, match="a paragraph of more than 1000 bytes"):
+        list(deb_file.paragraphs(["a: b", *[" c"] * 500]))
+    primary = repositories._Primary({"lib"}, "there")
+    primary.feed(b"<metadata><package>")
+    with pytest.raises(BuildError, match="a text of more than 1000 bytes"):
+        primary.feed(b"<name>" + b"x" * 2000)
