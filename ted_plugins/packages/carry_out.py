@@ -5,7 +5,7 @@ Rules:
  * Going forward: only if what is touched is as it was planned for; and in the end everything is as foretold, or it
    failed. Then the packages that came are not needed any more.
  * Going back: from wherever the machine is (halfway, after a kill of anything, or changed by others since), to exactly
-   the versions that were there. Done again, it changes nothing.
+   the versions that were there; what was there in part only may have become whole. Done again, it changes nothing.
  * One at a time: the lock is inherited by the package manager's programs, so whoever comes later waits until those
    that a kill left behind are done.
 """
@@ -77,15 +77,24 @@ def back(directory: Path, plan: Plan, manager: Manager, hold: int) -> None:
     names, wanted = _touched(plan), set(plan.before)
     old = [(package, str(directory / place)) for package, place in plan.old]
     cut = not (directory / _DONE).exists()
-    now = _of(names, manager)
-    come = tuple((package, path) for package, path in old if cut or package not in now)
-    go = tuple(sorted(now - wanted))
+    missing, surplus = _differences(wanted, _of(names, manager))
+    come = tuple((package, path) for package, path in old if cut or package in missing)
+    go = tuple(sorted(surplus))
     if come or go:
         again = [package for package, _ in come] if cut else []
         manager.restore(Act(come, go), again=again, traceless=plan.traceless, hold=hold)
-    now = _of(names, manager)
-    if now != wanted:
-        raise TargetError(f"not all packages are back: {_words(now ^ wanted)}", hint="see what it says, and try again")
+    missing, surplus = _differences(wanted, _of(names, manager))
+    if missing or surplus:
+        raise TargetError(
+            f"not all packages are back: {_words(missing | surplus)}", hint="see what it says, and try again"
+        )
+
+
+def _differences(wanted: set[Package], now: set[Package]) -> tuple[set[Package], set[Package]]:
+    """Return what is not there, and what is there and should not be."""
+    whole = {package.whole() for package in wanted}
+    missing = {package for package in wanted if not {package, package.whole()} & now}
+    return missing, now - wanted - whole
 
 
 def _touched(plan: Plan) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ted.errors import FormatError
@@ -26,6 +26,10 @@ class Package:
 
     def __str__(self) -> str:
         return f"{self.name} {self.version} ({self.arch})"
+
+    def whole(self) -> Package:
+        """Return it without the state that dpkg's version of it bears where it is there in part only."""
+        return replace(self, version=self.version.partition(" ")[0])
 
     def checked(self, where: str) -> Package:
         """Return it, if every part is one that a package manager's own tools would write.

@@ -238,17 +238,12 @@ def _keep_original(manager: Manager, install: InstallContext, package: Package, 
             return
     with tempfile.NamedTemporaryFile(prefix="ted-rebuilt-", suffix=f".{manager.suffix}") as rebuilt:
         try:
-            manager.rebuild(_plain(package), rebuilt.file)
+            manager.rebuild(package.whole(), rebuilt.file)
         except InstallError as error:
             error.hint = error.hint or "put its original into the package manager's cache: a rollback needs it"
             raise
         rebuilt.flush()
         install.transaction.keep(place, _chunks(rebuilt.name))
-
-
-def _plain(package: Package) -> Package:
-    """Return the package without the state that dpkg's ``installed`` may have added to its version."""
-    return replace(package, version=package.version.partition(" ")[0])
 
 
 def _of_previous(install: InstallContext, package: Package, identity: str) -> Iterator[bytes | Hole] | None:

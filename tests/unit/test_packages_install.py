@@ -288,3 +288,16 @@ def test_the_undo_follows_a_working_directory_that_moves(depot: PackageDepot, tm
     moved.signed = depot.signed
     assert moved.rollback().warnings == []
     assert moved.installed() == {"lib": "1"}
+
+
+@pytest.mark.parametrize("depot", ["dpkg", "apt"], indirect=True)
+def test_a_package_that_was_there_in_part_is_whole_after_a_rollback(depot: PackageDepot) -> None:
+    depot.have(depot.make("lib"))
+    status = depot.system / "var/lib/dpkg/status"
+    status.write_text(status.read_text().replace("install ok installed", "install ok half-configured"))
+    assert depot.installed() == {"lib": "1 iF"}
+    depot.pack(depot.make("lib", "2"))
+    depot.extract()
+    assert depot.installed() == {"lib": "2"}
+    depot.rollback()
+    assert depot.installed() == {"lib": "1"}
