@@ -62,7 +62,10 @@ def check(
     with tempfile.TemporaryDirectory(prefix="ted-keys-") as directory:
         (Path(directory) / "ring.gpg").write_bytes(ring)
         (Path(directory) / "signature").write_bytes(signature)
-        words = ["gpgv", "--homedir", directory, "--keyring", f"{directory}/ring.gpg", f"{directory}/signature"]
+        words = [
+            "gpgv", "--weak-digest", "SHA1", "--homedir", directory, "--keyring", f"{directory}/ring.gpg",
+            f"{directory}/signature",
+        ]  # fmt: skip
         with subprocess.Popen(
             words + (["-"] if data is not None else []), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, env=environment(),

@@ -2,7 +2,7 @@
 
 Rules:
  * A line that is no checksum, no comment and no blank is an error, not a file without a checksum.
- * MD5 and SHA-1 are refused: they promise nothing against somebody who means harm.
+ * MD5 and SHA-1 are refused, in signatures too: they promise nothing against somebody who means harm.
  * A signature is verified by ``gpgv`` with the keyring that is given, and with no other key.
 """
 
@@ -91,7 +91,8 @@ def verify_signature(content: Path, signature: bytes, keyring: str, name: str) -
         keys, detached = Path(directory, "keys.gpg"), Path(directory, "signature")
         keys.write_bytes(_binary_keys(keyring))
         detached.write_bytes(signature)
-        command = [program, "--homedir", directory, "--keyring", str(keys), str(detached), str(content)]
+        command = [program, "--weak-digest", "SHA1", "--homedir", directory, "--keyring", str(keys)]
+        command += [str(detached), str(content)]
         try:
             done = subprocess.run(
                 command, capture_output=True, timeout=_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,3 +102,20 @@ def test_what_a_signature_does_not_cover_is_not_read(
     assert proof.clear_text(signed) + b"\n" == text
     with pytest.raises(ValueError, match=r"line of more than|more than one signed message"):
         proof.clear_text(signed.replace(b"SHA256:", b"SHA256:" + words))
+
+
+def test_a_signature_over_sha1_promises_nothing(tmp_path: Path, signers: tuple[Signer, Signer]) -> None:
+    from ted_plugins.packages import proof
+    from ted_plugins.sources.checksums import verify_signature
+
+    vendor, data, signature = signers[0], tmp_path / "data", tmp_path / "data.sig"
+    data.write_bytes(b"data")
+    for algorithm, holds in (("SHA256", True), ("SHA1", False)):
+        vendor.gpg("--digest-algo", algorithm, "--output", str(signature), "--detach-sign", str(data))
+        told = signature.read_bytes()
+        for check in (
+            lambda told=told: proof.check([vendor.key.read_bytes()], told, [b"data"], TrustError, "data"),
+            lambda told=told: verify_signature(data, told, str(vendor.key), "data"),
+        ):
+            with contextlib.nullcontext() if holds else pytest.raises(TrustError, match="does not hold"):
+                check()
