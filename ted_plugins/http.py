@@ -181,7 +181,7 @@ def _fetch(build: BuildContext, entry: Entry, target: Target, rate: Rate, scratc
     source = WebSource(
         entry.url, access, depth=entry.depth, include=tuple(entry.include), exclude=(*entry.exclude, *target.exclude),
         name_of_file=entry.name, digests=digests, undigested=undigested, trust_listing=entry.trust_listing,
-        piece_bytes=_piece_bytes(options.fetch_rate),
+        piece_bytes=rate.piece_bytes,
     )  # fmt: skip
     mirror = Mirror(
         scratch, source, build.log, rate=rate, parallel=options.parallel, retries=options.fetch_retries,
@@ -251,11 +251,6 @@ def _warn(build: BuildContext, entry: Entry, access: Access) -> None:
         build.log.warning("%s: certificates are not verified: anybody on the way may answer", shown)
     if access.secrets and entry.url.startswith("http:") and access.origin.host not in ("localhost", "127.0.0.1", "::1"):
         build.log.warning("%s: the password crosses the network in plain text; use https", shown)
-
-
-def _piece_bytes(rate: int | None) -> int | None:
-    """Return how much to take from a connection at once, so that a slow rate does not come in gusts."""
-    return None if rate is None else max(1024, min(256 * 1024, rate // 4))
 
 
 def _mirror_name(entry: Entry, names: Counter[str]) -> str:

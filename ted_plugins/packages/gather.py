@@ -20,6 +20,7 @@ from ted_plugins.packages.options import DebSource, PackageOptions, Source
 from ted_plugins.packages.proof import MAX_KEY_BYTES, keyring
 from ted_plugins.packages.reach import LocalRepository, Mirrors
 from ted_plugins.packages.repositories import offers_of
+from ted_plugins.sources.rate import Rate
 
 MAX_PACKAGES = 20_000
 
@@ -66,7 +67,7 @@ def _offered(kind: str, context: BuildContext) -> dict[int, str]:
                 where += (source.suite, source.component, source.arch or "")
             groups.setdefault(where, []).append(number)
     keys = [key(path) for path in options.repository_keys]
-    mirrors = Mirrors(context)
+    mirrors = Mirrors(context, Rate(options.fetch_rate))
     found = {
         number: mirrors.package(source) for number, source in enumerate(options.packages) if source.url is not None
     }

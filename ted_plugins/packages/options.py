@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ted_plugins.packages.model import ARCHITECTURE, NAME, VERSION
+from ted_plugins.sources.rate import Size
 from ted_plugins.sources.web import WebAccess, web_address
 
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -144,6 +145,7 @@ class PackageOptions(BaseModel):
     repository_keys: list[LocalPath] = Field(
         default_factory=list, description="Files of public keys that metadata of the repositories must be signed with."
     )
+    fetch_rate: Size | None = Field(None, description="Bytes per second of all downloads together; unset: no limit.")
     root: Annotated[str, AfterValidator(_root)] = Field(
         "/", description="Root of the system to install into; %NAME% allowed."
     )

@@ -20,6 +20,7 @@ from ted_plugins.sources import mirror
 from ted_plugins.sources.download import Download, Remote
 from ted_plugins.sources.ftp import PORTS, FtpLogin, FtpSession
 from ted_plugins.sources.listing import Kind
+from ted_plugins.sources.rate import Rate
 from ted_plugins.sources.secrets import reveal, without_credentials
 from ted_plugins.sources.web import Access, refusal, web_session
 from ted_plugins.sources.website import WebSource, file_name
@@ -77,6 +78,7 @@ class Mirrors:
     """The local copies of what a build fetches; they stay from build to build, so nothing is fetched twice."""
 
     context: BuildContext
+    rate: Rate
     _used: set[str] = field(default_factory=set)
 
     def package(self, source: Source) -> str:
@@ -94,7 +96,9 @@ class Mirrors:
                 self.context.log.warning("%s: the password travels unencrypted; use ftpes:// if the server can", url)
             return str(self.refreshed(file, url) / name)
         digests = {name: f"sha256:{source.sha256}"} if source.sha256 is not None else None
-        web = WebSource(url, self._access(source, url), name_of_file=name, digests=digests)
+        web = WebSource(
+            url, self._access(source, url), name_of_file=name, digests=digests, piece_bytes=self.rate.piece_bytes
+        )
         return str(self.refreshed(web, url) / name)
 
     def repository(self, index: tuple[str, ...], source: Source) -> WebRepository:
@@ -126,8 +130,9 @@ class Mirrors:
         directory = f"web-{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:24]}"
         self._used.add(directory)
         held = mirror.Mirror(
-            self.context.scratch / directory, source, self.context.log, limits=_LIMITS, progress=self.context.progress
-        )
+            self.context.scratch / directory, source, self.context.log, rate=self.rate, limits=_LIMITS,
+            progress=self.context.progress,
+        )  # fmt: skip
         held.refresh()
         return held.files
 
@@ -217,10 +222,11 @@ class WebRepository:
             RefusedError: The server refuses it.
             TransferError: It cannot be read now, however often it was tried.
         """
+        rate = self.mirrors.rate
         for attempt in range(1, _TRIES + 1):
             try:
-                with web_session(self.access) as session:
-                    head, data = session.read(self.url + quote(place), max_bytes)
+                with web_session(self.access, piece_bytes=rate.piece_bytes) as session:
+                    head, data = session.read(self.url + quote(place), max_bytes, rate=rate)
                 if head.status in (404, 410):
                     return None
                 if head.status != 200:
@@ -236,9 +242,12 @@ class WebRepository:
         """Return where each package lies in the local copy; fetched if it is not there yet, its digest checked."""
         wanted = {offer.place: offer for offer in offers}
         files = [
-            WebSource(self.url + quote(place), self.access, name_of_file=place, digests={place: offer.digest})
+            WebSource(
+                self.url + quote(place), self.access, name_of_file=place, digests={place: offer.digest},
+                piece_bytes=self.mirrors.rate.piece_bytes,
+            )
             for place, offer in wanted.items()
-        ]
+        ]  # fmt: skip
         directory = self.mirrors.refreshed(_Files(self.name, files), self.key)
         return {offer: str(directory / offer.place) for offer in offers}
 

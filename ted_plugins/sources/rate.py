@@ -52,6 +52,11 @@ class Rate:
         """How much to take at once, so that no wait is long; ``None``: as much as there is."""
         return None if self._bytes_per_s is None else max(1, int(self._burst))
 
+    @property
+    def piece_bytes(self) -> int | None:
+        """How much to take from a connection at once, so that a slow rate does not come in gusts; ``None``: as ever."""
+        return None if self._bytes_per_s is None else max(1024, min(256 * 1024, self._bytes_per_s // 4))
+
     def take(self, count: int) -> None:
         """Take ``count`` bytes, and wait until they were there."""
         if self._bytes_per_s is None:

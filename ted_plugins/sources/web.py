@@ -27,6 +27,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ted.errors import BuildError, PluginError, RefusedError, TransferError, TrustError, UnreachableError
+from ted_plugins.sources.rate import Rate
 from ted_plugins.sources.secrets import Secret, reveal, scrubbed, without_credentials
 
 if TYPE_CHECKING:
@@ -288,8 +289,10 @@ class WebSession:
             at = self._next(at, head.headers["location"])
         raise RefusedError(f"{without_credentials(url)}: more than {MAX_REDIRECTS} redirects")
 
-    def read(self, url: str, max_bytes: int, *, compressed: bool = False) -> tuple[Head, bytes]:
-        """Return an answer and its whole body, where it is there (200).
+    def read(
+        self, url: str, max_bytes: int, *, compressed: bool = False, rate: Rate | None = None
+    ) -> tuple[Head, bytes]:
+        """Return an answer and its whole body, where it is there (200); no faster than ``rate``.
 
         Raises:
             BuildError: It is longer than ``max_bytes``.
@@ -298,6 +301,8 @@ class WebSession:
         body = bytearray()
 
         def add(data: bytes) -> None:
+            if rate is not None:
+                rate.take(len(data))
             body.extend(data)
             if len(body) > max_bytes:
                 raise BuildError(f"{without_credentials(url)}: longer than {max_bytes} bytes, or endless")

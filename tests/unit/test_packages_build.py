@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,15 @@ def test_addresses_that_are_none_of_one_file_are_refused(url: str) -> None:
     with pytest.raises(OptionsError) as refused:
         plugins.validate_options("rpm", {"packages": [url]})
     assert "u:p" not in str(refused.value)
+
+
+def test_fetching_keeps_to_a_rate(depot: PackageDepot, repository: Path, web: Nginx) -> None:
+    random_text = hashlib.shake_256(b"ted").hexdigest(100_000)
+    package = depot.make("large", files={"opt/large": random_text})
+    shutil.copy(package, repository)
+    began_s = time.monotonic()
+    depot.pack({"url": f"{web.url}/{package.name}"}, fetch_rate="100kB")
+    assert time.monotonic() - began_s > package.stat().st_size / 100_000 - 0.3
 
 
 def test_a_repository_on_a_web_server_with_password_and_tls(
