@@ -229,7 +229,7 @@ class Rpm:
             settings = {
                 "reposdir": f"{directory}/repos", "varsdir": f"{directory}/vars", "cachedir": f"{directory}/cache",
                 "localpkg_gpgcheck": "0", "strict": "1", "best": "1", "install_weak_deps": "0",
-                "clean_requirements_on_remove": "0", "keepcache": "0",
+                "clean_requirements_on_remove": "0", "keepcache": "0", "installonlypkgs": "",
             }  # fmt: skip
             if flags := [*["noscripts"] * (not self.flags.scripts), *["nodocs"] * (not self.flags.docs)]:
                 settings["tsflags"] = ",".join(flags)

@@ -301,3 +301,11 @@ def test_a_package_that_was_there_in_part_is_whole_after_a_rollback(depot: Packa
     assert depot.installed() == {"lib": "2"}
     depot.rollback()
     assert depot.installed() == {"lib": "1"}
+
+
+@pytest.mark.parametrize("depot", ["dnf", "rpm"], indirect=True)
+def test_what_dnf_would_put_beside_the_former_version_replaces_it(depot: PackageDepot) -> None:
+    depot.have(depot.make("kernel"))
+    depot.pack(depot.make("kernel", "2"))
+    depot.extract()
+    assert depot.installed() == {"kernel": "2"}
