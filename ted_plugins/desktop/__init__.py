@@ -25,7 +25,7 @@ from typing import Any
 from ted import hookimpl
 from ted.errors import BuildError, OptionsError, TargetError
 from ted.hookspecs import Attributes, BuildContext, Entry, Hole, InstallContext, TypeInfo
-from ted_plugins.desktop import caches
+from ted_plugins.desktop import caches, groups
 from ted_plugins.desktop.entry import (
     entry_of,
     folder_of,
@@ -174,11 +174,12 @@ class _Desktop:
     def _groups(self) -> None:
         if not self._options.maintain_associations:
             return
-        for name in sorted({name for each in self._options.applications for name in each.groups}):
-            try:
-                grp.getgrnam(name)
-            except KeyError:
-                self._install.transaction.run(["groupadd", name], undo=["groupdel", name])
+        wanted = {name for application in self._options.applications for name in application.groups}
+        missing = sorted(name for name in wanted if not _is_group(name))
+        if missing:
+            transaction = self._install.transaction
+            program, mark = [sys.executable, "-I", groups.__file__], transaction.keep("groups", [])
+            transaction.run([*program, "make", mark, *missing], undo=[*program, "unmake", mark, *missing])
 
     def _entry(self, application: Application) -> None:
         options = self._options
@@ -279,6 +280,14 @@ class _Desktop:
         for place in sorted(self._going):
             transaction.delete(self._share, os.fsencode(place))
         transaction.run(refresh, timeout_s=_REFRESH_S)
+
+
+def _is_group(name: str) -> bool:
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True
 
 
 def _directories(places: Iterable[str]) -> set[str]:

@@ -172,6 +172,18 @@ def test_associations_make_missing_groups_without_members_and_defaults(
     assert snapshot(target) == before
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: making a group needs root")
+def test_a_group_that_somebody_else_made_in_the_meantime_stays(
+    depot: Depot, source: Path, no_group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["groupadd", GROUP], check=True)
+    monkeypatch.setattr(desktop, "_is_group", lambda _name: False)
+    depot.build(type="desktop", applications=[till(source, groups=[GROUP])], maintain_associations=True)
+    depot.extract()
+    depot.rollback()
+    assert grp.getgrnam(GROUP).gr_mem == []
+
+
 def test_the_tree_of_the_source_is_mirrored_and_requirements_come_first(
     depot: Depot, source: Path, target: Path
 ) -> None:
