@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -18,6 +19,10 @@ from ted_plugins.sources.web import WebAccess, web_address
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _FTP = re.compile(r"(ftp|ftps|ftpes)://[A-Za-z0-9.:\[\]-]+/[^\s?#\x00-\x1f]+")
+_WEB_ONLY = (
+    "token", "token_file", "token_env", "headers", "query", "proxy_username", "proxy_password", "proxy_password_file",
+    "certificate", "key", "key_password",
+)  # fmt: skip
 _SUITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
@@ -27,15 +32,27 @@ def _local(path: str) -> str:
     return path
 
 
+def is_ftp(url: str) -> bool:
+    """Return whether it is an address of an FTP server, with TLS or without."""
+    return url.startswith(("ftp:", "ftps:", "ftpes:"))
+
+
+def _has_port(url: str) -> bool:
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
+
+
 def _file_address(url: str) -> None:
     """Check an address of one file.
 
     Raises:
         ValueError: It is none, or holds a user or password.
     """
-    if not url.startswith(("ftp:", "ftps:", "ftpes:")):
+    if not is_ftp(url):
         web_address(url)
-    elif not _FTP.fullmatch(url):
+    elif not _FTP.fullmatch(url) or not _has_port(url):
         raise ValueError("an FTP address is ftp://HOST[:PORT]/PATH (or ftpes, ftps), without user and password")
     if url.endswith("/"):
         raise ValueError("the address is a directory: name a package file")
@@ -88,9 +105,17 @@ class Source(WebAccess):
             raise ValueError("`version` and `arch` choose in a `repository`")
         if self.url is not None and not self.url.startswith("{{"):
             _file_address(self.url)
+            self._refuse_web_only(self.url)
         if self.sha256 is not None and (self.url is None or not _SHA256.fullmatch(self.sha256)):
             raise ValueError("`sha256` is 64 hex digits, and belongs to an `url`")
         return self._words()
+
+    def _refuse_web_only(self, url: str) -> None:
+        given = [name for name in _WEB_ONLY if is_ftp(url) and getattr(self, name)]
+        if given or (is_ftp(url) and not self.verify_tls):
+            raise ValueError(f"`{(given or ['verify_tls'])[0]}` is for http and https only")
+        if is_ftp(url) and self.proxy not in (None, "none") and not str(self.proxy).startswith("http:"):
+            raise ValueError("the proxy of an FTP address is http://HOST[:PORT], and lets CONNECT through")
 
     def _words(self) -> Self:
         where = self.repository

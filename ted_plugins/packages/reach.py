@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from ted.errors import BuildError, EmptySourceError, TransferError
 from ted.hookspecs import BuildContext
-from ted_plugins.packages.options import Source
+from ted_plugins.packages.options import Source, is_ftp
 from ted_plugins.packages.repositories import Offered, matches
 from ted_plugins.sources import mirror
 from ted_plugins.sources.download import Download, Remote
@@ -90,7 +90,7 @@ class Mirrors:
         """
         url = str(source.url)
         name = file_name(url) or "package"
-        if not url.startswith("http"):
+        if is_ftp(url):
             file = FtpFile(url, source, name, source.sha256)
             if file.login.scheme == "ftp" and source.username is not None:
                 self.context.log.warning("%s: the password travels unencrypted; use ftpes:// if the server can", url)
@@ -163,7 +163,7 @@ class FtpFile:
         self._place, self._path = name, unquote_to_bytes(parts.path)
         self._digest = f"sha256:{sha256}" if sha256 is not None else None
         login = FtpLogin(parts.scheme, parts.hostname or "", parts.port or PORTS[parts.scheme], ca_file=access.ca,
-                         timeout_s=access.timeout)  # fmt: skip
+                         timeout_s=access.timeout, proxy=None if access.proxy == "none" else access.proxy)  # fmt: skip
         if access.username is not None:
             password = reveal(access.password, file=access.password_file, env=access.password_env)
             login = replace(login, username=access.username, password=password or "")
@@ -189,14 +189,14 @@ class FtpFile:
     @contextmanager
     def connect(self) -> Iterator[mirror.Fetch]:
         """Lend what fetches it."""
-        with closing(FtpSession(self.login)) as session:
+        yield self._fetch
 
-            def fetch(remote: Remote, download: Download) -> None:
-                download.begin(mtime_ns=remote.mtime_ns)
-                for piece in session.download(self._path):
-                    download.write(piece)
-
-            yield fetch
+    def _fetch(self, remote: Remote, download: Download) -> None:
+        """Fetch it, on a login of its own: one that failed is of no use to another try."""
+        with closing(FtpSession(self.login)) as session, closing(session.download(self._path)) as pieces:
+            download.begin(mtime_ns=remote.mtime_ns)
+            for piece in pieces:
+                download.write(piece)
 
 
 @dataclass(frozen=True)

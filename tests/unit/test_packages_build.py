@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from file_servers import Vsftpd
+from hostile_ftp import HostileFtp
 from install_depot import DISTRIBUTOR, NAME
 from package_depot import PackageDepot, Signer, Workshop, make_repository, run
 from web_servers import PASSWORD, USER, Nginx, nginx
@@ -266,11 +267,27 @@ def test_a_package_of_an_ftp_server_is_fetched_once(depot: PackageDepot, tmp_pat
     assert depot.installed() == {"app": "1"}
 
 
-@pytest.mark.parametrize("url", ["ftp://u:p@h/a.rpm", "ftp://h/", "ftp://h/d/", "ftp://h/a b", "ftp://h/a?x", "sftp://h/a"])
+@pytest.mark.parametrize("url", ["ftp://u:p@h/a.rpm", "ftp://h/", "ftp://h/d/", "ftp://h/a b", "ftp://h/a?x", "sftp://h/a",
+                                 "ftp://h:99999/a", "ftp://[:/a"])  # fmt: skip
 def test_addresses_that_are_none_of_one_file_are_refused(url: str) -> None:
     with pytest.raises(OptionsError) as refused:
         plugins.validate_options("rpm", {"packages": [url]})
     assert "u:p" not in str(refused.value)
+
+
+@pytest.mark.parametrize("more", [{"token": "t"}, {"headers": {"A": "b"}}, {"verify_tls": False}, {"query": "q"}])
+def test_options_of_the_web_are_refused_for_an_ftp_address(more: dict[str, Any]) -> None:
+    with pytest.raises(OptionsError, match="is for http and https only"):
+        plugins.validate_options("rpm", {"packages": [{"url": "ftpes://h/a.rpm", **more}]})
+
+
+def test_a_package_of_an_ftp_server_that_breaks_off_is_tried_again(depot: PackageDepot) -> None:
+    content = depot.make("app").read_bytes()
+    cuts = iter([100])
+    with HostileFtp(content=lambda _: [content[: next(cuts, None)]], answers={"SIZE": f"213 {len(content)}"}) as server:
+        stamp = depot.pack(f"{server.url}/app.bin")
+        assert sum(each.startswith("USER") for each in server.commands) == 3, "to look, and for each try"
+    assert index(depot, stamp) == [("app", "1")]
 
 
 def test_fetching_keeps_to_a_rate(depot: PackageDepot, repository: Path, web: Nginx) -> None:
