@@ -50,13 +50,13 @@ options:
       - Send only to these Subscribers. The relays on the way to them take part, others do not.
     type: list
     elements: str
-  until:
+  ends_at:
     description:
       - End of the window of the send.
       - A time of day on the Distributor (V(05:00)), a duration (V(2h)), or a date and time.
       - What is not received by then waits for the next send, and goes on where it stopped.
     type: str
-    version_added: 0.1.0
+    aliases: [until]
   wait:
     description:
       - Follow the send until every receiver has it, is given up, or O(timeout) is over.
@@ -100,7 +100,7 @@ EXAMPLES = r"""
 - name: Send until five in the morning, the rest another night
   ted.distribution.send:
     channel: antivirus
-    until: "05:00"
+    ends_at: "05:00"
     allow_incomplete: true
 
 - name: Start a send and go on with the play
@@ -205,7 +205,7 @@ def words(params, check_mode):
         ["send"]
         + option("--channel", params["channel"])
         + option("--revision", params["revision"])
-        + option("--until", params["until"])
+        + option("--until", params["ends_at"])
         + option("--limit", ",".join(params["limit"] or []))
         + flag("--check", check_mode)
         + flag("--no-wait", not check_mode)
@@ -220,7 +220,7 @@ def main():
         channel={"type": "str"},
         revision={"type": "str"},
         limit={"type": "list", "elements": "str"},
-        until={"type": "str"},
+        ends_at={"type": "str", "aliases": ["until"]},
         wait={"type": "bool", "default": True},
         timeout={"type": "int", "default": 3600},
         interval={"type": "int", "default": 5},
