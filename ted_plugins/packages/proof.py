@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ted.errors import TedError
 from ted_plugins.packages.programs import environment, found, said
+from ted_plugins.sources.checksums import outlived
 
 MAX_KEY_BYTES = 1 << 20
 _MAX_LINE_BYTES = 16 * 1024
@@ -64,10 +65,11 @@ def check(
         (Path(directory) / "signature").write_bytes(signature)
         words = [
             "gpgv", "--weak-digest", "SHA1", "--homedir", directory, "--keyring", f"{directory}/ring.gpg",
-            f"{directory}/signature",
+            "--status-fd", "1", f"{directory}/signature",
         ]  # fmt: skip
-        with subprocess.Popen(
-            words + (["-"] if data is not None else []), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        status = Path(directory) / "status"
+        with status.open("wb") as told_status, subprocess.Popen(
+            words + (["-"] if data is not None else []), stdin=subprocess.PIPE, stdout=told_status,
             stderr=subprocess.PIPE, env=environment(),
         ) as process:  # fmt: skip
             assert process.stdin is not None
@@ -79,9 +81,12 @@ def check(
             except BrokenPipeError:
                 pass
             told_bytes = process.stderr.read(4000)
+        why = outlived(status.read_bytes())
     if process.returncode != 0:
         raise error(f"{what}: its signature does not hold: {said(told_bytes.decode('utf-8', 'replace'))}",
                     hint="is it signed, and by one of the keys given?")  # fmt: skip
+    if why is not None:
+        raise error(f"{what}: its signature does not hold: {why}", hint="give the signer's key as it is now")
 
 
 def clear_text(document: bytes) -> bytes:

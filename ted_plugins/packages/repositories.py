@@ -245,7 +245,7 @@ def apt(
         BuildError: It is none, its signature does not hold or is over, or its metadata are damaged.
     """
     top = f"dists/{suite}/" if suite is not None else ""
-    release = _release(reach, top, keys)
+    release = _release(reach, top, keys, suite)
     below = f"{component}/binary-{_architecture(release, arch, reach.name)}/" if suite is not None else ""
     for suffix in (".xz", ".gz", ".bz2", ""):
         place = f"{below}Packages{suffix}"
@@ -258,7 +258,7 @@ def apt(
     raise BuildError(f"{reach.name}: no {below}Packages", hint="check `suite`, `component` and `arch`")
 
 
-def _release(reach: Reach, top: str, keys: Sequence[bytes]) -> _Release:
+def _release(reach: Reach, top: str, keys: Sequence[bytes], suite: str | None) -> _Release:
     signed = reach.read(f"{top}InRelease", MAX_HEAD_BYTES)
     if signed is not None:
         if keys:
@@ -278,12 +278,17 @@ def _release(reach: Reach, top: str, keys: Sequence[bytes]) -> _Release:
         if top:
             raise BuildError(f"{reach.name}: no {top}Release", hint="is it an apt repository with that suite?")
         return _Release()
-    return _read_release(text, reach.name)
+    return _read_release(text, reach.name, suite)
 
 
-def _read_release(text: bytes, where: str) -> _Release:
+def _read_release(text: bytes, where: str, suite: str | None) -> _Release:
     # Not splitlines(): what it takes for more ends of lines, a signature does not.
     fields = next(paragraphs(text.decode("utf-8", "replace").split("\n")), {})
+    called = {fields[name] for name in ("Suite", "Codename") if name in fields}
+    if suite is not None and called and suite not in called and suite.partition("/")[0] not in called:
+        # One key signs several suites: another one than was asked for is no answer.
+        raise BuildError(f"{where}: its Release is of suite {' or '.join(sorted(called))}, not of {suite}",
+                         hint="say the suite as its Release calls it")  # fmt: skip
     until = fields.get("Valid-Until")
     if until is not None:
         try:

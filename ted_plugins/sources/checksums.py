@@ -24,6 +24,8 @@ _ALGORITHMS = {64: "sha256", 96: "sha384", 128: "sha512"}
 _GNU = re.compile(r"(\\?)([0-9A-Fa-f]{32,128}) [ *](.+)")
 _BSD = re.compile(r"([A-Za-z0-9-]{3,10}) \((.+)\) = ([0-9A-Fa-f]{32,128})")
 _TIMEOUT_S = 120
+_OUTLIVED = re.compile(rb"^\[GNUPG:\] (EXPSIG|EXPKEYSIG|REVKEYSIG)\b", re.MULTILINE)
+_WHY = {b"EXPSIG": "it is expired", b"EXPKEYSIG": "its key is expired", b"REVKEYSIG": "its key was revoked"}
 
 
 def parse_digest(text: str) -> str:
@@ -92,7 +94,7 @@ def verify_signature(content: Path, signature: bytes, keyring: str, name: str) -
         keys.write_bytes(_binary_keys(keyring))
         detached.write_bytes(signature)
         command = [program, "--weak-digest", "SHA1", "--homedir", directory, "--keyring", str(keys)]
-        command += [str(detached), str(content)]
+        command += ["--status-fd", "1", str(detached), str(content)]
         try:
             done = subprocess.run(
                 command, capture_output=True, timeout=_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
@@ -103,6 +105,17 @@ def verify_signature(content: Path, signature: bytes, keyring: str, name: str) -
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
         raise TrustError(f"{name}: its signature does not hold: {last[0][:200]}",
                          hint=f"does {keyring} hold the key of whoever publishes it?")  # fmt: skip
+    if (why := outlived(done.stdout)) is not None:
+        raise TrustError(f"{name}: its signature does not hold: {why}", hint=f"bring {keyring} up to date")
+
+
+def outlived(status: bytes) -> str | None:
+    """Return why a signature that fits counts for nothing any more, by what gpgv says with ``--status-fd``.
+
+    gpgv itself is content with one that is expired, or by a key that is expired or was revoked.
+    """
+    found = _OUTLIVED.search(status)
+    return _WHY[found[1]] if found is not None else None
 
 
 def _binary_keys(keyring: str) -> bytes:

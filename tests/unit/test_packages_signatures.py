@@ -119,3 +119,30 @@ def test_a_signature_over_sha1_promises_nothing(tmp_path: Path, signers: tuple[S
         ):
             with contextlib.nullcontext() if holds else pytest.raises(TrustError, match="does not hold"):
                 check()
+
+
+def test_a_signature_by_a_key_that_expired_holds_no_more(tmp_path: Path, signers: tuple[Signer, Signer]) -> None:
+    """gpgv itself is content with it."""
+    from ted_plugins.packages import proof
+    from ted_plugins.sources.checksums import verify_signature
+
+    vendor, data, signature = signers[0], tmp_path / "data", tmp_path / "data.sig"
+    data.write_bytes(b"data")
+    past = ("--faked-system-time", "20200101T000000!")
+    vendor.gpg(*past, "--quick-gen-key", "old@example.com", "rsa2048", "sign", "1d")
+    vendor.gpg(*past, "--local-user", "old@example.com", "--output", str(signature), "--detach-sign", str(data))
+    old = tmp_path / "old.asc"
+    vendor.gpg("--armor", "--output", str(old), "--export", "old@example.com")
+    with pytest.raises(TrustError, match="its key is expired"):
+        proof.check([old.read_bytes()], signature.read_bytes(), [b"data"], TrustError, "data")
+    with pytest.raises(TrustError, match="its key is expired"):
+        verify_signature(data, signature.read_bytes(), str(old), "data")
+
+
+def test_a_release_of_another_suite_is_no_answer() -> None:
+    from ted_plugins.packages.repositories import _read_release
+
+    text = b"Suite: testing\nCodename: trixie\nSHA256:\n " + b"a" * 64 + b" 1 main/binary-all/Packages\n"
+    assert _read_release(text, "here", "trixie").fields["Suite"] == "testing"
+    with pytest.raises(BuildError, match="of suite testing or trixie, not of stable"):
+        _read_release(text, "here", "stable")
