@@ -62,6 +62,7 @@ LARGE_BODY_BYTES = 256 * 1024
 READ_BYTES = 128 * 1024
 TURN_BYTES = 1024 * 1024
 ALIVE_EVERY_S = 10.0
+OVER_S = 5.0  # after the end of a window that a block which was begun may still wait for its turn
 PROTOCOL = 1
 
 
@@ -219,7 +220,7 @@ class PeerServer:
                 began_at_s = time.monotonic()
                 if began_at_s + block_s > until_s:
                     return False
-                await stream.send(pack, block)
+                await stream.send(pack, block, until_s)
                 block_s = time.monotonic() - began_at_s
         except (TedError, TimeoutError) as error:
             # the head is out: closing early is the only honest answer left
@@ -295,8 +296,12 @@ class _Stream:
         """There is nothing to send now."""
         self._turn.rest()
 
-    async def send(self, pack: ServedPack, block: int) -> None:
-        """Write a block, piece by piece, each when it may."""
+    async def send(self, pack: ServedPack, block: int, until_s: float) -> None:
+        """Write a block, piece by piece, each when it may.
+
+        Raises:
+            TransferError: Others have their turn, and the reader's window is over for so long that it waits no more.
+        """
         start, stop = 0, pack.block_size(block)
         while start < stop:
             size_bytes = min(self._granted_bytes or self._piece_bytes, stop - start)
@@ -305,6 +310,8 @@ class _Stream:
                     if stop - start > 1:  # a sign of life; the block is never finished by it
                         await self._write(pack, block, start, 1)
                         start += 1
+                    if time.monotonic() > until_s + OVER_S:
+                        raise TransferError("the window of the send is over, and others have their turn")
                 size_bytes = min(size_bytes, stop - start)
             self._granted_bytes = 0
             await self._write(pack, block, start, size_bytes)

@@ -189,6 +189,24 @@ def test_a_closing_window_ends_between_two_blocks_and_the_next_send_goes_on_ther
     assert [line.bytes for line in lines] == pytest.approx([size * 1.005] * 2, abs=100_000)
 
 
+def test_what_is_held_up_by_others_does_not_outlive_its_window(fleet: Fleet) -> None:
+    fleet.settings["timeout"] = 6  # a transfer that is held up is looked after every third of it
+    fleet.add("hq", distributor=True, output_rates={"high": MB, "low": MB}, distributions={
+        "bulk": distribution(fleet, "bulk", 8 * MB, priority="low"),
+        "urgent": distribution(fleet, "urgent", 20 * MB, priority="high"),
+    })  # fmt: skip
+    fleet.add("e01", channels=("pos",))
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    bulk = fleet.ted("hq", "send", "bulk", "--no-wait", "--until", "4s")["sends"][0]["send"]
+    fleet.until(lambda: fleet.states("hq", "bulk")["e01"] == "receiving")
+    urgent = fleet.ted("hq", "send", "urgent", "--no-wait")["sends"][0]["send"]
+    fleet.until(lambda: fleet.ted("hq", "send", "--watch", bulk)["sends"][0]["done"])
+    assert not fleet.ted("hq", "send", "--watch", urgent)["sends"][0]["done"]
+    assert "the window of the send closed" in fleet.ted("hq", "send", "--watch", bulk)["sends"][0]["errors"]["e01"]
+
+
 def test_a_window_that_is_over_sends_nothing(fleet: Fleet) -> None:
     fleet.add("hq", distributor=True, distributions={"app": distribution(fleet, "app", 1000)})
     fleet.add("e01", channels=("pos",))

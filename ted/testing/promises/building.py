@@ -142,6 +142,8 @@ def sources(trial: Trial) -> None:
     words = differences(outside, _but_temporary(scene), below=scene.bench.root)
     if words:
         trial.broken(f"a build changed what is not its own: {shortened(words)}", "write in build.scratch only")
+    if not ended.well:
+        trial.broken("a build whose writes are listed does not end as a function ends: it died, or left with os._exit")
     if ended.value:
         trial.broken(f"a build wrote outside of its scratch directory: {shortened(ended.value)}")
 

@@ -343,6 +343,8 @@ def _extract_listed(scene: Scene) -> None:
     if ended.raised is not None:
         scene.trial.broken("the revision cannot be extracted on another machine than the one it was built on",
                            *told(ended.raised))  # fmt: skip
+    if not ended.well:
+        scene.trial.broken("an extraction does not end as a function ends: its process died, or left with os._exit")
     if ended.value:
         scene.trial.broken(f"an extraction wrote outside of its targets: {shortened(ended.value)}")
     scene.rollback()
