@@ -182,5 +182,9 @@ def _rotate(path: Path) -> None:
 
 def _tail(path: Path, size_bytes: int = 500) -> str:
     with suppress(OSError):
-        return path.read_bytes()[-size_bytes:].decode(errors="replace").strip()
+        whole = path.read_bytes()
+        end = whole[-size_bytes:]
+        if len(end) < len(whole) and b"\n" in end.strip():
+            end = end.partition(b"\n")[2]  # a line that was cut in the middle says nothing
+        return end.decode(errors="replace").strip()
     return "(no log)"

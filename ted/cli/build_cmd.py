@@ -48,10 +48,18 @@ def command(settings: Settings, names: tuple[str, ...], check: bool, force: bool
         if len(failures) > 1:
             first.message += f" (and {len(failures) - 1} more failed{'' if check else ': `ted report events`'})"
         first.data = {"changed": any(row["changed"] for row in rows), "distributions": rows}
+        if not settings.as_json and len(rows) > len(failures):
+            _show(settings, rows, check=check)
         raise first
+    _show(settings, rows, check=check)
+
+
+def _show(settings: Settings, rows: list[dict[str, Any]], *, check: bool) -> None:
+    """Say what became of each distribution; what failed has its cause elsewhere."""
     table = [
         [row["distribution"], row["revision"] or "-", "yes" if row["changed"] else "no", row["files"],
-         human_bytes(row["content_bytes"]), human_bytes(row["bytes"]), f"{row['duration_s']:.1f}"] for row in rows
+         human_bytes(row["content_bytes"]), human_bytes(row["bytes"]), f"{row['duration_s']:.1f}"]
+        if row["error"] is None else [row["distribution"], "-", "failed"] for row in rows
     ]  # fmt: skip
     headers = ["distribution", "revision", "would change" if check else "changed", "files", "content", "new bytes", "s"]
     emit(settings, {"changed": any(row["changed"] for row in rows), "distributions": rows},

@@ -42,6 +42,9 @@ def _write(settings: Settings, name: str | None, directory: Path) -> None:
 
     if name is None:
         raise UsageError("a new type needs a name", hint="ted types new NAME")
+    taken = {known.info.name: known.package for known in installed().types()}
+    if name in taken:
+        raise UsageError(f"there is a type {name!r} already, of {taken[name]}", hint="give the new one another name")
     files = [str(path) for path in write_package(name, directory)]
     root = str(Path(files[0]).parent)
     text = "\n".join(files) + f"\n\ncd {root} && python -m pip install -e '.[test]' && pytest"

@@ -202,8 +202,8 @@ def routing_problems(topology: Topology) -> list[Problem]:
 
 
 def routing_warnings(topology: Topology) -> list[Problem]:
-    """Return what is legal and doubtful: parents that are never followed, orphans, crowded senders."""
-    found = list(_uncut_loops(topology))
+    """Return what is legal and doubtful: parents never followed, orphans, crowded senders, nodes at one address."""
+    found = [*_uncut_loops(topology), *_at_one_address(topology)]
     receivers: dict[str, set[str]] = {}
     for slip in slips(topology):
         found += [warning for warning in slip.warnings if warning.variable is not None]
@@ -212,6 +212,16 @@ def routing_warnings(topology: Topology) -> list[Problem]:
     # Crowds are counted over all slips: two channels of 30 are 60 receivers for whoever sends to both.
     found += _crowds({sender: len(names) for sender, names in receivers.items()})
     return list(dict.fromkeys(found))
+
+
+def _at_one_address(topology: Topology) -> Iterator[Problem]:
+    """Yield nodes that would listen where another does: right only where each has a network of its own."""
+    first: dict[tuple[str, int], str] = {}
+    for name, node in topology.nodes.items():
+        other = first.setdefault((node.address, node.port), name)
+        if other != name:
+            text = f"{node.address} port {node.port} is {other}'s too: one of them cannot listen"
+            yield Problem(name, "ted_port", text, "give each node of one machine a ted_port of its own")
 
 
 # Slips.

@@ -102,7 +102,7 @@ def check_space(directory: Path, missing_bytes: int, min_free_bytes: int | None)
     if missing_bytes and missing_bytes + floor > free:
         raise NoSpaceError(
             f"{directory}: {missing_bytes} bytes to receive, {free} are free and {floor} must stay free",
-            hint="free space there, run `ted purge`, or lower ted_min_free",
+            hint="free space there, or run `ted purge`" + (", or lower ted_min_free" if floor > SPARE_BYTES else ""),
         )
 
 

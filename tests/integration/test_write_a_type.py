@@ -75,7 +75,7 @@ def test_a_new_package_installs_passes_its_tests_and_is_listed(tmp_path: Path, e
     assert "is there already" in again.stderr
 
 
-@pytest.mark.parametrize("name", ["Shop", "new", "../x", "a b", "x" * 50])
+@pytest.mark.parametrize("name", ["Shop", "new", "../x", "a b", "x" * 50, "deb"])
 def test_what_cannot_be_a_name_is_refused(tmp_path: Path, environment: dict[str, str], name: str) -> None:
     done = subprocess.run([sys.executable, "-m", "ted", "types", "new", name], cwd=tmp_path, text=True,
                           capture_output=True, check=False)  # fmt: skip

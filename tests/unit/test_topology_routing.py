@@ -362,3 +362,13 @@ def test_the_order_of_the_inventory_does_not_show() -> None:
     first, second = (slips(parse_inventory(item)) for item in (data, shuffled))
     assert [slip.to_dict() for slip in first] == [slip.to_dict() for slip in second]
     assert repr(first) == repr(second)
+
+
+def test_two_nodes_at_one_address_and_port_are_warned_about() -> None:
+    data = inventory({"a": None, "b": None})
+    data["_meta"]["hostvars"]["a"]["ted_address"] = data["_meta"]["hostvars"]["b"]["ted_address"] = "192.0.2.1"
+    assert [text for text in warnings(data) if "ted_port" in text] == [
+        "b: ted_port: 192.0.2.1 port 7465 is a's too: one of them cannot listen"
+    ]
+    data["_meta"]["hostvars"]["b"]["ted_port"] = 7466
+    assert [text for text in warnings(data) if "ted_port" in text] == []
