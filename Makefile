@@ -6,10 +6,11 @@ READY := $(VENV)/.ready
 # What the demonstration needs is a third of that, and somebody waits for it.
 USABLE := $(VENV)/.usable
 
-.PHONY: help setup demo test lint bench lab-test clean
+.PHONY: help setup demo test test-long lint bench lab-test clean
 help:
 	@echo "make demo      build, send through two tiers, extract, update, roll back - on this machine"
-	@echo "make test      every test, with real agents, TLS, sshd and rsync"
+	@echo "make test      the tests, with real agents, TLS, sshd and rsync"
+	@echo "make test-long the rest: each type by playbook and under contract, broken plugins, the demo, the tutorial"
 	@echo "make lint      ruff, mypy --strict, ansible-lint, ansible-doc"
 	@echo "make bench     measurements side by side with other tools"
 	@echo "make lab-test  tests in network namespaces (root)"
@@ -28,7 +29,11 @@ demo: $(USABLE)
 
 test: setup
 	scripts/test-packages
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "not slow" -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "not slow and not long" -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-long: setup
+	scripts/test-packages
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "long and not slow" -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

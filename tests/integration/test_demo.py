@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from fleet import free_port, same_trees
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).parents[2]
 NODES = ("s01", "s02", "e01", "e02", "e03", "e04")
 

@@ -15,6 +15,8 @@ import yaml
 from file_servers import PASSWORD, USER, Mlsd, Sftp, Vsftpd
 from install_depot import Depot
 
+pytestmark = pytest.mark.long
+
 REPOSITORY = Path(__file__).parents[2]
 RECEIVERS = ("s01", "s02", "e01")
 OLD = 1_500_000_000

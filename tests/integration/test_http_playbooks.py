@@ -14,6 +14,8 @@ import pytest
 import yaml
 from web_servers import PASSWORD, TOKEN, USER, Nginx, nginx
 
+pytestmark = pytest.mark.long
+
 HOSTS = ("hq", "s01", "e01")
 RECEIVERS = ("s01", "e01")
 OLD_S = 1_600_000_000

@@ -14,6 +14,8 @@ from package_depot import PackageDepot, Workshop
 
 from ted.errors import TedError
 
+pytestmark = pytest.mark.long
+
 SCRIPTS = {"pre": "preinst", "post": "postinst", "preun": "prerm", "postun": "postrm"}
 
 

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from package_depot import Workshop, run
 
+pytestmark = pytest.mark.long
+
 RECEIVERS = ("s01", "e01")
 KINDS = ("rpm", "deb", "desktop")
 

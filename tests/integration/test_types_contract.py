@@ -10,7 +10,7 @@ from ted.plugins import KnownType, types
 from ted.testing.contract import suite
 from ted.testing.promises import PROMISES
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 
 def built_in() -> Iterator[KnownType]:

@@ -15,7 +15,7 @@ from ted.testing.children import in_child
 from ted.testing.promise import put_to_the_test
 from ted.testing.promises import PROMISES
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 GOOD = Path(__file__).with_name("keeper.py").read_text()
 
