@@ -223,6 +223,7 @@ def _sample(bench: Bench, kind: str, more: Sequence[Variant]) -> Sample:
             *more,
         ],
         inert={
+            "fetch_rate": "shows only in time",
             "packages.arch": "shows only where a repository has a package for several architectures",
             "order": "shows only in the order of scripts, which tests of the type look at",
             "through": "says which program does it; what comes of it is the same",

@@ -30,7 +30,8 @@ def release(fleet: Fleet, number: int, members: int = 10) -> Path:
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for member in range(members):
             generator = random.Random(member)
-            data = b"".join(generator.choices(words, k=20_000)) + b"version %d" % number
+            # The change comes first: all that follows is shifted in the compressed member.
+            data = b"version %d\n" % number + b"".join(generator.choices(words, k=20_000))
             archive.writestr(zipfile.ZipInfo(f"thing/part{member}.py", (2026, 1, number + 1, 0, 0, 0)), data,
                              zipfile.ZIP_DEFLATED)  # fmt: skip
     path = fleet.root / "source" / f"thing-1.{number}.0-py3-none-any.whl"
