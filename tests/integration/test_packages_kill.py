@@ -14,7 +14,7 @@ from package_depot import PackageDepot, Workshop
 
 from ted.errors import TedError
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 SCRIPTS = {"pre": "preinst", "post": "postinst", "preun": "prerm", "postun": "postrm"}
 

@@ -71,8 +71,17 @@ def test_a_new_package_installs_passes_its_tests_and_is_listed(tmp_path: Path, e
     assert "22 passed" in said
     again = subprocess.run(["ted", "types", "new", "shop-window"], cwd=tmp_path, env=environment, text=True,
                            capture_output=True, check=False)  # fmt: skip
-    assert again.returncode == 10
-    assert "is there already" in again.stderr
+    assert again.returncode == 14
+    assert "there is a type 'shop-window' already, of ted-shop-window" in again.stderr
+
+
+def test_a_directory_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "ted-shop-window").mkdir()
+    done = subprocess.run([sys.executable, "-m", "ted", "types", "new", "shop-window"], cwd=tmp_path, text=True,
+                          capture_output=True, check=False)  # fmt: skip
+    assert done.returncode == 10
+    assert "is there already" in done.stderr
+    assert list((tmp_path / "ted-shop-window").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["Shop", "new", "../x", "a b", "x" * 50, "deb"])
