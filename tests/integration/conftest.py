@@ -20,7 +20,7 @@ from fleet import free_port
 REPOSITORY = Path(__file__).parents[2]
 COLLECTION = REPOSITORY / "collections" / "ansible_collections" / "ted" / "distribution"
 BIN = Path(sys.executable).parent
-LIMIT_S = 110
+LIMIT_S = 240
 _RECAP = re.compile(r"^(\S+)\s+: (ok=\d+.*)$", re.MULTILINE)
 
 

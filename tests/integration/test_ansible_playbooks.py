@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(300)
+
 EVERYBODY = {"hq", "s01", "s02", "e01"}
 RECEIVERS = ("s01", "s02", "e01")
 
