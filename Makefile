@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # What the demonstration needs is a third of that, and somebody waits for it.
 USABLE := $(VENV)/.usable
+# Many tests wait for a line or a clock: one worker more than there are cores.
+WORKERS = $$(( $$(nproc) + 1 ))
 
 .PHONY: help setup demo test test-long lint bench lab-test clean
 help:
@@ -29,11 +31,11 @@ demo: $(USABLE)
 
 test: setup
 	scripts/test-packages
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "not slow and not long" -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "not slow and not long" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-long: setup
 	scripts/test-packages
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "long and not slow" -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "long and not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

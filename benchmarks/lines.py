@@ -74,7 +74,7 @@ def check(fleet: LabFleet, names: list[str]) -> None:
 
 def table(options: Options) -> Report:
     """Measure the lines."""
-    size, leaves = (8, 2) if options.quick else (64, 11)
+    size, leaves = (8, 2) if options.quick else (64, 33)
 
     def run() -> Sample:
         with directory() as root:
@@ -87,7 +87,7 @@ def table(options: Options) -> Report:
         rows.append((f"line of {mbit_s} Mbit/s, copies", carried, "1.02"))
     last = spread(found.median("ted", "of_slowest"), found.worst("ted", "of_slowest"), 3)
     rows.append(("last leaf, of what the slowest line needs", last, ""))
-    columns = (f"{size} MiB to {3 * leaves} leaves on 3 sites", "median (worst)", "reach")
+    columns = (f"{size} MiB to {3 * leaves} leaves on 3 sites, {leaves} each", "median (worst)", "reach")
     note = (
         f"The leaves start at random within {JOIN_WITHIN_S} s; the relay {VICTIM} is killed (SIGKILL) when its line "
         "has carried half, and started again. All that crosses a line into its site counts, headers included."

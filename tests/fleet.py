@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import forked
 import yaml
 
 START_WITHIN_S = 90.0
@@ -66,6 +67,8 @@ class CommandError(AssertionError):
 class Fleet:
     """Nodes below one directory, with an inventory, an authority, and an agent each."""
 
+    forks_agents = True
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self.hostvars: dict[str, dict[str, Any]] = {}
@@ -74,7 +77,7 @@ class Fleet:
         self.settings: dict[str, Any] = {"timeout": 20, "retry_interval": 1, "retry_for": 30}
         self.listens: dict[str, int] = {}
         self.inside: dict[str, list[str]] = {}  # what a node's agent is started through, such as ip netns exec
-        self._agents: dict[str, subprocess.Popen[bytes]] = {}
+        self._agents: dict[str, forked.Forked | subprocess.Popen[bytes]] = {}
 
     # -- describing ------------------------------------------------------------------------------------
 
@@ -151,14 +154,17 @@ class Fleet:
         """Start agents (default: all) and wait until each answers."""
         for name in names or tuple(self.hostvars):
             log = (self.root / name / "agent.log").open("ab")
-            self._agents[name] = subprocess.Popen(
-                [*self.inside.get(name, ()), sys.executable, "-m", "ted", "--config", str(self.config(name)),
-                 "agent"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
+            self._agents[name] = self._agent(["--config", str(self.config(name)), "agent"], name, log.fileno())
             log.close()
         for name in names or tuple(self.hostvars):
             self.await_agent(name)
+
+    def _agent(self, words: list[str], name: str, log: int) -> forked.Forked | subprocess.Popen[bytes]:
+        if self.forks_agents and name not in self.inside:
+            with open(os.devnull, "rb") as nothing:
+                return forked.Forked(words, stdin=nothing.fileno(), stdout=log, stderr=log)
+        command = [*self.inside.get(name, ()), sys.executable, "-m", "ted", *words]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def await_agent(self, name: str) -> None:
         from ted.agent.ask import call_agent
@@ -214,11 +220,9 @@ class Fleet:
         return json.loads(text) if text.strip() else None
 
     def _call(self, words: list[str], stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "ted", *words]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=110, check=False,
-                              env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})  # fmt: skip
+        done = forked.run(words, stdin, timeout_s=110)
         if done.returncode:
-            raise CommandError(command, done)
+            raise CommandError(done.args, done)
         return done
 
     def states(self, distributor: str, distribution: str) -> dict[str, str]:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from click.testing import CliRunner
-from fleet import CommandError, Fleet
+from fleet import Fleet
 
 HERE = Path(__file__).parent / "lab"
 WIRE = 1514 / 1448  # Ethernet, IP and TCP headers of full packets, per byte of payload
@@ -65,6 +64,7 @@ class LabFleet(Fleet):
     """A fleet whose nodes stand on the hosts of a lab that have their names."""
 
     lab: Lab
+    forks_agents = False  # they are measured
 
     def place(self, lab: Lab, *, ip6: bool = False) -> None:
         """Give every node the address and the network of the lab's host of its name."""
@@ -73,23 +73,6 @@ class LabFleet(Fleet):
             own["ted_address"] = lab.address(name, ip6=ip6)
             own["ted_port"] = PORT
             self.inside[name] = lab.inside(name)
-
-    def install(self) -> None:
-        """As ``Fleet.install``, in this process: a hundred starts of Python would take a minute."""
-        self._call, call = self._call_here, self._call  # type: ignore[method-assign]
-        try:
-            super().install()
-        finally:
-            self._call = call  # type: ignore[method-assign]
-
-    def _call_here(self, words: list[str], stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        from ted.cli.main import cli
-
-        done = CliRunner().invoke(cli, words, input=stdin, catch_exceptions=False)
-        found = subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
-        if done.exit_code:
-            raise CommandError(words, found)
-        return found
 
     def sent_at_s(self, distributor: str) -> float:
         """Return when (seconds since the epoch) the last send of a Distributor began."""

@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from fleet import CountingProxy, Fleet, same_trees, two_tiers
 
 Meter = Callable[[Fleet, str], CountingProxy]
@@ -43,23 +42,22 @@ def packs(fleet: Fleet, name: str) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in fleet.working(name).glob("hq/app/*/DISTFILE.TED")}
 
 
-def start_with_another_zlib(fleet: Fleet, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def start_with_another_zlib(fleet: Fleet, name: str) -> None:
     place = fleet.root / "other"
     place.mkdir()
     (place / "sitecustomize.py").write_text(OTHER_ZLIB)
-    with monkeypatch.context() as patched:
-        patched.setenv("PYTHONPATH", str(place))
-        fleet.start(name)
+    fleet.inside[name] = ["env", f"PYTHONPATH={place}"]
+    fleet.start(name)
 
 
 def test_an_update_of_a_package_costs_its_change_and_arrives_as_the_very_file(
-    fleet: Fleet, meter: Meter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    fleet: Fleet, meter: Meter
+) -> None:  # fmt: skip
     two_tiers(fleet, leaves=2)
     line = meter(fleet, "hq")
     fleet.install()
     fleet.start("hq", "s01", "e01")
-    start_with_another_zlib(fleet, "e02", monkeypatch)
+    start_with_another_zlib(fleet, "e02")
     release(fleet, 0)
     fleet.ted("hq", "build")
     fleet.ted("hq", "send")
@@ -83,12 +81,10 @@ def test_an_update_of_a_package_costs_its_change_and_arrives_as_the_very_file(
         assert same_trees(fleet.root / "source", fleet.root / name / "dest" / "app") == ""
 
 
-def test_a_relay_whose_zlib_gives_other_bytes_hands_the_patch_on(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+def test_a_relay_whose_zlib_gives_other_bytes_hands_the_patch_on(fleet: Fleet) -> None:
     two_tiers(fleet, leaves=1)
     fleet.install()
-    start_with_another_zlib(fleet, "s01", monkeypatch)
+    start_with_another_zlib(fleet, "s01")
     fleet.start("hq", "e01")
     release(fleet, 0)
     fleet.ted("hq", "build")

@@ -178,7 +178,8 @@ def one_copy(fleet: LabFleet, lab_of: Callable[..., Lab], size: int, leaves: int
 def test_each_line_carries_one_copy_while_leaves_join_and_a_relay_dies(
     fleet: LabFleet, lab_of: Callable[..., Lab]
 ) -> None:
-    one_copy(fleet, lab_of, 16 * MIB, 2, {"r1": 40, "r2": 20}, over_s=3)
+    # What is in the sockets at the kill is lost, on a busy machine several blocks: the payload is large beside it.
+    one_copy(fleet, lab_of, 24 * MIB, 2, {"r1": 40, "r2": 10}, over_s=3)
 
 
 @pytest.mark.slow
