@@ -20,6 +20,7 @@ import forked
 import yaml
 
 START_WITHIN_S = 90.0
+AT_A_TIME = 8
 
 
 _kept: list[socket.socket] = []
@@ -151,13 +152,15 @@ class Fleet:
     # -- agents ------------------------------------------------------------------------------------------
 
     def start(self, *names: str) -> None:
-        """Start agents (default: all) and wait until each answers."""
-        for name in names or tuple(self.hostvars):
-            log = (self.root / name / "agent.log").open("ab")
-            self._agents[name] = self._agent(["--config", str(self.config(name)), "agent"], name, log.fileno())
-            log.close()
-        for name in names or tuple(self.hostvars):
-            self.await_agent(name)
+        """Start agents (default: all) and wait until each answers; a few at a time."""
+        wanted = names or tuple(self.hostvars)
+        for first in range(0, len(wanted), AT_A_TIME):
+            some = wanted[first : first + AT_A_TIME]
+            for name in some:
+                with (self.root / name / "agent.log").open("ab") as log:
+                    self._agents[name] = self._agent(["--config", str(self.config(name)), "agent"], name, log.fileno())
+            for name in some:
+                self.await_agent(name)
 
     def _agent(self, words: list[str], name: str, log: int) -> forked.Forked | subprocess.Popen[bytes]:
         if self.forks_agents and name not in self.inside:

@@ -39,7 +39,7 @@ RECORD_BYTES = 16 * 1024
 WRITE_BYTES = 256 * 1024
 TURN_BYTES, TURN_READS = 1024 * 1024, 64
 HIGH_BYTES = 64 * 1024
-POUR_BYTES = 64 * 1024
+POUR_BYTES = 256 * 1024  # half of a usual second-level cache
 NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 Fill = Callable[[int, memoryview], bool]
