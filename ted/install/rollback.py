@@ -6,7 +6,7 @@ Rules:
  * Each step's undo log puts back bytes, modes, owners, times, links and attributes, and removes what the step made.
  * Where an undo log is gone, the wanted revision is extracted again, if its content is kept.
  * Where several steps are taken back, a file gets what the oldest of them saved, whatever the newer ones found there.
- * Other people's files stay. A directory of ours that holds some of theirs stays too, and is told.
+ * Other people's files stay. A directory of ours that holds some of theirs stays too.
 """
 
 from __future__ import annotations
