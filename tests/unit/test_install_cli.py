@@ -132,6 +132,15 @@ def test_a_forged_record_is_never_extracted(hq: Fleet, run: Run) -> None:
     assert not (hq.root / "dest").exists()
 
 
+def test_what_cannot_be_trusted_is_no_damage(hq: Fleet, run: Run) -> None:
+    for root in [*hq.config("hq").rglob("*root.json"), *hq.working("hq").rglob("root.json")]:
+        root.unlink()
+    for words in ((), ("--stored",)):
+        code, data = run("verify", "app", *words)
+        assert (code, data["error"]["type"]) == (25, "UntrustedDistributorError"), words
+        assert "trust import" in data["error"]["hint"]
+
+
 def test_types_are_listed_with_the_schema_of_their_options(run: Run) -> None:
     code, rows = run("types")
     (file,) = [row for row in rows if row["name"] == "file"]
