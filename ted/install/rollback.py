@@ -25,6 +25,8 @@ from ted.install.transaction import foretell_undo
 from ted.install.words import translated
 from ted.plugins import collected_warnings
 
+_SHOWN = 5
+
 
 def rollback(
     host: Host,
@@ -64,10 +66,11 @@ def rollback(
             result.duration_s = time.monotonic() - started_s
             return result
     target = revision or _revision_before(held)
-    if target is None or target not in host.working.received(distributor, distribution):
+    kept = host.working.received(distributor, distribution)
+    if target is None or target not in kept:
         raise NothingToRollBackError(
-            f"{distribution} of {distributor}: {target or 'what was there before'} is not kept any more",
-            hint="`max_revisions` says how many revisions are kept; send the wanted content as a new one",
+            f"{distribution} of {distributor}: {target or 'what was there before'} is not kept here",
+            hint=_choice(held, kept, revision),
         )
     known = next((step.record for step in held.chain if step.revision == target), None)
     result = extract(host, distributor, distribution, revision=target, check=check, diff=diff, force=True, known=known)
@@ -117,6 +120,20 @@ def _revision_before(held: Installed) -> str | None:
     newest = held.newest
     earlier = [step.revision for step in held.chain if newest is not None and step.revision != newest.revision]
     return earlier[-1] if earlier else None
+
+
+def _choice(held: Installed, kept: Sequence[str], revision: str | None) -> str:
+    """Return where one can go back to, the nearest to what was asked for first, in words."""
+    there = sorted({*kept, *(step.revision for step in held.chain)} - {held.newest.revision if held.newest else ""})
+    meant = [stamp for stamp in there if revision and stamp.startswith(revision)]
+    if len(meant) == 1:
+        return f"did you mean {meant[0]}?"
+    shown = ", ".join((meant or there)[::-1][:_SHOWN])
+    more = "" if len(meant or there) <= _SHOWN else f" and {len(meant or there) - _SHOWN} older ones"
+    return (
+        (f"there are {shown}{more}" if shown else "there is no other revision here")
+        + "; `max_revisions` says how many are kept"
+    )
 
 
 def _undoable(host: Host, step: Step) -> bool:

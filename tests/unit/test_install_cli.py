@@ -99,6 +99,9 @@ def test_what_is_not_known_is_said_with_what_to_do(run: Run) -> None:
     assert run("extract", "--revision", "20260101T000000000000Z")[0] == 14
     assert run("extract", "app", "--revision", "20260101T000000000000Z")[0] == 13
     assert run("rollback", "app")[0] == 45
+    run("extract", "app")
+    code, data = run("rollback", "ap")
+    assert (code, data["error"]["hint"]) == (45, "did you mean app?")
 
 
 def test_verify_finds_and_mends_drift_and_finds_damage_of_the_store(hq: Fleet, run: Run, source: Path) -> None:

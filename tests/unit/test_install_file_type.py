@@ -366,6 +366,22 @@ def test_a_rollback_without_undo_log_extracts_the_kept_revision_again(depot: Dep
         depot.rollback(revision="20200101T000000000000Z")
 
 
+def test_a_rollback_to_no_revision_says_which_there_are(depot: Depot, source: Path) -> None:
+    stamps = []
+    for number in range(3):
+        (source / "readme.txt").write_text(f"{number}")
+        stamps.append(depot.build(to(source)))
+        depot.extract()
+    for nonsense in (stamps[0][:4], "yesterday"):
+        with pytest.raises(NothingToRollBackError) as caught:
+            depot.rollback(revision=nonsense)
+        assert f"{nonsense} is not kept here" in caught.value.message
+        assert f"there are {stamps[1]}, {stamps[0]};" in (caught.value.hint or ""), "not what is installed already"
+    with pytest.raises(NothingToRollBackError) as caught:
+        depot.rollback(revision=stamps[0][:-1])
+    assert caught.value.hint == f"did you mean {stamps[0]}?"
+
+
 def test_undo_logs_live_as_long_as_max_revisions_says(depot: Depot, source: Path) -> None:
     for number in range(4):
         (source / "readme.txt").write_text(f"revision {number}")
