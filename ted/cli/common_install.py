@@ -23,6 +23,7 @@ from ted.install.host import Host
 from ted.install.variables import Variables, predefined
 from ted.records.journal import Journal
 from ted.records.states import State
+from ted.topology.names import suggestion
 
 _PRIORITIES = {"high": 0, "medium": 1, "low": 2}
 _SHOWN_CHANGES = 200
@@ -117,7 +118,8 @@ def named(known: Iterable[Pair], names: tuple[str, ...], distributor: str | None
         if not owners:
             raise UnknownNameError(
                 f"nothing of {name}" + (f" of {distributor}" if distributor else "") + " is here",
-                hint="`ted status` lists what is, `ted receive` fetches",
+                hint=suggestion(name, {pair[1] for pair in pairs})
+                or "`ted status` lists what is, `ted receive` fetches",
             )
         if len(owners) > 1:
             raise UsageError(f"{name} is known of {' and '.join(owners)}", hint="choose one with --distributor")

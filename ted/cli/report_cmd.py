@@ -16,7 +16,7 @@ from ted.records.states import State
 EMPTY = {
     "events": "nothing happened here yet",
     "sends": "nothing was sent from here yet",
-    "failures": "nobody's last word is that something failed; `ted status` shows what it is",
+    "failures": "nothing is failed now; what failed and went well since is in `ted report events`",
     "revisions": "no revision is kept here: `ted build` makes one on a Distributor, `ted receive` fetches elsewhere",
 }
 """What a report says that has no rows."""
@@ -52,12 +52,18 @@ def command(settings: Settings, name: str, last: int) -> None:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    cells = [["yes" if value is True else "no" if value is False else value for value in row.values()] for row in rows]
+    cells = [[_cell(key, value) for key, value in row.items()] for row in rows]
     return tabulated(cells, headers=[HEADERS.get(key, key) for key in rows[0]])
 
 
+def _cell(key: str, value: Any) -> Any:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value[:19] if key == "at" else value
+
+
 def _failures(rows: list[dict[str, Any]]) -> str:
-    """Return a table of what is failed now; why stands below each, since it may be long."""
+    """Return a table of what is failed now, and below it why: once for all that failed alike."""
     headers = ["node", "distribution", "distributor", "revision that failed", "since (UTC)"]
     table = tabulated(
         [[row["node"], row["distribution"], row["distributor"], row["revision"] or "-", row["at"][:19]]

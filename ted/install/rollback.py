@@ -4,7 +4,8 @@ Rules:
  * Without a revision named: back to the one before the installed one; before the first, what was there before ted.
    Where older steps were dropped (``max_revisions``): to what was there before the oldest step that is kept.
  * Each step's undo log puts back bytes, modes, owners, times, links and attributes, and removes what the step made.
- * Where an undo log is gone, the wanted revision is extracted again, if its content is kept.
+ * Where no undo log leads there (it is gone, or the revision is a newer one), the wanted revision is extracted
+   again, if its content is kept.
  * Where several steps are taken back, a file gets what the oldest of them saved, whatever the newer ones found there.
  * Other people's files stay. A directory of ours that holds some of theirs stays too.
 """
@@ -74,7 +75,7 @@ def rollback(
         )
     known = next((step.record for step in held.chain if step.revision == target), None)
     result = extract(host, distributor, distribution, revision=target, check=check, diff=diff, force=True, known=known)
-    result.warnings.insert(0, "the undo log is gone: the revision was extracted again; what later ones added stays")
+    result.warnings.insert(0, "no undo log leads there: the revision was extracted again; what others added stays")
     return replace(result, state=ROLLED_BACK if result.state == EXTRACTED else result.state)
 
 

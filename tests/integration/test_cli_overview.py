@@ -73,10 +73,18 @@ def test_reports_list_events_sends_and_revisions(sent: Fleet) -> None:
     assert sent.ted("hq", "report", "failures") == []
 
 
+def test_a_subscriber_is_told_where_the_inventory_is(sent: Fleet) -> None:
+    with pytest.raises(CommandError) as caught:
+        sent.ted("e01", "tree")
+    assert caught.value.returncode == 14
+    assert caught.value.error["message"].startswith("e01 is no Distributor")
+    assert "on a Distributor" in caught.value.error["hint"]
+
+
 def test_reports_speak_to_people(sent: Fleet) -> None:
     sent.ted("hq", "send")
     assert "went well since is not in it" in " ".join(sent.ted_text("hq", "report", "-h").split())
-    assert "nobody's last word" in sent.ted_text("hq", "report", "failures")
+    assert "nothing is failed now" in sent.ted_text("hq", "report", "failures")
     assert "without it" in sent.ted_text("hq", "report", "sends").splitlines()[0]
 
 

@@ -96,6 +96,7 @@ def test_what_is_not_known_is_said_with_what_to_do(run: Run) -> None:
     code, data = run("extract", "nothing")
     assert (code, data["error"]["type"]) == (13, "UnknownNameError")
     assert data["error"]["hint"]
+    assert run("verify", "ap")[1]["error"]["hint"] == "did you mean app?"
     assert run("extract", "--revision", "20260101T000000000000Z")[0] == 14
     assert run("extract", "app", "--revision", "20260101T000000000000Z")[0] == 13
     assert run("rollback", "app")[0] == 45
