@@ -124,17 +124,14 @@ def _revision_before(held: Installed) -> str | None:
 
 
 def _choice(held: Installed, kept: Sequence[str], revision: str | None) -> str:
-    """Return where one can go back to, the nearest to what was asked for first, in words."""
-    there = sorted({*kept, *(step.revision for step in held.chain)} - {held.newest.revision if held.newest else ""})
-    meant = [stamp for stamp in there if revision and stamp.startswith(revision)]
-    if len(meant) == 1:
-        return f"did you mean {meant[0]}?"
-    shown = ", ".join((meant or there)[::-1][:_SHOWN])
-    more = "" if len(meant or there) <= _SHOWN else f" and {len(meant or there) - _SHOWN} older ones"
-    return (
-        (f"there are {shown}{more}" if shown else "there is no other revision here")
-        + "; `max_revisions` says how many are kept"
-    )
+    """Return where one can go, in words: what begins as the wanted revision first, then the newest."""
+    installed = held.newest.revision if held.newest is not None else None
+    there = sorted({*kept, *(step.revision for step in held.chain)} - {installed}, reverse=True)
+    if not there:
+        return f"there is none but {installed}, which is installed; `max_revisions` says how many are kept"
+    there.sort(key=lambda stamp: not (revision and stamp.startswith(revision)))
+    more = "" if len(there) <= _SHOWN else f" and {len(there) - _SHOWN} more"
+    return f"there are {', '.join(there[:_SHOWN])}{more}; installed is {installed}"
 
 
 def _undoable(host: Host, step: Step) -> bool:
