@@ -96,7 +96,7 @@ class NodeConfig(BaseModel):
         except FileNotFoundError as error:
             raise ConfigError(
                 f"{path}: this host is not set up as a node",
-                hint="run playbooks/install.yml for it, or name another directory with --config",
+                hint="run playbooks/install.yml for it, or name another directory with --config or TED_CONFIG",
             ) from error
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: {error}") from error

@@ -207,6 +207,8 @@ class WindowClosedError(TransferError):
     """The window of the send is over; what came stays, and the next send goes on from there."""
 
     exit_code = 36
+    says: ClassVar[str] = "the window of the send closed at"
+    """How its message begins, in states from other nodes too."""
 
 
 class InstallError(TedError):

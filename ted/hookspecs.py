@@ -88,7 +88,7 @@ class Drift:
     """Where, absolute."""
     what: str
     """``missing``, ``content``, ``attributes``, ``kind``, ``extra``, ``failed`` (it cannot be extracted there, with
-    ``on_error: continue``) or a type's own word."""
+    ``on_error: continue``), ``command`` (``path`` is one that is still to be run) or a type's own word."""
     before: str | None = None
     """What is there now, in words."""
     after: str | None = None

@@ -153,7 +153,7 @@ class Sender:
 def window_closed(slip: RoutingSlip) -> WindowClosedError:
     """Return what to say when the window of a slip's send is over."""
     assert slip.header.ends_at is not None
-    return WindowClosedError(f"the window of the send closed at {slip.header.ends_at:%Y-%m-%d %H:%M:%S} UTC",
+    return WindowClosedError(f"{WindowClosedError.says} {slip.header.ends_at:%Y-%m-%d %H:%M:%S} UTC",
                              hint="what came stays; the next send goes on from there")  # fmt: skip
 
 

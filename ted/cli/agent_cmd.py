@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import Any
 
 import click
 
 from ted.agent import supervisor
 from ted.cli.main import Settings, emit
 from ted.config import NodeConfig
+from ted.errors import AgentError
 
 
 @click.command("agent")
@@ -21,7 +23,8 @@ from ted.config import NodeConfig
 def command(settings: Settings, action: str, check: bool) -> None:
     """Run this node's agent, or start, stop and look after one in the background.
 
-    Without ACTION it runs in the foreground until SIGTERM, as a service manager wants it.
+    Without ACTION it runs in the foreground until SIGTERM, as a service manager wants it. `status` ends with
+    exit code 70 when no agent runs.
     """
     config = NodeConfig.load(settings.config)
     if action in {"run", "supervise"}:
@@ -39,6 +42,8 @@ def command(settings: Settings, action: str, check: bool) -> None:
         logging.shutdown()
         os._exit(0)  # threads may still wait for a peer; what they would do is done again by the next agent
     now = supervisor.status(config)
+    if action == "status" and not now["running"]:
+        raise _not_running(now)
     if check:
         changed = {"start": not now["running"], "stop": now["running"], "restart": True, "status": False}[action]
     else:
@@ -47,6 +52,18 @@ def command(settings: Settings, action: str, check: bool) -> None:
     text = f"agent of {now['node']}: " + (f"running, process {now['pid']}, port {now['port']}"
                                           if now["running"] else "not running")  # fmt: skip
     emit(settings, {"changed": changed, **now}, text)
+
+
+def _not_running(now: dict[str, Any]) -> AgentError:
+    """Return the error ``ted agent status`` ends with: nothing is there, or a process that does not answer."""
+    if now["pid"]:
+        error = AgentError(f"the agent of {now['node']} does not answer: process {now['pid']}",
+                           hint="`ted agent restart` ends it and starts another")  # fmt: skip
+    else:
+        error = AgentError(f"the agent of {now['node']} is not running",
+                           hint="`ted agent start` starts it in the background")  # fmt: skip
+    error.data = {"changed": False, **now}
+    return error
 
 
 def _act(action: str, config: NodeConfig) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ted.cli.main import Settings
-from ted.errors import UnknownNameError, UsageError
+from ted.errors import TedError, UnknownNameError, UsageError
 from ted.topology.names import suggestion
 
 if TYPE_CHECKING:
@@ -56,6 +57,13 @@ def topology_of(settings: Settings) -> Topology:
 
 def no_inventory(settings: Settings) -> UsageError:
     """Return the error for a command that needs an inventory and has none."""
+    from ted.config import NodeConfig
+
+    with suppress(TedError):
+        config = NodeConfig.load(settings.config)
+        if not config.distributor:
+            return UsageError(f"{config.node} is no Distributor, and no inventory is named",
+                              hint="run it on a Distributor, or name an inventory with --inventory")  # fmt: skip
     return UsageError(
         f"no inventory is named, and there is no {settings.config / TOPOLOGY_FILE}",
         hint="name one with --inventory; on Distributors playbooks/install.yml places that file",

@@ -23,6 +23,7 @@ from ted.install.host import Host
 from ted.install.variables import Variables, predefined
 from ted.records.journal import Journal
 from ted.records.states import State
+from ted.topology.names import suggestion
 
 _PRIORITIES = {"high": 0, "medium": 1, "low": 2}
 _SHOWN_CHANGES = 200
@@ -117,7 +118,8 @@ def named(known: Iterable[Pair], names: tuple[str, ...], distributor: str | None
         if not owners:
             raise UnknownNameError(
                 f"nothing of {name}" + (f" of {distributor}" if distributor else "") + " is here",
-                hint="`ted status` lists what is, `ted receive` fetches",
+                hint=suggestion(name, {pair[1] for pair in pairs})
+                or "`ted status` lists what is, `ted receive` fetches",
             )
         if len(owners) > 1:
             raise UsageError(f"{name} is known of {' and '.join(owners)}", hint="choose one with --distributor")
@@ -192,7 +194,7 @@ def begin(journal: Journal, host: Host, distributor: str, distribution: str, rev
     host.on_act = on_act
 
 
-def report(journal: Journal, result: ExtractResult) -> None:
+def report(journal: Journal, host: Host, result: ExtractResult) -> None:
     """Put what was done on record, and on its way up; what is on record already is not told again."""
     if result.check:
         return
@@ -203,7 +205,15 @@ def report(journal: Journal, result: ExtractResult) -> None:
     if held is None or result.changed or (held.revision, held.state, held.error) != (
         result.revision, result.state, error,
     ):  # fmt: skip
-        journal.report(result.distributor, result.distribution, result.revision, State(result.state), error=error)
+        journal.report(result.distributor, result.distribution, result.revision, State(result.state), error=error,
+                       installed=_in_service(host, result.distributor, result.distribution))  # fmt: skip
+
+
+def _in_service(host: Host, distributor: str, distribution: str) -> str | None:
+    with suppress(TedError):
+        newest = host.states.load(distributor, distribution).newest
+        return newest.revision if newest is not None else None
+    return None
 
 
 def _note_items(journal: Journal, result: ExtractResult) -> None:
@@ -224,10 +234,11 @@ def settle(config: NodeConfig) -> None:
 
 
 def report_failure(
-    journal: Journal, distributor: str, distribution: str, revision: str | None, error: TedError
+    journal: Journal, host: Host, distributor: str, distribution: str, revision: str | None, error: TedError
 ) -> None:
     """Put a failure on record, and on its way up."""
-    journal.report(distributor, distribution, revision, State.FAILED, error=error.message)
+    journal.report(distributor, distribution, revision, State.FAILED, error=error.message,
+                   installed=_in_service(host, distributor, distribution))  # fmt: skip
 
 
 # --- the answer ----------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def command(
             else:
                 if result.error is not None:
                     failures.append(_told(result.error))
-                report(journal, result)
+                report(journal, host, result)
                 rows.append(result.to_dict())
         if not names and not check:
             host.recover_others([(row["distributor"], row["distribution"]) for row in rows])
@@ -101,7 +101,7 @@ def _relayed(each: Wanted, *, check: bool) -> ExtractResult:
 
 def _report_failure(journal: Journal, host: Host, each: Wanted, revision: str | None, error: TedError) -> None:
     if type(error) is not InstallError:  # a plain one means that another process is at it: no news of this one
-        report_failure(journal, each.distributor, each.distribution, revision or _newest(host, each), error)
+        report_failure(journal, host, each.distributor, each.distribution, revision or _newest(host, each), error)
 
 
 def _told(error: dict[str, Any]) -> TargetError:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from ted.cli.main import Settings, emit, tabulated
+from ted.cli.main import Commands, Settings, emit, tabulated
 from ted.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _catalog(settings: Settings, distributor: str, working: Path | None) -> Cata
     return Catalog(catalog_directory(settings, distributor, working), settings.config / "keys")
 
 
-@click.group("keys")
+@click.group("keys", cls=Commands)
 def command() -> None:
     """Make, list, renew and change a Distributor's keys."""
 

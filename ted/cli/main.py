@@ -54,20 +54,42 @@ class Settings:
     verbose: bool
 
 
-class _Lazy(click.Group):
+class Commands(click.Group):
+    """A group whose list of commands tells each in a whole sentence."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list."""
+        rows = [(name, self.told(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def told(self, ctx: click.Context, name: str) -> str:
+        """Return the sentence of a command."""
+        command = self.get_command(ctx, name)
+        return command.get_short_help_str(limit=_SENTENCE) if command is not None else ""
+
+
+class _Lazy(Commands):
     """A group whose commands live in ``ted.cli.<name>_cmd`` as ``command``; plugins may bring more."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return sorted({*COMMANDS, *_of_plugins()})
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [(name, COMMANDS.get(name) or self._told(ctx, name)) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
+    def told(self, ctx: click.Context, name: str) -> str:
+        """Return what the list says, without importing one of ted's own commands."""
+        return COMMANDS.get(name) or super().told(ctx, name)
 
-    def _told(self, ctx: click.Context, name: str) -> str:
-        command = self.get_command(ctx, name)
-        return command.get_short_help_str() if command is not None else ""
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; one that is mistyped is answered with what was probably meant."""
+        word = args[0]
+        if word and not word.startswith("-") and self.get_command(ctx, word) is None:
+            from ted.topology.names import suggestion
+
+            hint = suggestion(word, self.list_commands(ctx), near=0.6)
+            ctx.fail(f"No such command {word!r}." + (f" {hint[0].upper()}{hint[1:]}" if hint else ""))
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
@@ -91,14 +113,15 @@ def _of_plugins() -> dict[str, click.Command]:
     return installed().commands()
 
 
+_SENTENCE = 200
 _CONTEXT = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "TED"}
 
 
 @click.group(cls=_Lazy, context_settings=_CONTEXT)
-@click.option("-i", "--inventory", type=click.Path(path_type=Path),
+@click.option("-i", "--inventory", type=click.Path(path_type=Path), show_envvar=True,
               help="An Ansible inventory, or the JSON of one.")
 @click.option("--config", type=click.Path(path_type=Path), default=Path("/etc/ted"), show_default=True,
-              help="This node's configuration directory.")  # fmt: skip
+              show_envvar=True, help="This node's configuration directory.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more on standard error; tracebacks for errors.")
 @click.version_option(package_name="ted")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ted.cli.keys_cmd import check_option
-from ted.cli.main import Settings, emit
+from ted.cli.main import Commands, Settings, emit
 from ted.cli.trust_cmd import read_input
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _authority(settings: Settings) -> RealmAuthority:
     return RealmAuthority(settings.config / "authority")
 
 
-@click.group("realm")
+@click.group("realm", cls=Commands)
 def command() -> None:
     """Make the realm's authority; request and issue nodes' certificates."""
 

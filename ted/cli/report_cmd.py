@@ -11,6 +11,21 @@ from ted.cli.main import Settings, emit, tabulated
 from ted.config import NodeConfig
 from ted.records.journal import Journal
 from ted.records.sends import send_result
+from ted.records.states import State
+
+EMPTY = {
+    "events": "nothing happened here yet",
+    "sends": "nothing was sent from here yet",
+    "failures": "nothing is failed now; what failed and went well since is in `ted report events`",
+    "revisions": "no revision is kept here: `ted build` makes one on a Distributor, `ted receive` fetches elsewhere",
+}
+"""What a report says that has no rows."""
+
+HEADERS = {
+    "at": "at (UTC)", "kind": "what", "done": "ended", "duration_s": "seconds", "without": "without it",
+    "content_bytes": "bytes of content", "pack_bytes": "bytes of its pack",
+}  # fmt: skip
+"""Keys of rows that are no words for people, and the words; the others are."""
 
 
 @click.command("report")
@@ -18,14 +33,46 @@ from ted.records.sends import send_result
 @click.option("--last", type=int, default=50, show_default=True, help="Rows at most.")
 @click.pass_obj
 def command(settings: Settings, name: str, last: int) -> None:
-    """Show a report: what happened (events), what was sent, what failed, or which revisions are kept here."""
+    """Show a report from this node's records, newest first.
+
+    \b
+    events     what happened here, and what other nodes told
+    sends      what was sent from here: how many receivers, and how many are still without it
+    failures   what is failed now: for each node and distribution whose last word is a failure, why. What went
+               well since is not in it; `ted report events` has what was
+    revisions  which revisions are kept here
+    """  # noqa: D301
     config = NodeConfig.load(settings.config)
     journal = open_journal(config)
     try:
         rows = _revisions(config) if name == "revisions" else _rows(journal, name, last)
     finally:
         journal.close()
-    emit(settings, rows, tabulated(rows, headers="keys") if rows else "nothing is on record")
+    emit(settings, rows, _failures(rows) if rows and name == "failures" else _table(rows) if rows else EMPTY[name])
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    cells = [[_cell(key, value) for key, value in row.items()] for row in rows]
+    return tabulated(cells, headers=[HEADERS.get(key, key) for key in rows[0]])
+
+
+def _cell(key: str, value: Any) -> Any:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value[:19] if key == "at" else value
+
+
+def _failures(rows: list[dict[str, Any]]) -> str:
+    """Return a table of what is failed now, and below it why: once for all that failed alike."""
+    headers = ["node", "distribution", "distributor", "revision that failed", "since (UTC)"]
+    table = tabulated(
+        [[row["node"], row["distribution"], row["distributor"], row["revision"] or "-", row["at"][:19]]
+         for row in rows], headers=headers,
+    )  # fmt: skip
+    causes: dict[str, list[str]] = {}
+    for row in rows:
+        causes.setdefault(row["error"] or "no cause was told", []).append(f"{row['node']} ({row['distribution']})")
+    return "\n".join([table, "", *[f"{', '.join(who)}: {why}" for why, who in causes.items()]])
 
 
 def _rows(journal: Journal, name: str, last: int) -> list[dict[str, Any]]:
@@ -33,7 +80,8 @@ def _rows(journal: Journal, name: str, last: int) -> list[dict[str, Any]]:
         return [{key: row[key] for key in ("at", "kind", "node", "distributor", "distribution", "revision", "message")}
                 for row in journal.events(last)]  # fmt: skip
     if name == "failures":
-        return [row.public() for row in journal.states() if row.state == "failed"][:last]
+        failed = [row.public() for row in journal.states() if row.state == State.FAILED]
+        return sorted(failed, key=lambda row: str(row["at"]), reverse=True)[:last]
     rows = []
     for head in journal.sends()[:last]:
         send = journal.send(head["send"])

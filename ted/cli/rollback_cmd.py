@@ -10,6 +10,7 @@ from ted.cli.main import Settings
 from ted.config import NodeConfig
 from ted.errors import NothingToRollBackError, TedError
 from ted.install.rollback import rollback
+from ted.topology.names import suggestion
 
 
 @click.command("rollback")
@@ -27,13 +28,15 @@ def command(
     host = host_of(config)
     installed = host.states.all()
     if not any(pair[1] == name and distributor in (None, pair[0]) for pair in installed):
-        raise NothingToRollBackError(f"{name} was never extracted here", hint="`ted status` tells what is installed")
+        known = sorted({pair[1] for pair in installed if distributor in (None, pair[0])})
+        hint = suggestion(name, known) or f"extracted here: {', '.join(known) or 'nothing yet'}"
+        raise NothingToRollBackError(f"{name} was never extracted here", hint=hint)
     each = Wanted(*named(installed, (name,), distributor)[0])
     failures: list[TedError] = []
     journal = open_journal(config)
     try:
         result = rollback(host, each.distributor, each.distribution, revision=revision, check=check, diff=diff)
-        report(journal, result)
+        report(journal, host, result)
         row = result.to_dict()
     except TedError as error:
         failures.append(error)

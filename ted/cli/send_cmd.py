@@ -16,7 +16,7 @@ from ted.cli.common import topology_of
 from ted.cli.main import Settings, emit, tabulated
 from ted.cli.progress import human_bytes, progress_bar
 from ted.config import NodeConfig
-from ted.errors import ConfigError, IncompleteError, UnknownNameError, UsageError
+from ted.errors import ConfigError, IncompleteError, UnknownNameError, UsageError, WindowClosedError
 from ted.records.journal import Journal
 from ted.records.sends import send_result
 from ted.topology.schedule import parse_end
@@ -61,21 +61,23 @@ def command(
             raise ConfigError(f"{config.node} is no Distributor",
                               hint="only hosts of the group `distributors` send")  # fmt: skip
         targets = [name.strip() for name in limit.split(",") if name.strip()] if limit else None
-        if check:
-            _show(settings, _planned(settings, config, journal, names, channel, targets, revision))
-            return
         here = datetime.now().astimezone().replace(tzinfo=None)  # what is summer's time now may be winter's at the end
         ends_at = None if until is None else parse_end(until, here)
+        if ends_at is not None:
+            click.echo(f"the window of this send ends at {_local(ends_at)}", err=True)
+        if check:
+            _show(settings, _planned(settings, config, journal, names, channel, targets, revision), ends_at)
+            return
         inventory = None if settings.inventory is None else str(Path(settings.inventory).resolve())
         ids = call_agent(config.working.state, "send", names=names, channel=channel, limit=targets,
                          revision=revision, inventory=inventory,
                          ends_at=None if ends_at is None else ends_at.isoformat())["sends"]  # fmt: skip
         results = [_result(journal, send) for send in ids] if no_wait else _follow(journal, ids, timeout_s)
-        error = None if no_wait else _incomplete(results)
+        error = None if no_wait else _incomplete(results, ends_at)
         if error is None or not settings.as_json:
-            _show(settings, results)
+            _show(settings, results, ends_at)
         if error is not None:
-            error.data = _data(results)
+            error.data = _data(results, ends_at)
             raise error
     finally:
         journal.close()
@@ -115,7 +117,13 @@ def _result(journal: Journal, send: str) -> dict[str, Any]:
     return send_result(found)
 
 
-def _incomplete(results: list[dict[str, Any]]) -> IncompleteError | None:
+def _local(moment: datetime) -> str:
+    """Return a moment as the clock on this machine's wall shows it, with its distance from UTC."""
+    here = moment.astimezone()
+    return f"{here:%Y-%m-%d %H:%M:%S} (UTC{here.isoformat()[-6:]})"
+
+
+def _incomplete(results: list[dict[str, Any]], ends_at: datetime | None) -> IncompleteError | None:
     """Return the error for targets without their revision: who lacks what, by cause."""
     causes: dict[str, list[str]] = {}
     hosts = set()
@@ -127,6 +135,12 @@ def _incomplete(results: list[dict[str, Any]]) -> IncompleteError | None:
             who.append(f"{host} ({result['distribution']})")
     if not hosts:
         return None
+    if ends_at is not None and all(WindowClosedError.says in cause for cause in causes):
+        who = [name for names in causes.values() for name in names]
+        return IncompleteError(
+            f"{WindowClosedError.says} {_local(ends_at)}; without their revision are still {_some(who)}",
+            hint="nothing failed: what came stays, and the next `ted send` goes on from there",
+        )
     shown = [f"\n  {_some(who)}: {text}" for text, who in list(causes.items())[:SHOWN_CAUSES]]
     if len(causes) > SHOWN_CAUSES:
         shown.append(f"\n  and {len(causes) - SHOWN_CAUSES} more causes: `ted report failures`")
@@ -138,15 +152,24 @@ def _some(names: list[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _data(results: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"changed": any(result["changed"] for result in results), "sends": results}
+def _data(results: list[dict[str, Any]], ends_at: datetime | None = None) -> dict[str, Any]:
+    window = {} if ends_at is None else {"ends_at": ends_at.isoformat(timespec="seconds")}
+    return {"changed": any(result["changed"] for result in results), **window, "sends": results}
 
 
-def _show(settings: Settings, results: list[dict[str, Any]]) -> None:
+def _word(result: dict[str, Any], node: str) -> str:
+    """Return the state of a receiver as a table shows it: one that ran out of time did not fail."""
+    if WindowClosedError.says in result.get("errors", {}).get(node, ""):
+        return "window closed"
+    return str(result["states"][node])
+
+
+def _show(settings: Settings, results: list[dict[str, Any]], ends_at: datetime | None = None) -> None:
     rows = [
         [result["distribution"], result["channel"], result["revision"], edge["sender"], edge["receiver"],
-         human_bytes(edge["bytes"]), result["states"][edge["receiver"]]]
+         human_bytes(edge["bytes"]), _word(result, edge["receiver"])]
         for result in results for edge in result["edges"]
     ]  # fmt: skip
     table = tabulated(rows, headers=["distribution", "channel", "revision", "from", "to", "bytes", "state"])
-    emit(settings, _data(results), table if rows else "nothing to send: no active distribution is on an active channel")
+    nothing = "nothing to send: no active distribution is on an active channel"
+    emit(settings, _data(results, ends_at), table if rows else nothing)

@@ -20,7 +20,10 @@ SHORT = 60
 @click.option("--distributor", help="Only distributions of this Distributor.")
 @click.pass_obj
 def command(settings: Settings, names: tuple[str, ...], node: str | None, distributor: str | None) -> None:
-    """Show what is where: on a Distributor of every subscriber, elsewhere of this node and those behind it."""
+    """Show what is where: on a Distributor of every subscriber, elsewhere of this node and those behind it.
+
+    A row says what became of the newest revision on its way, and which revision is installed: in service now.
+    """
     config = NodeConfig.load(settings.config)
     journal = open_journal(config)
     try:
@@ -44,9 +47,9 @@ def table(rows: list[NodeState]) -> str:
     if not rows:
         return "nothing was received or sent yet"
     shown = tabulated(
-        [[row.node, row.distribution, row.distributor, row.revision or "-", str(row.state), row.at[:19],
-          _short(row.error)] for row in rows],
-        headers=["node", "distribution", "distributor", "revision", "state", "at (UTC)", "error"],
+        [[row.node, row.distribution, row.distributor, row.revision or "-", str(row.state),
+          row.installed or "-", row.at[:19], _short(row.error)] for row in rows],
+        headers=["node", "distribution", "distributor", "revision", "state", "installed", "at (UTC)", "error"],
     )  # fmt: skip
     cut = [f"{row.node}, {row.distribution}: {row.error}" for row in rows if row.error and len(row.error) > SHORT]
     return "\n\n".join([shown, *cut])

@@ -21,7 +21,10 @@ MARKS = {"extracted": "✔", "received": "●", "failed": "✘", "receiving": "�
 @click.option("--channel", help="Only this channel.")
 @click.pass_obj
 def command(settings: Settings, names: tuple[str, ...], channel: str | None) -> None:
-    """Show the tiers below this Distributor, and what each node has of each DISTRIBUTION (default: of all)."""
+    """Show the tiers below this Distributor, and what each node has of each DISTRIBUTION (default: of all).
+
+    Where another revision is installed (in service) than the one that the state speaks of, it is named too.
+    """
     config = NodeConfig.load(settings.config)
     topology = topology_of(settings)
     journal = open_journal(config)
@@ -49,6 +52,7 @@ def _node(tree: RouteTree, name: str, states: dict[tuple[str, str], NodeState]) 
         "target": tree.target,
         "revision": row.revision if row else None,
         "state": str(row.state) if row else "unknown",
+        "installed": row.installed if row else None,
         "children": [_node(child, name, states) for child in tree.children],
     }
 
@@ -57,7 +61,9 @@ def lines(tree: dict[str, Any], head: str = "", tail: str = "") -> list[str]:
     """Return the tree as lines with box characters."""
     relay = "" if tree["target"] or (not head and not tail) else "  (relay)"
     said = f"  {MARKS.get(tree['state'], '○')} {tree['state']}  {tree['revision'] or ''}" if head or tail else ""
-    result = [f"{head}{tree['node']}{said}{relay}".rstrip()]
+    other = tree["installed"] and tree["installed"] != tree["revision"] and (head or tail)
+    installed = f"  (installed: {tree['installed']})" if other else ""
+    result = [f"{head}{tree['node']}{said}{installed}{relay}".rstrip()]
     children = tree["children"]
     for child in children:
         last = child is children[-1]

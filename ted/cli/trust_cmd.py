@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ted.cli.keys_cmd import catalog_directory, check_option, distributor_name, distributor_options
-from ted.cli.main import Settings, emit, tabulated
+from ted.cli.main import Commands, Settings, emit, tabulated
 from ted.errors import ConfigError, UntrustedDistributorError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def read_input(path: Path, max_bytes: int = 1 << 20) -> bytes:
     return data
 
 
-@click.group("trust")
+@click.group("trust", cls=Commands)
 def command() -> None:
     """Import, export, list and remove Distributors' roots."""
 
@@ -117,7 +117,8 @@ def list_(settings: Settings) -> None:
     anchors = _store(settings).list()
     rows = [[anchor.distributor, anchor.version, anchor.expires_at[:10], anchor.keyids[0][:12]] for anchor in anchors]
     data = {"changed": False, "distributors": [anchor.to_dict() for anchor in anchors]}
-    emit(settings, data, tabulated(rows, headers=["distributor", "root", "expires", "key"]))
+    nothing = "no Distributor is trusted here yet: `ted trust import`, or playbooks/install.yml"
+    emit(settings, data, tabulated(rows, headers=["distributor", "root", "expires", "key"]) if rows else nothing)
 
 
 @command.command()

@@ -9,7 +9,7 @@ import click
 from ted.cli.common_install import finish, host_of, named, received
 from ted.cli.main import Settings, tabulated
 from ted.config import NodeConfig
-from ted.errors import DigestMismatchError, DriftError, TedError
+from ted.errors import DigestMismatchError, DriftError, TedError, TrustError
 from ted.install.verify import Problem, repair, verify_installed, verify_stored
 
 _SHOWN = 50
@@ -59,11 +59,15 @@ def _data(problems: list[Problem], failures: list[TedError], repaired: list[dict
 
 
 def _failure(problems: list[Problem]) -> TedError | None:
+    """Return the error the command ends with: what is not trusted first, then what is damaged, then drift."""
     stored = [problem for problem in problems if problem.where == "stored"]
+    for problem in stored:
+        if isinstance(problem.cause, TrustError):
+            return type(problem.cause)(f"{problem.path} does not pass: {problem.what}" + _more(stored),
+                                       hint=problem.cause.hint)  # fmt: skip
     if stored:
         return DigestMismatchError(
-            f"{stored[0].path} does not pass: {stored[0].what}" + _more(stored),
-            hint="what is damaged `ted receive` fetches again; what is not trusted needs the Distributor's root",
+            f"{stored[0].path} does not pass: {stored[0].what}" + _more(stored), hint="`ted receive` fetches it again"
         )
     if problems:
         return DriftError(

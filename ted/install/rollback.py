@@ -4,9 +4,10 @@ Rules:
  * Without a revision named: back to the one before the installed one; before the first, what was there before ted.
    Where older steps were dropped (``max_revisions``): to what was there before the oldest step that is kept.
  * Each step's undo log puts back bytes, modes, owners, times, links and attributes, and removes what the step made.
- * Where an undo log is gone, the wanted revision is extracted again, if its content is kept.
+ * Where no undo log leads there (it is gone, or the revision is a newer one), the wanted revision is extracted
+   again, if its content is kept.
  * Where several steps are taken back, a file gets what the oldest of them saved, whatever the newer ones found there.
- * Other people's files stay. A directory of ours that holds some of theirs stays too, and is told.
+ * Other people's files stay. A directory of ours that holds some of theirs stays too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from ted.install.state import EXTRACTED, Installed, Step
 from ted.install.transaction import foretell_undo
 from ted.install.words import translated
 from ted.plugins import collected_warnings
+
+_SHOWN = 5
 
 
 def rollback(
@@ -64,14 +67,15 @@ def rollback(
             result.duration_s = time.monotonic() - started_s
             return result
     target = revision or _revision_before(held)
-    if target is None or target not in host.working.received(distributor, distribution):
+    kept = host.working.received(distributor, distribution)
+    if target is None or target not in kept:
         raise NothingToRollBackError(
-            f"{distribution} of {distributor}: {target or 'what was there before'} is not kept any more",
-            hint="`max_revisions` says how many revisions are kept; send the wanted content as a new one",
+            f"{distribution} of {distributor}: {target or 'what was there before'} is not kept here",
+            hint=_choice(held, kept, revision),
         )
     known = next((step.record for step in held.chain if step.revision == target), None)
     result = extract(host, distributor, distribution, revision=target, check=check, diff=diff, force=True, known=known)
-    result.warnings.insert(0, "the undo log is gone: the revision was extracted again; what later ones added stays")
+    result.warnings.insert(0, "no undo log leads there: the revision was extracted again; what others added stays")
     return replace(result, state=ROLLED_BACK if result.state == EXTRACTED else result.state)
 
 
@@ -117,6 +121,17 @@ def _revision_before(held: Installed) -> str | None:
     newest = held.newest
     earlier = [step.revision for step in held.chain if newest is not None and step.revision != newest.revision]
     return earlier[-1] if earlier else None
+
+
+def _choice(held: Installed, kept: Sequence[str], revision: str | None) -> str:
+    """Return where one can go, in words: what begins as the wanted revision first, then the newest."""
+    installed = held.newest.revision if held.newest is not None else None
+    there = sorted({*kept, *(step.revision for step in held.chain)} - {installed}, reverse=True)
+    if not there:
+        return f"there is none but {installed}, which is installed; `max_revisions` says how many are kept"
+    there.sort(key=lambda stamp: not (revision and stamp.startswith(revision)))
+    more = "" if len(there) <= _SHOWN else f" and {len(there) - _SHOWN} more"
+    return f"there are {', '.join(there[:_SHOWN])}{more}; installed is {installed}"
 
 
 def _undoable(host: Host, step: Step) -> bool:

@@ -3,9 +3,10 @@
 Rules:
  * Records are applied newest first, so a directory is made before its content is put back and its time is set after.
  * Applying one again changes nothing: a crash in the middle is answered by starting over.
- * What other people put there since is left: a file that is not the one ted put there stays, and so does a directory
-   of ours that now holds files of theirs. What an act that failed would have replaced is not touched. Whatever
-   cannot be put back is named in the result, and everything else is put back nevertheless.
+ * What other people put there since is left: a file that is not the one ted put there stays, and is named in the
+   result. A directory of ours that now holds something of theirs simply stays: that is how directories are shared.
+   What an act that failed would have replaced is not touched. Whatever cannot be put back is named in the result,
+   and everything else is put back nevertheless.
  * What a newer step of the same rollback has just put back does not count as changed where this one saved a file or
    link. Of a file that is not put back because of other people's, the saved copy is kept beside the transactions.
 """
@@ -172,6 +173,14 @@ class Undoer:
                 remove_tree(at, self.bases.beside)
 
     def _absent(self, base: Base, path: bytes, _rest: list[Any]) -> None:
+        """Remove what ted put there; a directory that others use by now stays."""
+        try:
+            self._remove(base, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+    def _remove(self, base: Base, path: bytes) -> None:
         status = base.glance(path)  # ted put nothing behind a link
         if status is None:
             return
@@ -228,7 +237,7 @@ class Undoer:
         """Take a directory away that stands where a file or link was."""
         status = base.look(path)
         if status is not None and stat.S_ISDIR(status.st_mode):
-            self._absent(base, path, [])
+            self._remove(base, path)
 
     def _file(self, base: Base, path: bytes, rest: list[Any]) -> None:
         saved, before, packed = rest

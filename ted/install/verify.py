@@ -3,13 +3,14 @@
 Rules:
  * Installed: the type plans the installed revision again, in check mode, comparing every byte; whatever it would
    change is drift, and so is what it could not change. Nothing is written.
+ * A command of the type follows from what drifted. It is told only where nothing else is, as a command.
  * Stored: every frame of every revision that is here as a whole is read and checked.
  * Repair extracts again what drifted, in a transaction like any other; what is stored is mended by receiving it again.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 
 from ted.content.revision import Revision
 from ted.errors import TedError
@@ -34,10 +35,13 @@ class Problem:
     what: str
     before: str | None = None
     after: str | None = None
+    cause: TedError | None = field(default=None, compare=False)
+    """Why what is stored cannot be read back: damaged, or not trusted."""
 
     def to_dict(self) -> dict[str, str | None]:
         """Return the shape ``--json`` prints."""
-        return asdict(self)
+        names = ("distributor", "distribution", "revision", "where", "path", "what", "before", "after")
+        return {name: getattr(self, name) for name in names}
 
 
 def verify_installed(host: Host, distributor: str, distribution: str) -> list[Problem]:
@@ -89,17 +93,18 @@ def verify_stored(host: Host, distributor: str, distribution: str) -> list[Probl
             with Revision(directory, record).open() as reader:
                 reader.verify_frames()
         except TedError as error:
-            problems.append(Problem(distributor, distribution, stamp, "stored", str(directory / stamp), error.message))
+            problems.append(
+                Problem(distributor, distribution, stamp, "stored", str(directory / stamp), error.message, cause=error)
+            )
     return problems
 
 
 def _beyond_items(transaction: Transaction) -> list[Change]:
-    """Return the changes of paths; and of commands, where the type did not tell what they are about."""
+    """Return the changes of paths; those of commands only where nothing says what they are about."""
     told = {(item.name, item.what) for item in transaction.items}
-    return [
-        change for change in transaction.changes
-        if (change.path, change.change) not in told and not (told and change.change == "commands")
-    ]  # fmt: skip
+    changes = [change for change in transaction.changes if (change.path, change.change) not in told]
+    paths = [change for change in changes if change.change != "commands"]
+    return paths if paths or told else changes
 
 
 def _drifted(item: Item) -> Drift:
@@ -107,7 +112,7 @@ def _drifted(item: Item) -> Drift:
     return Drift(item.name, what, item.before, item.after)
 
 
-_WHAT = {"deleted": "extra", "attributes": "attributes"}
+_WHAT = {"deleted": "extra", "attributes": "attributes", "commands": "command"}
 
 
 def _drift(change: Change) -> Drift:

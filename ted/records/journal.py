@@ -3,6 +3,7 @@
 Rules:
  * Every method is one transaction; several processes (agent, command, module) may use one journal at once.
  * Old news (``states.supersedes``) changes nothing.
+ * The revision in service is kept apart from the state: a send that fails, or comes, says nothing about it.
  * The outbox keeps the latest receipt of each (node, distributor, distribution): it is bounded by the topology.
  * Offers and sends are written before they are acknowledged, so a killed agent goes on with them.
 """
@@ -27,6 +28,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Select,
     String,
     Table,
     Text,
@@ -42,7 +44,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from ted.errors import AgentError, ConfigError, RecordsError
-from ted.records.states import FINAL, HOLDS, NodeState, State, now_text, supersedes
+from ted.records.states import FINAL, HOLDS, IN_SERVICE, NodeState, State, now_text, supersedes
 
 _metadata = MetaData()
 _name = String(128)
@@ -60,6 +62,13 @@ _states = Table(
     Column("bytes_done", BigInteger, nullable=False),
     Column("bytes_total", BigInteger, nullable=False),
     Column("had", Boolean, nullable=False),
+)  # fmt: skip
+_installed = Table(
+    "installed", _metadata,
+    Column("node", _name, primary_key=True),
+    Column("distributor", _name, primary_key=True),
+    Column("distribution", _name, primary_key=True),
+    Column("revision", _name),
 )  # fmt: skip
 _outbox = Table("outbox", _metadata, *[column._copy() for column in _states.columns])  # noqa: SLF001
 _offers = Table(
@@ -187,17 +196,22 @@ class Journal:
 
     def report(
         self, distributor: str, distribution: str, revision: str | None, state: State, *, error: str | None = None,
-        bytes_done: int = 0, bytes_total: int = 0, had: bool = False,
+        bytes_done: int = 0, bytes_total: int = 0, had: bool = False, installed: str | None = None,
     ) -> NodeState:  # fmt: skip
-        """Record what this node itself did, and put a receipt into the outbox."""
+        """Record what this node itself did, and put a receipt into the outbox.
+
+        ``installed`` is the revision in service, where that is known and not said by ``state`` and ``revision``.
+        """
+        installed = revision if state in IN_SERVICE else installed
         row = NodeState(self.node, distributor, distribution, revision, state, now_text(), error,
-                        time.time_ns(), bytes_done, bytes_total, had)  # fmt: skip
+                        time.time_ns(), bytes_done, bytes_total, had, installed)  # fmt: skip
         with self._writing() as db:
             former = db.execute(select(_states.c.seq).where(_key(_states, row))).scalar()
             if former is not None and former >= row.seq:  # the clock went back
                 row = NodeState(**(row.to_dict() | {"seq": former + 1, "state": state}))
-            _put(db, _states, row.to_dict(), _key(_states, row))
-            _put(db, _outbox, row.to_dict(), _key(_outbox, row))
+            _put(db, _states, _values(row), _key(_states, row))
+            _put(db, _outbox, _values(row), _key(_outbox, row))
+            _note_installed(db, row)
             if state is not State.RECEIVING:
                 _event(db, row.state, row.node, row.distributor, row.distribution, row.revision, row.error or "")
         return row
@@ -218,12 +232,13 @@ class Journal:
                     continue
                 # the same again, in answer to an offer: those above hear it in the answer to theirs
                 told = former is not None and row.had and (former.state, former.revision) == (row.state, row.revision)
-                kept = row.to_dict()
+                kept = _values(row)
                 if former is not None and row.seq == 0:
                     kept["seq"] = former.seq  # a guess keeps the node's own count: its next news is still newer
                 _put(db, _states, kept, _key(_states, row))
+                _note_installed(db, row)
                 if forward and not told:
-                    _put(db, _outbox, row.to_dict(), _key(_outbox, row))
+                    _put(db, _outbox, _values(row), _key(_outbox, row))
                 if row.state is not State.RECEIVING and not told:
                     _event(db, row.state, row.node, row.distributor, row.distribution, row.revision, row.error or "")
                 news.append(row)
@@ -234,25 +249,25 @@ class Journal:
     ) -> list[NodeState]:
         """Return what is known, ordered by distributor, distribution and node."""
         wanted = {"node": node, "distributor": distributor, "distribution": distribution}
-        query = select(_states).where(*[_states.c[k] == v for k, v in wanted.items() if v is not None])
+        query = _with_installed(_states).where(*[_states.c[k] == v for k, v in wanted.items() if v is not None])
         query = query.order_by(_states.c.distributor, _states.c.distribution, _states.c.node)
         with self._reading() as db:
             return [_state(row) for row in db.execute(query)]
 
     def forget(self, distributor: str, distribution: str, nodes: Iterable[str] | None = None) -> None:
         """Drop what is known of a distribution (on ``nodes`` only, when given)."""
-        clause = and_(_states.c.distributor == distributor, _states.c.distribution == distribution)
-        if nodes is not None:
-            clause = and_(clause, _states.c.node.in_(list(nodes)))
+        only = None if nodes is None else list(nodes)
         with self._writing() as db:
-            db.execute(delete(_states).where(clause))
+            for table in (_states, _installed):
+                clause = and_(table.c.distributor == distributor, table.c.distribution == distribution)
+                db.execute(delete(table).where(clause if only is None else and_(clause, table.c.node.in_(only))))
 
     # -- receipts on their way up ------------------------------------------------------------------------
 
     def outbox(self) -> list[NodeState]:
         """Return the receipts not yet taken by the node above."""
         with self._reading() as db:
-            return [_state(row) for row in db.execute(select(_outbox).order_by(_outbox.c.seq))]
+            return [_state(row) for row in db.execute(_with_installed(_outbox).order_by(_outbox.c.seq))]
 
     def taken(self, rows: Iterable[NodeState]) -> None:
         """Forget receipts that the node above has, unless newer ones came meanwhile."""
@@ -498,12 +513,34 @@ def _forward_only(db: Connection, row: NodeState) -> None:
     """Send on what a node said in answer to an offer although its state is another: it holds that revision."""
     waiting = db.execute(select(_outbox.c.seq).where(_key(_outbox, row))).scalar()
     if waiting is None or waiting <= row.seq:
-        _put(db, _outbox, row.to_dict(), _key(_outbox, row))
+        _put(db, _outbox, _values(row), _key(_outbox, row))
+
+
+def _values(row: NodeState) -> dict[str, Any]:
+    """Return the columns of a state; what is installed has a table of its own."""
+    return {name: value for name, value in row.to_dict().items() if name != "installed"}
+
+
+def _with_installed(table: Table) -> Select[Any]:
+    same = and_(*[table.c[name] == _installed.c[name] for name in ("node", "distributor", "distribution")])
+    return select(table, _installed.c.revision.label("installed")).outerjoin(_installed, same)
+
+
+def _note_installed(db: Connection, row: NodeState) -> None:
+    """Keep which revision is in service, where the node itself said it."""
+    says = row.state in IN_SERVICE
+    if row.seq and (says or row.installed is not None):
+        revision = row.revision if says else row.installed
+        values = {"node": row.node, "distributor": row.distributor, "distribution": row.distribution,
+                  "revision": revision}  # fmt: skip
+        _put(db, _installed, values, _key(_installed, row))
 
 
 def _state(row: Any) -> NodeState:
     data = dict(row._mapping)  # noqa: SLF001
-    return NodeState(**(data | {"state": State(data["state"]), "had": bool(data["had"])}))
+    state = State(data["state"])
+    installed = data["revision"] if state in IN_SERVICE else data.get("installed")
+    return NodeState(**(data | {"state": state, "had": bool(data["had"]), "installed": installed}))
 
 
 def _event(db: Connection, kind: str, node: str, distributor: str | None, distribution: str | None,

@@ -37,6 +37,9 @@ class State(StrEnum):
 HOLDS = frozenset({State.RECEIVED, State.EXTRACTING, State.EXTRACTED, State.ROLLED_BACK, State.SKIPPED})
 """States in which the node holds the whole revision."""
 
+IN_SERVICE = frozenset({State.EXTRACTED, State.ROLLED_BACK})
+"""States that tell which revision is in service: their own."""
+
 FINAL = (HOLDS - {State.EXTRACTING}) | {State.FAILED}
 """States a send need not wait on."""
 
@@ -47,6 +50,7 @@ class NodeState:
 
     ``seq`` grows with every change on the reporting node (0: somebody else's guess, such as ``pending``);
     ``bytes_done`` of ``bytes_total`` were fetched over the line; ``had`` says an offer found the revision there.
+    ``installed`` is the revision in service, whatever became of ``revision``; ``None``: none, or not known.
     """
 
     node: str
@@ -60,6 +64,7 @@ class NodeState:
     bytes_done: int = 0
     bytes_total: int = 0
     had: bool = False
+    installed: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole row."""
@@ -69,7 +74,7 @@ class NodeState:
         """Return the row of the contract."""
         row = self.to_dict()
         return {key: row[key] for key in
-                ("node", "distributor", "distribution", "revision", "state", "at", "error")}  # fmt: skip
+                ("node", "distributor", "distribution", "revision", "state", "installed", "at", "error")}  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
@@ -85,6 +90,7 @@ class NodeState:
                 row, state=State(row.state), at=at.astimezone(UTC).isoformat(timespec="milliseconds"),
                 node=_name(row.node), distributor=_name(row.distributor), distribution=_name(row.distribution),
                 revision=None if row.revision is None else _stamp(row.revision),
+                installed=None if row.installed is None else _stamp(row.installed),
                 error=None if row.error is None else str(row.error)[:MAX_ERROR_CHARACTERS],
                 seq=_number(row.seq, time.time_ns() + MAX_AHEAD_NS), had=row.had is True,
                 bytes_done=_number(row.bytes_done), bytes_total=_number(row.bytes_total),

@@ -22,7 +22,12 @@ def is_name(text: object) -> bool:
     return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
+def nearest(word: str, known: Iterable[str], *, near: float = 0.7) -> str | None:
+    """Return the one of ``known`` that is nearest to ``word``, ``None`` where none is near (1: the very same)."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=near)), None)
+
+
 def suggestion(word: str, known: Iterable[str], *, near: float = 0.7) -> str | None:
     """Return ``did you mean NAME?`` where one of ``known`` is near ``word``."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=near)
-    return f"did you mean {found[0]}?" if found else None
+    found = nearest(word, known, near=near)
+    return f"did you mean {found}?" if found is not None else None

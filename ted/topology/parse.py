@@ -15,7 +15,7 @@ Pure: ``inventory`` reads files and runs programs, this does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from ted.topology.model import (
     SubscriberSettings,
     Topology,
 )
-from ted.topology.names import NAME_RULE, is_name, suggestion
+from ted.topology.names import NAME_RULE, is_name, nearest, suggestion
 from ted.topology.routing import routing_problems
 from ted.topology.variables import (
     CHANNEL_FIELDS,
@@ -156,9 +156,12 @@ class _Parser:
         self._findings = _Findings()
         self._distributors = inventory.members("distributors")
         self._external = inventory.members("external_subscribers")
+        self._mistyped: dict[str, str] = {}
+        """Groups that are none of ted's and look like one of ted's that is missing -> what was meant."""
 
     def examine(self) -> Examination:
         channels = self._channels()
+        self._mistyped = _mistyped(set(self._inventory.groups) - set(channels))
         in_channels = frozenset(name for channel in channels.values() for name in channel.members)
         subscribers = (self._inventory.members("subscribers") | in_channels) - self._external
         self._check_groups(subscribers)
@@ -340,15 +343,13 @@ class _Parser:
                 f"is in external_subscribers and in {other}",
                 "External Subscribers belong to another realm: keep one of the groups",
             )
-        if not self._distributors and (subscribers or self._external):
+        for group, meant in self._mistyped.items():
+            message = f"there is no group {meant}; the group {group} means nothing to ted"
+            self._findings.warning(None, None, message, f"did you mean {meant}?")
+        if not self._distributors and (subscribers or self._external) and "distributors" not in self._mistyped.values():
             self._findings.warning(
                 None, None, "the group distributors is empty: nobody sends", "add the host that builds"
             )
-        for name in GROUPS:
-            meant = suggestion(name, self._inventory.groups, near=0.85)
-            if not self._inventory.names_group(name) and meant is not None:
-                hint = f"{meant} The group ted reads is {name}"
-                self._findings.warning(None, None, f"there is no group {name}", hint)
 
     def _check_channel_names(self, topology: Topology) -> None:
         known = topology.channels
@@ -379,10 +380,11 @@ class _Parser:
         shared = self._set_for_all()
         for host, found in self._inventory.hosts.items():
             used = _used_by(host, topology)
+            meant = {group: name for group, name in self._mistyped.items() if host in self._inventory.members(group)}
             for name, value in found.items():
                 unused = name in KNOWN_VARIABLES and name not in used
                 if unused and not (name in shared and shared[name] == value):
-                    self._findings.warning(host, name, *_why_unused(host, topology))
+                    self._findings.warning(host, name, *_why_unused(host, topology, meant))
 
     def _set_for_all(self) -> Mapping[str, Any]:
         """Variables that every host has alike, where there is more than one host."""
@@ -397,6 +399,12 @@ class _Parser:
 
 def _top(variable: str | None) -> str | None:
     return variable.split(".", 1)[0] if variable is not None else None
+
+
+def _mistyped(groups: Collection[str]) -> dict[str, str]:
+    missing = [name for name in GROUPS if name not in groups]
+    near = ((nearest(name, groups, near=0.85), name) for name in missing)
+    return {group: name for group, name in near if group is not None}
 
 
 GROUPS = ("distributors", "subscribers", "external_subscribers")
@@ -420,7 +428,10 @@ def _used_by(host: str, topology: Topology) -> frozenset[str]:
     return used
 
 
-def _why_unused(host: str, topology: Topology) -> tuple[str, str | None]:
+def _why_unused(host: str, topology: Topology, meant: Mapping[str, str]) -> tuple[str, str | None]:
+    """Return message and hint; ``meant``: mistyped groups that the host is in -> the group that was meant."""
+    for group, name in meant.items():
+        return f"has no effect: the group {group} of this host means nothing to ted", f"did you mean {name}?"
     node = topology.nodes.get(host)
     if node is None:
         return "has no effect: the host is in none of ted's groups", "add it to subscribers, or to a channel"

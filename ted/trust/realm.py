@@ -441,12 +441,18 @@ def explain(error: ssl.SSLError, peer: str) -> TrustError:
     for words, what, now in _REASONS:
         if any(word in reason for word in words):
             return TrustError(what.format(peer=peer), hint=now.format(peer=peer))
-    return TrustError(f"{peer}: no secure connection: {reason}", hint=f"is a ted agent (https) at {peer}?")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return TrustError(f"{peer}: its certificate does not hold: {reason}", hint=_REISSUE.format(peer=peer))
+    return TrustError(f"{peer}: no secure connection: {reason}", hint=_WHO_ANSWERS.format(peer=peer))
 
 
 _REISSUE = (
     "on {peer}: ted realm request {peer}, then have it issued; or playbooks/install.yml --limit {peer}"
     " (or is it another agent that answers at that address and port?)"
+)
+_WHO_ANSWERS = (
+    "is it the agent of {peer} that answers at its ted_address and ted_port? `ss -ltnp` there tells who listens;"
+    " its ted_transport must be the same as here"
 )
 _OWN = "issue this node's certificate anew: ted realm request NODE, then ted realm issue; or install.yml"
 _REASONS: tuple[tuple[tuple[str, ...], str, str], ...] = (
@@ -465,6 +471,12 @@ _REASONS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("certificate required",), "{peer} refuses this node: it showed no certificate", _OWN),
     (("alert bad certificate", "alert unsupported certificate", "alert certificate unknown"),
      "{peer} refuses this node's certificate", _OWN),
+    # what is no conversation at all
+    (("wrong version number", "record layer failure", "packet length too long", "http request", "unexpected message"),
+     "{peer}: what answers speaks plain HTTP or something else, but no TLS", _WHO_ANSWERS + ", and a proxy in between "
+     "must pass TLS through"),
+    (("alert protocol version", "unsupported protocol", "alert handshake failure", "no shared cipher"),
+     "{peer}: what answers speaks no TLS 1.3", _WHO_ANSWERS),
 )  # fmt: skip
 
 

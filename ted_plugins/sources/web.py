@@ -48,6 +48,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 # libcurl's numbers: https://curl.se/libcurl/c/libcurl-errors.html
 _UNREACHABLE = frozenset({5, 6, 7, 97})
+_NO_TLS = 35
 _DISTRUSTED = frozenset({51, 58, 60, 64, 66, 77, 80, 82, 83, 90, 91})
 
 
@@ -418,6 +419,8 @@ class WebSession:
             return UnreachableError(message, hint="is the address right, and the server (or proxy) up?")
         if number in _DISTRUSTED:
             return TrustError(message, hint="`ca` names the file of the authority to trust; see also `certificate`")
+        if number == _NO_TLS:
+            return TransferError(message, hint="does that port speak https? http:// if not, or a proxy is in between")
         return TransferError(message)
 
 

@@ -180,6 +180,10 @@ PLAY = """
               'nodes': hostvars | ted.distribution.nodes(groups),
               'targets': hostvars | ted.distribution.targets(groups),
               'owners': hostvars | ted.distribution.owners(groups, distribution='app'),
+              'meant': [hostvars | ted.distribution.meant(groups, distribution='ap'),
+                        hostvars | ted.distribution.meant(groups, distribution='zzz'),
+                        hostvars | ted.distribution.meant(groups, channel='poss'),
+                        hostvars | ted.distribution.meant(groups, distribution='app', channel='pos')],
               's01': hostvars | ted.distribution.node_settings(groups, 's01'),
               's02': hostvars | ted.distribution.node_settings(groups, 's02'),
               'slip': lookup('ted.distribution.routing_slip', 'pos', limit=['s01'])} | to_json }}
@@ -229,6 +233,14 @@ def test_relays_are_nodes_without_a_group_and_external_subscribers_are_not(filte
     assert set(filtered["nodes"]) == {"hq", "relay", "s01", "s02", "lonely"}
     assert set(filtered["targets"]) == {"s01", "s02"}
     assert filtered["owners"] == ["hq"]
+
+
+def test_a_name_that_nobody_has_is_answered_with_those_there_are(filtered: Any) -> None:
+    near, none_near, channel, both = filtered["meant"]
+    assert near == "did you mean app?"
+    assert none_near.startswith("there are these distributions: app")
+    assert channel == "did you mean pos?"
+    assert both.startswith("the channels with app are: pos")
 
 
 def test_a_node_knows_its_parent_by_hierarchy_first(filtered: Any) -> None:

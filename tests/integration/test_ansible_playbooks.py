@@ -165,6 +165,7 @@ def test_status_shows_who_has_what_and_the_tree(site: Any) -> None:
 def test_a_distribution_nobody_owns_is_refused_by_name(site: Any) -> None:
     for playbook in ("build", "send", "extract", "rollback"):
         assert "nosuch" in site.play(playbook, "-e", "ted_distribution=nosuch", fails=True).output
+    assert "did you mean stdlib?" in site.play("rollback", "-e", "ted_distribution=stdlb", fails=True).output
 
 
 def test_a_receiver_that_is_down_fails_the_send_by_name_and_hangs_nothing(site: Any) -> None:

@@ -37,7 +37,8 @@ def test_plan_reckons_bytes_and_time_per_line(sent: Fleet) -> None:
 
 def test_status_knows_who_was_never_heard_of_and_who_has_it(sent: Fleet) -> None:
     rows = sent.ted("hq", "status")
-    assert all(set(row) == {"node", "distributor", "distribution", "revision", "state", "at", "error"} for row in rows)
+    names = {"node", "distributor", "distribution", "revision", "state", "installed", "at", "error"}
+    assert all(set(row) == names for row in rows)
     sent.ted("hq", "send")
     assert {row["node"]: row["state"] for row in sent.ted("hq", "status")} == {
         "s01": "received", "e01": "received", "e02": "received",
@@ -70,6 +71,47 @@ def test_reports_list_events_sends_and_revisions(sent: Fleet) -> None:
     assert sent.ted("hq", "report", "sends")[0]["without"] == 0
     assert sent.ted("e01", "report", "revisions")[0]["files"] == 40
     assert sent.ted("hq", "report", "failures") == []
+
+
+def test_a_subscriber_is_told_where_the_inventory_is(sent: Fleet) -> None:
+    with pytest.raises(CommandError) as caught:
+        sent.ted("e01", "tree")
+    assert caught.value.returncode == 14
+    assert caught.value.error["message"].startswith("e01 is no Distributor")
+    assert "on a Distributor" in caught.value.error["hint"]
+
+
+def test_reports_speak_to_people(sent: Fleet) -> None:
+    sent.ted("hq", "send")
+    assert "went well since is not in it" in " ".join(sent.ted_text("hq", "report", "-h").split())
+    assert "nothing is failed now" in sent.ted_text("hq", "report", "failures")
+    assert "without it" in sent.ted_text("hq", "report", "sends").splitlines()[0]
+
+
+def test_a_failed_send_is_told_beside_what_is_in_service(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.settings["retry_for"] = 1
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    fleet.ted("e01", "extract", "app")
+    first = fleet.ted("e01", "status")[0]["installed"]
+    fleet.until(lambda: fleet.ted("hq", "status", "--node", "e01")[0]["installed"] == first)
+    fleet.kill("e01")
+    second = fleet.ted("hq", "build", "--force")["distributions"][0]["revision"]
+    with pytest.raises(CommandError):
+        fleet.ted("hq", "send")
+    (row,) = fleet.ted("hq", "status", "--node", "e01")
+    assert (row["state"], row["revision"], row["installed"]) == ("failed", second, first)
+    assert f"e01  ✘ failed  {second}  (installed: {first})" in fleet.ted_text("hq", "tree")
+    head, _, line, *_ = fleet.ted_text("hq", "status").splitlines()
+    assert "installed" in head
+    assert (second in line, first in line) == (True, True)
+    said = fleet.ted_text("hq", "report", "failures")
+    assert said.splitlines()[0].split()[:3] == ["node", "distribution", "distributor"]
+    assert "e01 (app): e01 (127.0.0.1:" in said
+    assert "does not answer" in said
 
 
 def test_purge_shows_first_and_removes_only_what_nobody_needs(sent: Fleet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -219,6 +220,15 @@ def test_a_window_that_is_over_sends_nothing(fleet: Fleet) -> None:
     with pytest.raises(CommandError) as caught:
         fleet.ted("hq", "send", "--until", "2s")  # e01 does not run
     assert "the window of the send closed at" in caught.value.error["message"]
+    assert "the next `ted send` goes on from there" in caught.value.error["hint"]
+    with pytest.raises(CommandError) as caught:
+        fleet.ted_text("hq", "send", "--until", "2s")
+    said = str(caught.value)
+    end = r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \(UTC[+-]\d\d:\d\d\)"
+    assert re.search(f"the window of this send ends at {end}", said)
+    assert re.search(f"the window of the send closed at {end}; without their revision are still e01", said)
+    assert re.search(r"e01 +0 B +window closed", said)
+    assert "failed" not in said.replace("nothing failed", "")
 
 
 def test_who_asks_for_its_offers_after_the_window_fails_once_and_not_at_each_poll(fleet: Fleet) -> None:

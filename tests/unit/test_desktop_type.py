@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from install_depot import Depot
+from install_depot import NAME, Depot
 from install_trees import snapshot
 
 from ted import plugins
 from ted.errors import BuildError, EmptySourceError, OptionsError, TargetError
+from ted.install.verify import verify_installed
 from ted_plugins import desktop
 from ted_plugins.desktop.entry import in_turn, launcher_of, quoted, with_defaults
 
@@ -112,6 +113,16 @@ def test_check_mode_foretells_and_changes_nothing(depot: Depot, source: Path, ta
     done = depot.extract(diff=True)
     assert foretold.actions == done.actions
     assert [(c.path, c.change) for c in foretold.diff] == [(c.path, c.change) for c in done.diff]
+
+
+def test_verify_names_what_drifted_and_not_the_command_that_would_follow(
+    depot: Depot, source: Path, target: Path
+) -> None:
+    depot.build(type="desktop", applications=[till(source)])
+    depot.extract()
+    (target / "usr/local/share/applications/till.desktop").write_text("[Desktop Entry]\nName=Mine\n")
+    (problem,) = verify_installed(depot.host, "hq", NAME)
+    assert (problem.path, problem.what) == (f"{target}/usr/local/share/applications/till.desktop", "content")
 
 
 def test_a_rollback_leaves_nothing_of_it_nor_of_its_caches(depot: Depot, source: Path, target: Path) -> None:

@@ -316,6 +316,12 @@ def test_certificates_are_verified(site: Site, server: Nginx, served: Path) -> N
         site.build({"url": f"{server.tls_url}/", "ca": str(server.root / "none.pem")})
 
 
+def test_https_where_plain_http_is_spoken_has_a_hint(site: Site, server: Nginx) -> None:
+    with pytest.raises(TransferError) as caught:
+        site.build(f"{server.url.replace('http:', 'https:')}/d/")
+    assert "http:// if not" in (caught.value.hint or "")
+
+
 def test_a_client_certificate_is_shown(site: Site, server: Nginx) -> None:
     url, known = f"{server.tls_url}/mine/", {"ca": server.ca}
     with pytest.raises(RefusedError):

@@ -96,9 +96,13 @@ def test_what_is_not_known_is_said_with_what_to_do(run: Run) -> None:
     code, data = run("extract", "nothing")
     assert (code, data["error"]["type"]) == (13, "UnknownNameError")
     assert data["error"]["hint"]
+    assert run("verify", "ap")[1]["error"]["hint"] == "did you mean app?"
     assert run("extract", "--revision", "20260101T000000000000Z")[0] == 14
     assert run("extract", "app", "--revision", "20260101T000000000000Z")[0] == 13
     assert run("rollback", "app")[0] == 45
+    run("extract", "app")
+    code, data = run("rollback", "ap")
+    assert (code, data["error"]["hint"]) == (45, "did you mean app?")
 
 
 def test_verify_finds_and_mends_drift_and_finds_damage_of_the_store(hq: Fleet, run: Run, source: Path) -> None:
@@ -130,6 +134,15 @@ def test_a_forged_record_is_never_extracted(hq: Fleet, run: Run) -> None:
     assert 20 <= code < 30
     assert data["error"]["hint"]
     assert not (hq.root / "dest").exists()
+
+
+def test_what_cannot_be_trusted_is_no_damage(hq: Fleet, run: Run) -> None:
+    for root in [*hq.config("hq").rglob("*root.json"), *hq.working("hq").rglob("root.json")]:
+        root.unlink()
+    for words in ((), ("--stored",)):
+        code, data = run("verify", "app", *words)
+        assert (code, data["error"]["type"]) == (25, "UntrustedDistributorError"), words
+        assert "trust import" in data["error"]["hint"]
 
 
 def test_types_are_listed_with_the_schema_of_their_options(run: Run) -> None:

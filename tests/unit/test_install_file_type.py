@@ -329,14 +329,27 @@ def test_rollback_goes_back_one_revision_or_to_the_one_named(depot: Depot, sourc
     assert snapshot(target) == states[0]
 
 
-def test_rollback_leaves_other_peoples_files_and_says_so(depot: Depot, source: Path, target: Path) -> None:
+def test_a_directory_that_others_use_by_now_stays_without_a_warning(depot: Depot, source: Path, target: Path) -> None:
     depot.build(to(source))
     depot.extract()
     (target / "bin" / "theirs").write_text("x")
     result = depot.rollback()
     assert result.state == "rolled_back"
-    assert any("bin" in warning for warning in result.warnings)
+    assert result.warnings == []
     assert [path.name for path in target.rglob("*")] == ["bin", "theirs"]
+
+
+def test_a_directory_of_others_in_the_place_of_a_file_is_told(depot: Depot, source: Path, target: Path) -> None:
+    target.mkdir()
+    (target / "readme.txt").write_text("there before")
+    depot.build(to(source))
+    depot.extract()
+    (target / "readme.txt").unlink()
+    (target / "readme.txt").mkdir()
+    (target / "readme.txt" / "theirs").write_text("x")
+    (warning,) = depot.rollback().warnings
+    assert "readme.txt" in warning
+    assert (target / "readme.txt" / "theirs").exists()
 
 
 def test_a_rollback_without_undo_log_extracts_the_kept_revision_again(depot: Depot, source: Path, target: Path) -> None:
@@ -351,6 +364,20 @@ def test_a_rollback_without_undo_log_extracts_the_kept_revision_again(depot: Dep
     assert (target / "readme.txt").read_text() == "read me\n"
     with pytest.raises(NothingToRollBackError):
         depot.rollback(revision="20200101T000000000000Z")
+
+
+def test_a_rollback_to_no_revision_says_which_there_are(depot: Depot, source: Path) -> None:
+    stamps = []
+    for number in range(3):
+        (source / "readme.txt").write_text(f"{number}")
+        stamps.append(depot.build(to(source)))
+        depot.extract()
+    for nonsense, order in (("yesterday", (1, 0)), (stamps[1][:-1], (1, 0)), (stamps[0][:-1], (0, 1))):
+        with pytest.raises(NothingToRollBackError) as caught:
+            depot.rollback(revision=nonsense)
+        assert f"{nonsense} is not kept here" in caught.value.message
+        there = ", ".join(stamps[each] for each in order)
+        assert caught.value.hint == f"there are {there}; installed is {stamps[2]}"
 
 
 def test_undo_logs_live_as_long_as_max_revisions_says(depot: Depot, source: Path) -> None:

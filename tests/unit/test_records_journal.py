@@ -6,6 +6,7 @@ import multiprocessing
 import sqlite3
 import time
 from contextlib import closing
+from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ def journal(tmp_path: Path):
     journal.close()
 
 
-def row(state: State, *, node: str = "e01", revision: str = R1, seq: int = 0, **more: object) -> NodeState:
+def row(state: State, *, node: str = "e01", revision: str | None = R1, seq: int = 0, **more: object) -> NodeState:
     return NodeState(node, "hq", "dat", revision, state, "2026-01-01T00:00:00+00:00", seq=seq, **more)  # type: ignore[arg-type]
 
 
@@ -56,6 +57,41 @@ def test_old_news_changes_nothing(journal: Journal) -> None:
     journal.learn([row(State.EXTRACTED, seq=20)], forward=False)
     assert journal.learn([row(State.RECEIVED, seq=10)], forward=False) == []
     assert state_of(journal) == ("extracted", R1)
+
+
+def installed(journal: Journal, node: str = "e01") -> str | None:
+    return journal.states(node=node)[0].installed
+
+
+def test_what_is_installed_stays_known_whatever_becomes_of_the_next_revision(journal: Journal) -> None:
+    journal.learn([row(State.RECEIVED, seq=10)], forward=False)
+    assert installed(journal) is None
+    journal.learn([row(State.EXTRACTED, seq=20)], forward=False)
+    for state, seq in ((State.PENDING, 0), (State.FAILED, 0), (State.RECEIVED, 30), (State.FAILED, 40)):
+        journal.learn([row(state, revision=R2, seq=seq)], forward=False)
+        assert (state_of(journal), installed(journal)) == ((state, R2), R1)
+    journal.learn([row(State.EXTRACTED, revision=R2, seq=50)], forward=False)
+    assert installed(journal) == R2
+    journal.learn([row(State.ROLLED_BACK, revision=None, seq=60)], forward=False)
+    assert installed(journal) is None, "what was there before ted is back"
+
+
+def test_a_receipt_says_what_is_installed_even_if_the_one_of_then_was_never_taken(journal: Journal) -> None:
+    journal.report("hq", "dat", R1, State.EXTRACTED)
+    journal.report("hq", "dat", R2, State.RECEIVED)
+    (receipt,) = journal.outbox()
+    assert (receipt.state, receipt.revision, receipt.installed) == (State.RECEIVED, R2, R1)
+    above = NodeState.from_dict(receipt.to_dict())
+    journal.learn([replace(above, node="s01")], forward=True)
+    assert installed(journal, "s01") == R1
+    assert [each.installed for each in journal.outbox()] == [R1, R1]
+
+
+def test_nobody_else_says_what_a_node_has_installed(journal: Journal) -> None:
+    journal.learn([row(State.PENDING, installed=R2)], forward=False)
+    assert installed(journal) is None
+    with pytest.raises(FormatError):
+        NodeState.from_dict(row(State.RECEIVED, seq=1).to_dict() | {"installed": "../etc"})
 
 
 def test_a_guess_never_replaces_the_news_that_a_node_has_it(journal: Journal) -> None:

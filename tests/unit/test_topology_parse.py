@@ -438,5 +438,24 @@ def test_a_variable_of_a_run_and_a_misspelt_group_are_doubtful() -> None:
         "hq: ted_distribution: narrows one run: it belongs after -e, not here"
     ]
     assert warnings({"subscriber": {"hosts": ["s01"]}, "distributors": {"hosts": ["hq"]}}) == [
-        "there is no group subscribers"
+        "there is no group subscribers; the group subscriber means nothing to ted"
     ]
+
+
+def test_a_misspelt_group_of_the_contract_is_named_wherever_it_shows() -> None:
+    data = small()
+    data["distributor"] = data.pop("distributors")
+    data["_meta"]["hostvars"]["hq"]["ted_routing_hierarchy"] = ["s01"]
+    assert {(str(warning), warning.hint) for warning in examine_inventory(data).warnings} == {
+        ("there is no group distributors; the group distributor means nothing to ted", "did you mean distributors?"),
+        ("hq: ted_routing_hierarchy: has no effect: the group distributor of this host means nothing to ted",
+         "did you mean distributors?"),
+    }  # fmt: skip
+
+
+def test_a_channel_may_have_a_name_that_is_nearly_a_group_of_the_contract() -> None:
+    data = {
+        "_meta": {"hostvars": {name: {"ted_channels": {"subscriber": {}}} for name in ("hq", "s01")}},
+        "distributors": {"hosts": ["hq"]}, "subscriber": {"hosts": ["s01"]},
+    }  # fmt: skip
+    assert warnings(data) == []

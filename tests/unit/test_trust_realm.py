@@ -287,8 +287,18 @@ def test_plain_http_in_place_of_tls_is_explained(authority: RealmAuthority, tmp_
     with pytest.raises(ssl.SSLError) as caught:
         s01.client_context().wrap_bio(incoming, outgoing).do_handshake()
     error = explain(caught.value, "hq")
-    assert error.message.startswith("hq: no secure connection")
-    assert "https" in (error.hint or "")
+    assert error.message == "hq: what answers speaks plain HTTP or something else, but no TLS"
+    assert "ted_transport" in (error.hint or "")
+    assert "proxy" in (error.hint or "")
+
+
+@pytest.mark.parametrize("reason", ["invalid CA certificate", "Missing Authority Key Identifier"])
+def test_whatever_is_wrong_with_a_certificate_has_a_hint(reason: str) -> None:
+    error = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+    error.verify_message = reason
+    said = explain(error, "s01")
+    assert said.message == f"s01: its certificate does not hold: {reason.lower()}"
+    assert "ted realm request s01" in (said.hint or "")
 
 
 def handshake_bytes(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[int, int]:

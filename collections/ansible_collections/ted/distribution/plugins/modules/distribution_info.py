@@ -59,6 +59,7 @@ status:
       distribution: dat
       distributor: hq
       error: null
+      installed: 20261122T125447123456Z
       node: s01
       revision: 20261122T125447123456Z
       state: extracted

@@ -84,7 +84,7 @@ def main():
     ted = Ted(module)
     if ted.missing:
         module.exit_json(changed=False, installed=False, executable=None, config=ted.config)
-    agent = ted.ask("agent", "status", tolerate=(10,))
+    agent = ted.ask("agent", "status", tolerate=(10, 70))
     agent.pop("error", None)
     module.exit_json(
         changed=False,

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -244,6 +245,26 @@ def owners(hostvars, groups, distribution=None, channel=None):
     if channel:
         return [host for host in distributors(groups) if channel in channels_of(hostvars, host, distribution)]
     return [host for host in distributors(groups) if chosen(hostvars, host, distribution)]
+
+
+def meant(hostvars, groups, distribution=None, channel=None):
+    """Return what to say of a distribution and a channel that no Distributor has together."""
+    hosts = distributors(groups)
+    known = sorted({str(name) for host in hosts for name in get(hostvars, host, "ted_distributions", {}) or {}})
+    if distribution and distribution not in known:
+        return near("distributions", distribution, known)
+    if channel and channel not in channels(hostvars, groups):
+        return near("channels", channel, sorted(channels(hostvars, groups)))
+    used = sorted({name for host in hosts for name in channels_of(hostvars, host, distribution)})
+    return "the channels with %s are: %s" % (distribution or "distributions", ", ".join(used) or "none")
+
+
+def near(what, name, known):
+    """Return the names near ``name``, or all that there are."""
+    found = difflib.get_close_matches(name, known, n=3)
+    if found:
+        return "did you mean %s?" % " or ".join(found)
+    return "there are these %s: %s" % (what, ", ".join(known) or "none")
 
 
 def chosen(hostvars, owner, distribution=None):
