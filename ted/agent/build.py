@@ -23,7 +23,7 @@ from ted.config import NodeConfig
 from ted.content import retention
 from ted.content.builder import BuildResult, RevisionBuilder
 from ted.content.durable import read_bounded
-from ted.content.patch.kept import closed_by, make_patch, patches_of, was_cut_short
+from ted.content.patch.kept import closed_by, make_patch, patches_of, waits, was_cut_short
 from ted.content.record import MAX_RECORD_BYTES
 from ted.content.working import LOCK_NAME, RECORD_NAME
 from ted.errors import BuildError, ConfigError, RepositoryError, TedError, UnknownNameError
@@ -253,7 +253,8 @@ class Builder:
             if ref is not None:
                 directory = self._working.distribution(self._config.node, name)
                 with suppress(RepositoryError):  # a damaged one is not told
-                    found[stamp] = {before: Patch(ref.bytes, ref.root, closed_by(directory, ref))}
+                    compressors, waiting_bytes = closed_by(directory, ref), waits(directory, ref)
+                    found[stamp] = {before: Patch(ref.bytes, ref.root, compressors, waiting_bytes)}
         return found
 
     def _in_use(self, name: str) -> set[str]:

@@ -6,6 +6,7 @@ Rules:
  * Who passes on to nobody leaves out a patch that was proved with other compressors than those here; who has children
    fetches it for them.
  * What is rebuilt is taken block by block against the signed list, as if it had come over the line.
+ * Room is counted for all that a chain of patches ever has on the disk: patches, packs between, what waits meanwhile.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from pathlib import Path
 from ted.content.blocks import PACK_NAME, PartialPack
 from ted.content.durable import read_bounded, replace_file
 from ted.content.opening.codecs import Codec, behaviour
-from ted.content.patch.apply import apply_patch
+from ted.content.patch.apply import apply_patch, waiting_bytes
 from ted.content.patch.kept import RebuiltPack, patch_ref
-from ted.content.patch.opened import opened_bytes
 from ted.content.record import MAX_RECORD_BYTES, PackRef, RevisionRecord
 from ted.content.revision import Revision
 from ted.content.working import RECORD_NAME
@@ -48,6 +48,8 @@ class Step:
     before: RevisionRecord
     record: RevisionRecord
     patch: PackRef
+    waiting_bytes: int = 0
+    """What waits on the disk while it is applied, as the catalog tells."""
 
 
 def chain_of_patches(wanted: str, held: Sequence[str], leads: Leads) -> list[tuple[str, str, PackRef]]:
@@ -104,14 +106,32 @@ def plan_steps(
         between = new.packs[1:] if new is not wanted else ()
         if any(ref.revision not in made and _missing_bytes(directory, ref) for ref in between):
             return []
-        steps.append(Step(old, new, patch))
+        steps.append(Step(old, new, patch, view.patches(name, stamp)[before].waiting_bytes))
     return steps
 
 
-def _missing_bytes(directory: Path, ref: PackRef) -> int:
+def most_bytes(directory: Path, wanted: RevisionRecord, steps: Sequence[Step]) -> int:
+    """Return how much more of the disk is taken when most is, on the way to ``wanted`` by ``steps``.
+
+    What waits while a patch is applied is gone after that; all else stays. It is enough for the blocks too, at any
+    moment at which a patch turns out to be of no use.
+    """
+    taken = most = 0
+    made = set()
+    for step in steps:
+        own = step.record.packs[0]
+        taken += _missing_bytes(directory, step.patch) + _missing_bytes(directory, own, whole=True)
+        most = max(most, taken + step.waiting_bytes)
+        made.add(own.revision)
+    taken += sum(_missing_bytes(directory, ref) for ref in wanted.packs if ref.revision not in made)
+    return max(most, taken)
+
+
+def _missing_bytes(directory: Path, ref: PackRef, *, whole: bool = False) -> int:
+    """Return the bytes of the live blocks of a pack that are not here; ``whole``: of all its blocks."""
     pack = PartialPack(directory / ref.revision, ref)
     try:
-        return sum(min(count * ref.block_bytes, ref.bytes) for _, count in pack.missing())
+        return runs_bytes(ref, pack.missing([(0, ref.blocks)] if whole else None))
     finally:
         pack.close()
 
@@ -145,19 +165,19 @@ def use_patch(
     """Rebuild the own pack of a step's revision; ``came`` is called for each block that is here now.
 
     Raises:
-        RepositoryError: The patch does not give the pack (another zstd, or something is damaged), or what it opens
-            has no room above ``min_free_bytes``.
+        RepositoryError: The patch does not give the pack (another zstd, or something is damaged), or the pack and
+            what waits meanwhile have no room above ``min_free_bytes``.
         TransferError: The disk failed.
     """
     missing = pack.missing([(0, pack.ref.blocks)])
     if not missing:
         return
-    waiting_bytes = opened_bytes(directory / step.patch.revision / PACK_NAME)
-    if waiting_bytes:
-        try:
-            check_space(directory, waiting_bytes + runs_bytes(pack.ref, missing), min_free_bytes)
-        except NoSpaceError as error:  # the blocks may well have room
-            raise RepositoryError(f"no room to open packages: {error.message}", hint=error.hint) from error
+    waiting = waiting_bytes(directory / step.patch.revision / PACK_NAME)
+    try:
+        check_space(directory, waiting + runs_bytes(pack.ref, missing), min_free_bytes)
+    except NoSpaceError as error:  # the blocks may well have room
+        problem = f"no room to open packages and to make the pack: {error.message}"
+        raise RepositoryError(problem, hint=error.hint) from error
     with Saver(pack) as saver, Revision(directory, step.before).open() as old:
         try:
             apply_patch(directory / step.patch.revision / PACK_NAME, old, _Rebuilt(pack, came, saver.check))

@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ted.agent.node import Node
-from ted.agent.patching import Step, plan_steps, use_patch
+from ted.agent.patching import Step, most_bytes, plan_steps, use_patch
 from ted.agent.sender import Sender, window_closed
 from ted.content import retention
 from ted.content.durable import read_bounded, replace_file
@@ -534,9 +534,10 @@ class _Transfer:
                 view = self._node.view(distributor, self._source.metadata)
                 held, for_others = working.received(distributor, distribution), bool(self.slip.hop.children)
                 steps = plan_steps(view, directory, record, held, for_others=for_others)
+                check_space(directory, most_bytes(directory, record, steps) if steps else 0, self._node.config.min_free)
             for step in steps:
                 self._incoming_of(step.patch, loop)
-        except (RefusedError, RepositoryError, UnknownNameError) as error:
+        except (NoSpaceError, RefusedError, RepositoryError, UnknownNameError) as error:  # blocks need less room
             log.info("%s: no patch: %s", "/".join(self.key), error)
             self._with_patches = False
             return []
@@ -549,15 +550,15 @@ class _Transfer:
         """Fetch a patch and rebuild a pack with it; where that fails, its blocks are fetched as without."""
         if not self._with_patches:
             return
-        own = self._incoming_of(step.record.packs[0], loop)
         try:
+            own = self._incoming_of(step.record.packs[0], loop)
             self._fetch_pack(step.patch, self._incoming[step.patch.revision])
             if not self._stopped.is_set():
                 directory = self._node.working.distribution(*self.key[:2])
                 with _disk_errors():
                     use_patch(directory, step, own.pack, lambda: self._rebuilt(own),
                               min_free_bytes=self._node.config.min_free)  # fmt: skip
-        except (RefusedError, RepositoryError) as error:
+        except (NoSpaceError, RefusedError, RepositoryError) as error:
             log.warning("%s: the patch is of no use: %s", "/".join(self.key), error)
             self._with_patches = False
         self._patched.discard(step.record.revision)
@@ -566,6 +567,12 @@ class _Transfer:
         self._progressed, self._progress_at_s = True, time.monotonic()
         own.advanced()
         self._unless_stopped()
+        self._leave_free(own)
+
+    def _leave_free(self, incoming: Incoming) -> None:
+        """Refuse the next block where it would take what must stay free: others fill the disk as well."""
+        if self._node.config.min_free and incoming.pack.missing():
+            check_space(self._node.working.path, incoming.pack.ref.block_bytes, self._node.config.min_free)
 
     def _incoming_of(self, ref: PackRef, loop: asyncio.AbstractEventLoop) -> Incoming:
         """Return the pack or patch as what comes in, its block list fetched and checked."""
@@ -614,10 +621,12 @@ class _Transfer:
                 self.bytes_done += size_bytes
                 self._progressed = True
                 incoming.advanced()
+                self._leave_free(incoming)
             self._tell()
 
         config = self._node.config
         patience = Patience(config.min_rate, patience_window_s(config.timeout))
+        check_space(self._node.working.path, runs_bytes(ref, incoming.pack.missing()), config.min_free)
         with _disk_errors():
             in_time = fetch_blocks(
                 self._source, self.key[1], ref, incoming.pack, gate=self._node.gate_in, patience=patience,

@@ -98,7 +98,7 @@ def check_space(directory: Path, missing_bytes: int, min_free_bytes: int | None)
     """
     disk = os.statvfs(directory)
     free = disk.f_bavail * disk.f_frsize
-    floor = max(min_free_bytes or 0, SPARE_BYTES)
+    floor = (min_free_bytes or 0) + SPARE_BYTES
     if missing_bytes and missing_bytes + floor > free:
         raise NoSpaceError(
             f"{directory}: {missing_bytes} bytes to receive, {free} are free and {floor} must stay free",

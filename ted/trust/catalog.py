@@ -171,10 +171,7 @@ class Catalog:
         }
         for stamp, told in (patches or {}).items():
             wanted[names.target_path(distribution, stamp)].unrecognized_fields["custom"] = {
-                "patches": {
-                    before: [patch.bytes, patch.root, *([list(patch.closed_by)] if patch.closed_by else [])]
-                    for before, patch in told.items()
-                }
+                "patches": {before: patch.row() for before, patch in told.items()}
             }
         with self._edit() as chain:
             changed = self._publish(chain, distribution, wanted)

@@ -37,16 +37,27 @@ _ROOT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 DISTRIBUTOR_FIELD = "x-ted-distributor"
 
 _MAX_COMPRESSORS = 16
+_MAX_BYTES = 1 << 50
 
 S = TypeVar("S", bound=Signed)
 
 
 class Patch(NamedTuple):
-    """A patch as the catalog tells it: its bytes, the root of its block list, the compressors it was proved with."""
+    """A patch as the catalog tells it: its bytes, the root of its block list, the compressors it was proved with.
+
+    ``waiting_bytes`` wait on the disk while it is applied, and are gone afterwards.
+    """
 
     bytes: int
     root: str
     closed_by: tuple[str, ...] = ()
+    waiting_bytes: int = 0
+
+    def row(self) -> list[Any]:
+        """Return it as it stands in the catalog."""
+        if self.waiting_bytes:
+            return [self.bytes, self.root, list(self.closed_by), self.waiting_bytes]
+        return [self.bytes, self.root, *([list(self.closed_by)] if self.closed_by else [])]
 
 
 @dataclass(frozen=True)
@@ -110,17 +121,19 @@ class Chain:
 
 
 def _is_patch(value: object) -> bool:
-    if not isinstance(value, list) or len(value) not in {2, 3}:
+    if not isinstance(value, list) or len(value) not in {2, 3, 4}:
         return False
     size, root = value[:2]
-    texts = value[2] if len(value) == 3 else []
+    texts = value[2] if len(value) > 2 else []
+    waiting = value[3] if len(value) > 3 else 0
     if not isinstance(texts, list) or len(texts) > _MAX_COMPRESSORS or not all(isinstance(text, str) for text in texts):
         return False
-    return type(size) is int and 0 < size < 1 << 50 and isinstance(root, str) and _ROOT.fullmatch(root) is not None
+    sizes = type(size) is int and 0 < size < _MAX_BYTES and type(waiting) is int and 0 <= waiting < _MAX_BYTES
+    return sizes and isinstance(root, str) and _ROOT.fullmatch(root) is not None
 
 
 def _patch(row: list[Any]) -> Patch:
-    return Patch(row[0], row[1], tuple(row[2]) if len(row) == 3 else ())
+    return Patch(row[0], row[1], tuple(row[2]) if len(row) > 2 else (), row[3] if len(row) > 3 else 0)
 
 
 def distributor_of(root: Root) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -155,3 +156,109 @@ def test_a_disk_that_fills_at_a_receiver_keeps_what_came_and_goes_on_when_there_
     assert line.bytes < 10 * MIB
     fleet.ted("e01", "extract")
     assert same_trees(fleet.root / "source", fleet.root / "e01" / "dest" / "app") == ""
+
+
+class Gauge:
+    """Notes the least that a disk has had free, while the body of the ``with`` runs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._ended = path, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.least_bytes = 1 << 60
+
+    def __enter__(self) -> Gauge:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.002):
+            self._look()
+
+    def _look(self) -> None:
+        disk = os.statvfs(self._path)
+        self.least_bytes = min(self.least_bytes, disk.f_bavail * disk.f_frsize)
+
+
+@needs_root
+def test_a_chain_of_patches_leaves_free_what_shall_stay_free(
+    fleet: Fleet, small_disk: Callable[[str], SmallDisk], meter: Callable[[Fleet, str], CountingProxy]
+) -> None:
+    floor, size = 6 * MIB, 6 * MIB
+    two_tiers(fleet, leaves=1)
+    fleet.hostvars["e01"]["ted_min_free"] = floor
+    disk, line = small_disk("e01"), meter(fleet, "s01")
+    big = fleet.root / "source" / "big"
+    big.parent.mkdir(exist_ok=True)
+    content, generator = bytearray(random.Random(1).randbytes(size)), random.Random(2)
+    big.write_bytes(content)
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    for _ in range(4):  # each changes every frame a little: the patch is small, the pack it makes is not
+        for at in range(0, size - 16, 16 << 10):
+            content[at : at + 8] = generator.randbytes(8)
+        big.write_bytes(content)
+        assert fleet.ted("hq", "build")["distributions"][0]["patch_bytes"] < size / 10
+
+    # not even the blocks have room: refused before one crosses
+    disk.leave(floor + size // 2)
+    line.zero()
+    with Gauge(disk.path) as gauge, pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "send")
+    assert "must stay free" in caught.value.error["message"]
+    assert line.bytes < MIB / 2
+    assert gauge.least_bytes >= floor
+
+    # the blocks have room, the packs between have not: the blocks come, and the floor holds all the time
+    disk.leave(floor + size * 5 // 2)
+    line.zero()
+    with Gauge(disk.path) as gauge:
+        revision = fleet.ted("hq", "send")["sends"][0]["revision"]
+    assert gauge.least_bytes >= floor
+    assert pack(fleet, "e01", revision) == pack(fleet, "hq", revision)
+    assert line.bytes > size
+
+    # and with room for all: by patches again
+    for _ in range(2):
+        for at in range(0, size - 16, 16 << 10):
+            content[at : at + 8] = generator.randbytes(8)
+        big.write_bytes(content)
+        fleet.ted("hq", "build")
+    disk.leave(floor + size * 5)
+    line.zero()
+    with Gauge(disk.path) as gauge:
+        revision = fleet.ted("hq", "send")["sends"][0]["revision"]
+    assert gauge.least_bytes >= floor
+    assert pack(fleet, "e01", revision) == pack(fleet, "hq", revision)
+    assert line.bytes < size
+
+
+@needs_root
+def test_what_others_write_meanwhile_ends_a_transfer_at_the_floor(
+    fleet: Fleet, small_disk: Callable[[str], SmallDisk], meter: Callable[[Fleet, str], CountingProxy]
+) -> None:
+    floor, size = 8 * MIB, 12 * MIB
+    two_tiers(fleet, leaves=1)
+    fleet.hostvars["e01"]["ted_min_free"] = floor
+    disk, line = small_disk("e01"), meter(fleet, "s01")
+    (fleet.root / "source").mkdir(exist_ok=True)
+    (fleet.root / "source" / "big").write_bytes(random.Random(1).randbytes(size))
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    disk.leave(floor + size + 3 * MIB)
+    line.rate_bytes_s = 4 * MIB
+    send = fleet.ted("hq", "send", "--no-wait")["sends"][0]["send"]
+    fleet.until(lambda: line.bytes > 4 * MIB)
+    (disk.path / "other").write_bytes(bytes(6 * MIB))
+    fleet.until(lambda: fleet.ted("hq", "send", "--watch", send)["sends"][0]["done"])
+    (said,) = fleet.ted("hq", "send", "--watch", send)["sends"][0]["errors"].values()
+    assert "must stay free" in said
+    found = os.statvfs(disk.path)
+    assert found.f_bavail * found.f_frsize >= floor

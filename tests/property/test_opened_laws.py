@@ -16,6 +16,7 @@ import textwrap
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -26,12 +27,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from patch_rig import assert_rebuilt, build, rebuild
 
-from ted.agent.patching import Step, is_usable, use_patch
+from ted.agent.patching import Step, is_usable, most_bytes, use_patch
 from ted.content.blocks import PACK_NAME, BlockList, PartialPack
 from ted.content.opening.codecs import Codec, Inflated, Recipe, StreamError, behaviour
 from ted.content.patch.apply import FrameKind
 from ted.content.patch.create import create_patch
-from ted.content.patch.kept import closed_by, make_patch, patch_ref, patches_of
+from ted.content.patch.kept import closed_by, make_patch, patch_ref, patches_of, waits
 from ted.content.patch.opened import Closed, OpenedLine, Spool, closing_codecs, write_opened
 from ted.content.patch.packages import CODECS, _lie_apart
 from ted.content.patch.streams import StreamWriter
@@ -380,7 +381,7 @@ def test_the_catalog_tells_by_what_a_patch_was_proved_and_a_leaf_leaves_out_what
     catalog = Catalog(tmp_path / "catalog", tmp_path / "keys")
     catalog.create("hq")
     told = Patch(ref.bytes, ref.root, closed_by(directory, ref))
-    for patch in (told, Patch(ref.bytes, ref.root)):
+    for patch in (told, told._replace(waiting_bytes=70), Patch(ref.bytes, ref.root), Patch(ref.bytes, ref.root, (), 5)):
         catalog.publish("app", {new.revision: b"record"}, {new.revision: {old.revision: patch}})
         chain = read_chain(tmp_path / "catalog", catalog.root_bytes())
         assert chain.patches("app", new.revision) == {old.revision: patch}
@@ -399,6 +400,24 @@ def test_what_is_opened_leaves_free_what_shall_stay_free(tmp_path: Path) -> None
     use_patch(directory, step, pack, lambda: None, min_free_bytes=1)
     assert pack.complete()
     pack.close()
+
+
+def test_room_is_counted_for_all_that_a_chain_of_patches_has_on_the_disk(tmp_path: Path) -> None:
+    directory, old, new = updated(tmp_path, zipped(files(1)), zipped(files(1, changed=2)))
+    assert make_patch(directory, old, new, "fast")
+    (patch,) = patches_of(directory / new.revision).values()
+    waiting_bytes = waits(directory, patch)
+    assert waiting_bytes > len(zipped(files(1)))  # what the package holds, opened
+    place, away = directory / new.revision, tmp_path / "away"
+    place.rename(away)
+    step = Step(old, new, patch, waiting_bytes)
+    assert most_bytes(directory, new, []) == new.packs[0].bytes
+    assert most_bytes(directory, new, [step]) == patch.bytes + new.packs[0].bytes + waiting_bytes
+    # a pack between is whole while it serves, though the newest revision needs next to nothing of it
+    newest = replace(new, revision="29990101T000000Z", packs=(replace(new.packs[0], revision="29990101T000000Z"),))
+    last = Step(new, newest, replace(patch, revision="29990101T000000Z/PATCH-x"), 5)
+    both = 2 * (patch.bytes + new.packs[0].bytes)
+    assert most_bytes(directory, newest, [step, last]) == max(both + 5, both // 2 + waiting_bytes)
 
 
 def test_a_patch_that_opens_nothing_names_no_compressor(tmp_path: Path) -> None:

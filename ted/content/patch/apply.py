@@ -21,11 +21,11 @@ from typing import Any
 from ted.content.entry import MAX_ROW_BYTES, unpack_one
 from ted.content.frame import DIGEST_BYTES, MAX_FRAME_BYTES, Encoded, Location, decode, encode
 from ted.content.manifest import pack_index
-from ted.content.pack import PackWriter
+from ted.content.pack import ROW, PackWriter
 from ted.content.patch.base import Base
 from ted.content.patch.covers import CoverReader
 from ted.content.patch.entries import EntryReader
-from ted.content.patch.opened import Closing, read_opened
+from ted.content.patch.opened import Closing, opened_bytes, read_opened
 from ted.content.patch.streams import StreamReader
 from ted.content.revision import RevisionReader
 
@@ -85,6 +85,29 @@ def apply_patch(path: Path, old: RevisionReader, out: PackOut) -> None:
         patch.close()
 
 
+def waiting_bytes(path: Path) -> int:
+    """Return how many bytes wait on the disk while a patch is applied: what it opens, and a row for each frame.
+
+    Raises:
+        FormatError: It is no patch.
+    """
+    patch = StreamReader(path)
+    try:
+        return opened_bytes(patch) + ROW.size * sum(count for _, count in _program(patch))
+    finally:
+        patch.close()
+
+
+def _program(patch: StreamReader) -> Iterator[tuple[int, int]]:
+    """Yield the runs of frames of the pack: (kind, how many)."""
+    total = 0
+    while told := patch.number("program"):
+        total += told // len(FrameKind)
+        if total > _MAX_FRAMES or not told // len(FrameKind):
+            raise patch.refuse("more frames than a pack has")
+        yield told % len(FrameKind), told // len(FrameKind)
+
+
 class _Application:
     def __init__(self, patch: StreamReader, old: RevisionReader, out: PackOut, directory: Path) -> None:
         self._patch = patch
@@ -94,7 +117,7 @@ class _Application:
         self._frames, gone = self._index()
         self._base = Base(old, sorted({*gone, *more}))
         self._kinds, self._counts = array("B"), array("I")
-        for kind, count in self._read_program():
+        for kind, count in _program(patch):
             self._kinds.append(kind)
             self._counts.append(count)
         content = sum(count for kind, count in zip(self._kinds, self._counts, strict=True) if kind == FrameKind.CONTENT)
@@ -185,14 +208,6 @@ class _Application:
                 frames.append([None, bool(told & 1), told >> 1])
         gone += range(at, len(old_frames))
         return frames, gone
-
-    def _read_program(self) -> Iterator[tuple[int, int]]:
-        total = 0
-        while told := self._patch.number("program"):
-            total += told // len(FrameKind)
-            if total > _MAX_FRAMES or not told // len(FrameKind):
-                raise self._patch.refuse("more frames than a pack has")
-            yield told % len(FrameKind), told // len(FrameKind)
 
     # the frames
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from ted.content.blocks import BLOCKS_NAME, PACK_NAME, BlockList, PartialPack, block_bytes_for, root_of
 from ted.content.durable import read_bounded, sync_directory, write_synced
 from ted.content.opening.codecs import behaviour
-from ted.content.patch.apply import PackOut, apply_patch
+from ted.content.patch.apply import PackOut, apply_patch, waiting_bytes
 from ted.content.patch.create import create_patch
 from ted.content.patch.opened import closing_codecs
 from ted.content.patch.packages import CODECS
@@ -65,6 +65,15 @@ def patches_of(directory: Path) -> dict[str, PackRef]:
 def closed_by(directory: Path, patch: PackRef) -> tuple[str, ...]:
     """Return the compressors that a patch was proved with (``behaviour`` of each); none where it closes nothing."""
     return tuple(behaviour(codec) for codec in sorted(closing_codecs(directory / patch.revision / PACK_NAME)))
+
+
+def waits(directory: Path, patch: PackRef) -> int:
+    """Return how many bytes wait on the disk while a patch that is here as a whole is applied.
+
+    Raises:
+        FormatError: It is no patch.
+    """
+    return waiting_bytes(directory / patch.revision / PACK_NAME)
 
 
 def make_patch(
@@ -155,5 +164,5 @@ class RebuiltPack(PackOut):
 
 __all__ = [
     "RebuiltPack", "apply_patch", "closed_by", "is_patch_name", "make_patch", "patch_place", "patch_ref", "patches_of",
-    "was_cut_short",
+    "waits", "was_cut_short",
 ]  # fmt: skip

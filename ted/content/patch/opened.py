@@ -241,18 +241,12 @@ def read_opened(patch: StreamReader, base: Base, directory: Path, new_bytes: int
         raise
 
 
-def opened_bytes(path: Path) -> int:
-    """Return how many bytes a patch lets wait on the disk while it is applied.
-
-    Raises:
-        FormatError: It is no patch.
-    """
-    patch = StreamReader(path)
-    try:
-        patch.number("opened")
-        return patch.number("opened")
-    finally:
-        patch.close()
+def opened_bytes(patch: StreamReader) -> int:
+    """Return the plain bytes that a patch, of which nothing was read yet, opens of the old line."""
+    count, plain_bytes = patch.number("opened"), patch.number("opened")
+    if count > MAX_OPENED_STREAMS or plain_bytes > MAX_OPENED_BYTES:
+        raise patch.refuse("it opens more than may be opened")
+    return plain_bytes
 
 
 def closing_codecs(path: Path) -> frozenset[Codec]:
