@@ -6,12 +6,14 @@ Rules:
  * Who passes on to nobody leaves out a patch that was proved with other compressors than those here; who has children
    fetches it for them.
  * What is rebuilt is taken block by block against the signed list, as if it had come over the line.
+ * A patch that is being applied ends within about a second when it must, whatever it does at that moment.
  * Room is counted for all that a chain of patches ever has on the disk: patches, packs between, what waits meanwhile.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ log = logging.getLogger("ted.patching")
 
 _FAULTS = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
 MAX_STEPS = 32
+CHECK_EVERY_S = 0.1
 WORTH_PERCENT = 90
 
 Leads = Callable[[str], Mapping[str, Patch]]
@@ -149,20 +152,42 @@ def _record(view: CatalogView, directory: Path, distribution: str, stamp: str) -
 
 
 class _Rebuilt(RebuiltPack):
-    def __init__(self, pack: PartialPack, came: Callable[[], None], check: Callable[[], None]) -> None:
+    def __init__(self, pack: PartialPack, came: Callable[[], None]) -> None:
         super().__init__(pack)
         self._came = came
-        self._check = check
 
     def came(self) -> None:
-        self._check()
         self._came()
 
 
+def _now_and_then(*checks: Callable[[], None]) -> Callable[[], None]:
+    """Return what calls all ``checks``, at most ten times a second however often it is called itself."""
+    next_at_s = 0.0
+
+    def check() -> None:
+        nonlocal next_at_s
+        now_s = time.monotonic()
+        if now_s >= next_at_s:
+            next_at_s = now_s + CHECK_EVERY_S
+            for each in checks:
+                each()
+
+    return check
+
+
 def use_patch(
-    directory: Path, step: Step, pack: PartialPack, came: Callable[[], None], *, min_free_bytes: int | None
-) -> None:
-    """Rebuild the own pack of a step's revision; ``came`` is called for each block that is here now.
+    directory: Path, step: Step, pack: PartialPack, came: Callable[[], None], *, min_free_bytes: int | None,
+    check: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Rebuild the own pack of a step's revision.
+
+    Args:
+        directory: The distribution's.
+        step: What to do; its patch is here.
+        pack: Where the bytes go; blocks that are here stay as they are.
+        came: Called for each block that is here now.
+        min_free_bytes: What must stay free on the disk.
+        check: Called several times a second, also while no block comes; what it raises ends the work.
 
     Raises:
         RepositoryError: The patch does not give the pack (another zstd, or something is damaged), or the pack and
@@ -180,7 +205,8 @@ def use_patch(
         raise RepositoryError(problem, hint=error.hint) from error
     with Saver(pack) as saver, Revision(directory, step.before).open() as old:
         try:
-            apply_patch(directory / step.patch.revision / PACK_NAME, old, _Rebuilt(pack, came, saver.check))
+            path, go_on = directory / step.patch.revision / PACK_NAME, _now_and_then(saver.check, check)
+            apply_patch(path, old, _Rebuilt(pack, came), go_on)
         except _FAULTS as error:  # whatever a patch brings about, it costs no more than the patch
             log.exception("%s: a fault of ted, or a hostile patch", step.patch.revision)
             raise FormatError(f"the patch cannot be applied: {type(error).__name__}: {error}") from error

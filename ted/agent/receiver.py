@@ -11,6 +11,7 @@ Rules:
    was gone is back, until nothing has come for ``retry_for``; then it is reported and waits for the next
    offer. What came stays.
  * When the window of a send is over, its transfer ends between two blocks: nothing that crossed a line is thrown away.
+   A patch that is being applied then waits for the next send as well.
  * A node that holds the revision fetches nothing, and still passes the offer on.
 """
 
@@ -464,9 +465,7 @@ class _Transfer:
         Raises:
             TransferError: A hop failed; what came stays.
         """
-        self._unless_stopped()
-        if not self.left_s():
-            raise self._window_closed()
+        self._unless_over()
         loop = asyncio.get_running_loop()
         record = self.record = await self._node.call(self._fetch_record)
         with self._node.working.lock(receive_lock(*self.key[:2])) as mine:
@@ -489,6 +488,11 @@ class _Transfer:
     def _unless_stopped(self) -> None:
         if self._stopped.is_set():
             raise _GivenWayError(f"gives way to revision {self._for_revision}")
+
+    def _unless_over(self) -> None:
+        self._unless_stopped()
+        if not self.left_s():
+            raise self._window_closed()
 
     def _window_closed(self) -> WindowClosedError:
         return window_closed(max(self.slips, key=lambda slip: slip.left_s(datetime.now(UTC))))
@@ -557,7 +561,7 @@ class _Transfer:
                 directory = self._node.working.distribution(*self.key[:2])
                 with _disk_errors():
                     use_patch(directory, step, own.pack, lambda: self._rebuilt(own),
-                              min_free_bytes=self._node.config.min_free)  # fmt: skip
+                              min_free_bytes=self._node.config.min_free, check=self._unless_over)  # fmt: skip
         except (NoSpaceError, RefusedError, RepositoryError) as error:
             log.warning("%s: the patch is of no use: %s", "/".join(self.key), error)
             self._with_patches = False
@@ -566,7 +570,6 @@ class _Transfer:
     def _rebuilt(self, own: Incoming) -> None:
         self._progressed, self._progress_at_s = True, time.monotonic()
         own.advanced()
-        self._unless_stopped()
         self._leave_free(own)
 
     def _leave_free(self, incoming: Incoming) -> None:

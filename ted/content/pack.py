@@ -14,7 +14,7 @@ import struct
 import tempfile
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -112,9 +112,11 @@ class PackWriter:
     Args:
         path: The new file; where ``onto`` is given, only its directory is used (for what waits).
         onto: What to write to instead; it is the caller's to make durable and to close.
+        check: Called again and again while the index is made; what it raises ends that.
     """
 
-    def __init__(self, path: Path, onto: Sink | None = None) -> None:
+    def __init__(self, path: Path, onto: Sink | None = None, check: Callable[[], None] | None = None) -> None:
+        self._check = check
         self._own = open(path, "xb", buffering=_COPY_BYTES) if onto is None else None  # noqa: SIM115 -- finish()
         self._file: Sink = onto if self._own is None else self._own  # type: ignore[assignment]
         self._rows: IO[bytes] = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 -- the same
@@ -166,6 +168,8 @@ class PackWriter:
     def _unsorted_rows(self) -> Iterator[bytes]:
         self._rows.seek(0)
         while part := self._rows.read(ROW.size * 4096):
+            if self._check is not None:
+                self._check()
             for start in range(0, len(part), ROW.size):
                 yield part[start : start + ROW.size]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 import random
 import shutil
 import time
@@ -121,3 +123,45 @@ def test_a_build_killed_while_it_makes_the_patch_makes_it_the_next_time(fleet: F
     again = fleet.ted("hq", "build")["distributions"][0]
     assert (again["changed"], again["patch_bytes"]) == (False, changed["patch_bytes"])
     assert [path.name for path in place.glob("PATCH-*")] == [patch.name]
+
+
+SLOW_ZLIB = """
+import time, zlib
+plain = zlib.compressobj
+class Slow:
+    def __init__(self, *words):
+        self.made = plain(*words)
+        self.flush = self.made.flush
+    def compress(self, data):
+        time.sleep(1.2)
+        return self.made.compress(data)
+zlib.compressobj = Slow
+"""
+
+
+def test_a_window_that_ends_while_a_package_is_compressed_again_ends_that(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.install()
+    (fleet.root / "slow").mkdir()
+    (fleet.root / "slow" / "sitecustomize.py").write_text(SLOW_ZLIB)
+    fleet.inside["e01"] = ["env", f"PYTHONPATH={fleet.root / 'slow'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"]
+    fleet.start()
+    words = random.Random(1).choices([b"word%d " % number for number in range(999)], k=600_000)
+    package = fleet.root / "source" / "words.gz"
+    for number in range(2):
+        words[0] = b"revision %d\n" % number
+        package.write_bytes(gzip.compress(b"".join(words), 6, mtime=0))  # 17 pieces: 20 s at e01
+        built = fleet.ted("hq", "build")["distributions"][0]
+        if not number:
+            fleet.ted("hq", "send")
+    assert built["patch_bytes"] < 20_000
+    send = fleet.ted("hq", "send", "--until", "5s", "--no-wait")["sends"][0]["send"]
+    fleet.until(lambda: fleet.ted("hq", "send", "--watch", send)["sends"][0]["done"], within_s=12)
+    (said,) = fleet.ted("hq", "send", "--watch", send)["sends"][0]["errors"].values()
+    assert "window" in said
+    assert len(list(fleet.working("e01").glob("hq/app/*/PATCH-*/DISTFILE.TED"))) == 1
+    fleet.kill("e01")
+    del fleet.inside["e01"]
+    fleet.start("e01")
+    assert fleet.ted("hq", "send")["sends"][0]["states"]["e01"] == "received"
+    assert packs(fleet, "e01") == packs(fleet, "hq")

@@ -15,6 +15,7 @@ import tempfile
 import textwrap
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,8 @@ from patch_rig import assert_rebuilt, build, rebuild
 from ted.agent.patching import Step, is_usable, most_bytes, use_patch
 from ted.content.blocks import PACK_NAME, BlockList, PartialPack
 from ted.content.opening.codecs import Codec, Inflated, Recipe, StreamError, behaviour
-from ted.content.patch.apply import FrameKind
+from ted.content.pack import HEADER
+from ted.content.patch.apply import FrameKind, PackOut, apply_patch
 from ted.content.patch.create import create_patch
 from ted.content.patch.kept import closed_by, make_patch, patch_ref, patches_of, waits
 from ted.content.patch.opened import Closed, OpenedLine, Spool, closing_codecs, write_opened
@@ -418,6 +420,58 @@ def test_room_is_counted_for_all_that_a_chain_of_patches_has_on_the_disk(tmp_pat
     last = Step(new, newest, replace(patch, revision="29990101T000000Z/PATCH-x"), 5)
     both = 2 * (patch.bytes + new.packs[0].bytes)
     assert most_bytes(directory, newest, [step, last]) == max(both + 5, both // 2 + waiting_bytes)
+
+
+
+class EndedError(Exception):
+    """What a check raises."""
+
+
+class Checked(PackOut):
+    """Takes a pack, and notes after how many bytes each check came; the check number ``last`` ends the work."""
+
+    def __init__(self, last: int = 1 << 60) -> None:
+        self.data = bytearray()
+        self.checks: list[int] = []
+        self._last = last
+
+    def write(self, data: bytes, /) -> None:
+        self.data += data
+
+    def read(self, offset: int, count: int) -> bytes:
+        return bytes(self.data[offset : offset + count])
+
+    def check(self) -> None:
+        self.checks.append(len(self.data))
+        if len(self.checks) > self._last:
+            raise EndedError
+
+
+def test_what_applies_a_patch_is_asked_again_and_again_while_nothing_comes_out(tmp_path: Path) -> None:
+    lines = b"".join(b"line %d of a text\n" % number for number in range(200_000))  # 4 MB, 15 pieces
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(3000):
+        (source / f"empty{number}").touch()
+    (source / "text.gz").write_bytes(gzipped(lines))
+    old = build(tmp_path / "work", source)
+    for number in range(3000):
+        os.utime(source / f"empty{number}", ns=(number, number))
+    (source / "text.gz").write_bytes(gzipped(b"first" + lines))
+    new = build(tmp_path / "work", source)
+    assert assert_rebuilt(tmp_path / "work", old, new, small=False)
+    with Revision(tmp_path / "work", old).open() as before:
+        out = Checked()
+        apply_patch(tmp_path / "work" / "patch", before, out, out.check)
+        assert bytes(out.data) == (tmp_path / "work" / new.revision / PACK_NAME).read_bytes()
+        silent = Counter(out.checks)
+        assert silent[0] + silent[HEADER.size] > 3000 + 15 + 15  # old entries; what is opened; what is made again
+        assert sum(count > 300 for count in silent.values()) > 2  # each manifest frame, entry by entry
+        for last in range(1, len(out.checks), len(out.checks) // 10):
+            ended = Checked(last)
+            with pytest.raises(EndedError):
+                apply_patch(tmp_path / "work" / "patch", before, ended, ended.check)
+            assert len(ended.checks) == last + 1  # not once more: what ends it is not taken for a fault of the patch
 
 
 def test_a_patch_that_opens_nothing_names_no_compressor(tmp_path: Path) -> None:

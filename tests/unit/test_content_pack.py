@@ -37,6 +37,24 @@ def test_every_frame_is_read_back_and_the_index_is_sorted(tmp_path: Path) -> Non
     reader.close()
 
 
+def test_making_the_index_ends_when_it_must(tmp_path: Path) -> None:
+    checks = 0
+
+    def check() -> None:
+        nonlocal checks
+        checks += 1
+        if checks > 2:
+            raise InterruptedError
+
+    with open(tmp_path / "p", "wb") as out:
+        writer = PackWriter(tmp_path / "p", onto=out, check=check)
+        for number in range(3 * 4096):
+            writer.add(encode(b"%d" % number))
+        with pytest.raises(InterruptedError):
+            writer.finish()
+        writer.abandon()
+
+
 def test_a_pack_without_frames_is_72_bytes_and_valid(tmp_path: Path) -> None:
     assert len(write_pack(tmp_path / "p", [])) == 72
     assert len(PackReader(tmp_path / "p").index) == 0

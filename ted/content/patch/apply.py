@@ -5,6 +5,7 @@ Rules:
  * The patch was checked against what was signed before it comes here; it is read as hostile all the same.
  * Frames are compressed in other threads while the next ones are put together.
  * Memory: some frames and one chunk of each stream, whatever the size.
+ * It can be ended at any time, also while nothing comes out: ``check`` is called wherever the work may be long.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import IntEnum
 from pathlib import Path
@@ -62,13 +63,14 @@ class PackOut(ABC):
         """Return bytes that were written before."""
 
 
-def apply_patch(path: Path, old: RevisionReader, out: PackOut) -> None:
+def apply_patch(path: Path, old: RevisionReader, out: PackOut, check: Callable[[], None] = lambda: None) -> None:
     """Rebuild a pack.
 
     Args:
         path: The patch, whole and checked against its signed block list.
         old: The revision it was made against.
         out: Takes the pack.
+        check: Called many times a second; what it raises ends the work.
 
     Raises:
         FormatError: The patch cannot be one, or was made against another revision.
@@ -76,7 +78,7 @@ def apply_patch(path: Path, old: RevisionReader, out: PackOut) -> None:
     """
     patch = StreamReader(path)
     try:
-        application = _Application(patch, old, out, path.parent)
+        application = _Application(patch, old, out, path.parent, check)
         try:
             application.run()
         finally:
@@ -109,20 +111,25 @@ def _program(patch: StreamReader) -> Iterator[tuple[int, int]]:
 
 
 class _Application:
-    def __init__(self, patch: StreamReader, old: RevisionReader, out: PackOut, directory: Path) -> None:
+    def __init__(
+        self, patch: StreamReader, old: RevisionReader, out: PackOut, directory: Path, check: Callable[[], None]
+    ) -> None:
         self._patch = patch
         self._old = old
         self._out = out
+        self._check = check
         self._level, more, self._names = self._head()
         self._frames, gone = self._index()
-        self._base = Base(old, sorted({*gone, *more}))
+        self._base = Base(old, sorted({*gone, *more}), check)
         self._kinds, self._counts = array("B"), array("I")
         for kind, count in _program(patch):
+            check()
             self._kinds.append(kind)
             self._counts.append(count)
         content = sum(count for kind, count in zip(self._kinds, self._counts, strict=True) if kind == FrameKind.CONTENT)
         self._sizes = array("I")
         for _ in range(content):
+            check()
             size = patch.number("sizes")
             if not 0 < size <= MAX_FRAME_BYTES:
                 raise patch.refuse("a frame of impossible size")
@@ -137,14 +144,14 @@ class _Application:
         self._next_content = 0
         self._encoding: deque[tuple[bytes, Future[Encoded]]] = deque()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="ted-compress")
-        self._writer = PackWriter(directory / "rebuilt", onto=out)
+        self._writer = PackWriter(directory / "rebuilt", onto=out, check=check)
         try:
             self._line, closed = read_opened(patch, self._base, directory, sum(self._sizes))
         except BaseException:
             self._writer.abandon()
             raise
         new_bytes = sum(self._sizes) + sum(each.plain_bytes - each.kept_bytes for each in closed)
-        self._content_bytes = Closing(CoverReader(patch, self._line, new_bytes), closed)
+        self._content_bytes = Closing(CoverReader(patch, self._line, new_bytes, check), closed)
 
     def run(self) -> None:
         makers = {
@@ -153,6 +160,7 @@ class _Application:
         }  # fmt: skip
         for kind, count in zip(self._kinds, self._counts, strict=True):
             for _ in range(count):
+                self._check()
                 makers[FrameKind(kind)]()
             self._take_encoded(0)  # the frames that follow may refer to them
         self._writer.finish()
@@ -244,6 +252,7 @@ class _Application:
         rows = bytearray()
         first = b""
         for number in range(frame[2]):
+            self._check()
             row, path = self._entries.entry()
             first = path if not number else first
             rows += row

@@ -20,9 +20,18 @@ Span = tuple[int, int]
 
 
 class Base:
-    """The line of ``reader``'s manifest frames ``numbers``."""
+    """The line of ``reader``'s manifest frames ``numbers``.
 
-    def __init__(self, reader: RevisionReader, numbers: Sequence[int]) -> None:
+    Args:
+        reader: The old revision.
+        numbers: The manifest frames, in order.
+        check: Called again and again wherever the work may be long; what it raises ends that.
+    """
+
+    def __init__(
+        self, reader: RevisionReader, numbers: Sequence[int], check: Callable[[], None] = lambda: None
+    ) -> None:
+        self.check = check
         self._reader = reader
         self._numbers = numbers
         self._digests = bytearray()
@@ -31,6 +40,7 @@ class Base:
         for entry in self.entries():
             if entry.kind is Kind.FILE:
                 for extent in reader.extents(entry):
+                    check()
                     if extent.frame is not None and extent.frame not in self._number_of:
                         self._append(extent.frame)
 
@@ -45,7 +55,9 @@ class Base:
     def entries(self) -> Iterator[Entry]:
         """Yield the entries of the chosen manifest frames, in order."""
         for number in self._numbers:
-            yield from self._reader.frame_entries(number)
+            for entry in self._reader.frame_entries(number):
+                self.check()
+                yield entry
 
     @property
     def size(self) -> int:
@@ -96,6 +108,7 @@ class Base:
         parts = []
         number = bisect_right(self._starts, place) - 1
         while count:
+            self.check()
             plain = self._reader.frame(bytes(self._digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]))
             start = place - self._starts[number]
             part = plain[start : start + count]

@@ -640,9 +640,12 @@ def _masks(size: int) -> tuple[int, int]:
 
 
 class CoverReader:
-    """Gives back the new bytes, in order."""
+    """Gives back the new bytes, in order; ``check`` is called for each part of them."""
 
-    def __init__(self, patch: StreamReader, base: Line, total_bytes: int) -> None:
+    def __init__(
+        self, patch: StreamReader, base: Line, total_bytes: int, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._check = check
         self._patch = patch
         self._base = base
         self._left = total_bytes
@@ -668,6 +671,7 @@ class CoverReader:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _part(self, count: int) -> bytes:
+        self._check()
         if not self._literals and self._copy is None:
             self._operation()
         if self._literals:
@@ -687,6 +691,7 @@ class CoverReader:
     def _literal(self, count: int) -> bytes:
         parts = []
         while count:
+            self._check()
             if not self._other and not self._text:
                 if self._patch.at_end("runs"):
                     self._other = _ENDLESS  # no more text

@@ -117,9 +117,11 @@ class OpenedLine:
             FormatError: There is no such stream, or it inflates to too much; the line is as before.
         """
         start = self._spool.size
+        self._base.check()
         stream = Inflated(codec, self._raw, place)
         try:
             for piece in stream:
+                self._base.check()
                 self._spool.add(piece)
         except (StreamError, FormatError) as error:
             self._spool.cut(start)
