@@ -138,6 +138,12 @@ class PackWriter:
         self._count += 1
         return location
 
+    def row(self, number: int) -> tuple[bytes, Location]:
+        """Return the digest and the location of a frame by its number in the order they were added."""
+        self._rows.flush()
+        digest, *location = ROW.unpack(os.pread(self._rows.fileno(), ROW.size, number * ROW.size))
+        return digest, Location(*location)
+
     def finish(self) -> int:
         """Write index and trailer, sync, close; return the size of the pack in bytes."""
         index = hashlib.sha256()

@@ -30,14 +30,15 @@ from patch_rig import assert_rebuilt, build, rebuild
 
 from ted.agent.patching import Step, is_usable, most_bytes, use_patch
 from ted.content.blocks import PACK_NAME, BlockList, PartialPack
+from ted.content.cut import MAX_PIECE_BYTES
 from ted.content.opening.codecs import Codec, Inflated, Recipe, StreamError, behaviour
 from ted.content.pack import HEADER
 from ted.content.patch.apply import FrameKind, PackOut, apply_patch
 from ted.content.patch.create import create_patch
 from ted.content.patch.kept import closed_by, make_patch, patch_ref, patches_of, waits
-from ted.content.patch.opened import Closed, OpenedLine, Spool, closing_codecs, write_opened
+from ted.content.patch.opened import MAX_OPENED_STREAMS, Closed, OpenedLine, Spool, closing_codecs, write_opened
 from ted.content.patch.packages import CODECS, _lie_apart
-from ted.content.patch.streams import StreamWriter
+from ted.content.patch.streams import CHUNK_BYTES, STREAMS, StreamReader, StreamWriter, chunk_bytes
 from ted.content.record import RevisionRecord
 from ted.content.revision import Revision
 from ted.content.zstd import CompressionParameter, ZstdCompressor
@@ -607,6 +608,114 @@ def test_all_runs_of_a_patch_are_bounded_together(tmp_path: Path, monkeypatch: p
     assert closing_codecs(tmp_path / "patch1") == {Codec.DEFLATE}
     with pytest.raises(FormatError, match="too many runs"):
         closing_codecs(tmp_path / "patch2")
+
+
+def a_patch_of_the_most_of_everything(path: Path, old: RevisionRecord) -> None:
+    """Write a patch that has of everything as much as a reader believes, and reads of every stream."""
+    out = StreamWriter(path.parent)
+    empty = msgpack.packb([[]] * 260_000)
+    head = msgpack.packb([bytes.fromhex(old.manifest), 19, [], ["file", {"x": msgpack.unpackb(empty)}, {}]])
+    out.number("head", len(head))
+    out.data("head", head)
+    for number in (0, 0, 1, 1 << 1 | 1, 0, 0, 0):  # one new manifest frame, of one entry, in this pack
+        out.number("index", number)
+    kinds = len(FrameKind)
+    large = 40
+    rest, runs = (1 << 22) - large - 3, (1 << 19) - 5
+    for count, kind in (large, FrameKind.CONTENT), (1, FrameKind.LIST), (1, FrameKind.MANIFEST), (1, FrameKind.CARRIED):
+        out.number("program", count * kinds + kind)
+    out.data("program", bytes((kinds,)) * runs)
+    out.number("program", (rest - runs) * kinds)
+    out.number("program", 0)
+    for _ in range(large):
+        out.number("sizes", MAX_PIECE_BYTES)
+    out.data("sizes", b"\1" * rest)
+    closed = [Closed(large * MAX_PIECE_BYTES + number, (0, 1), GOOD, 60_000) for number in range(MAX_OPENED_STREAMS)]
+    write_opened(out, cast("OpenedLine", SimpleNamespace(opened=[], opened_bytes=0)), closed)
+    fields = msgpack.packb([0o644, ["root", "root"], ["f", None], []])
+    out.number("gaps", 64)  # literals, a copy of ten bytes that differ, and literals
+    out.number("gaps", 1 << 40)
+    out.data("lengths", bytes((10 << 1 | 1, 2)))
+    out.data("places", bytes(2))
+    out.data("runs", bytes((9, 9)))
+    out.data("ops", b"\1")
+    out.data("flags", b"\xff")
+    out.data("paths", b"\0\3new")
+    out.data("mtimes", b"\2")
+    out.data("file_sizes", b"\2")
+    out.number("fields", len(fields))
+    out.data("fields", fields)
+    out.data("extents", bytes((1 << 1, 2 << 2, 0, 1)))  # one extent: the first new frame, from 0 on, one byte
+    out.data("lists", bytes((1, 3, 1)))  # one extent: a hole of a byte
+    for name in STREAMS:
+        if name not in {"program", "sizes", "opened", "head", "index"}:
+            out.data(name, b"\1" * chunk_bytes(name) * (3 if name == "literals" else 1))
+    out.finish(path, small=False)
+    out.close()
+
+
+APPLY = """
+import sys
+from pathlib import Path
+from ted.content.patch import streams
+from ted.content.patch.apply import PackOut, apply_patch
+from ted.content.revision import Revision
+from ted.content.working import read_record, record_stamps
+from ted.errors import RepositoryError
+directory = Path(sys.argv[1])
+class Out(PackOut):
+    def __init__(self):
+        self.file = open(directory / "out", "w+b", buffering=0)
+    def write(self, data):
+        self.file.write(data)
+    def read(self, offset, count):
+        import os
+        return os.pread(self.file.fileno(), count, offset)
+loaded = set()
+load = streams._Stream._next
+streams._Stream._next = lambda self: (loaded.add(self._name), load(self))[1]
+old = read_record(directory / record_stamps(directory)[0])[0]
+with Revision(directory, old).open() as before:
+    try:
+        apply_patch(directory / "patch", before, Out())
+    except RepositoryError as error:
+        print(error.message)
+print(sorted(set(streams.STREAMS) - loaded))
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def test_a_patch_with_the_most_of_everything_stays_within_the_memory(tmp_path: Path) -> None:
+    directory, old, _ = updated(tmp_path, random.Random(1).randbytes(100), b"x")
+    a_patch_of_the_most_of_everything(directory / "patch", old)
+    done = subprocess.run([sys.executable, "-c", APPLY, str(directory)], capture_output=True, text=True, check=True)
+    said, unread, peak_kib = done.stdout.splitlines()
+    assert "no pack holds the frame" in said, "it did not come as far as the frame that is carried"
+    assert unread == "[]"
+    assert int(peak_kib) < 256 << 10
+
+
+def test_what_a_patch_has_too_much_of_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = tmp_path / "paths", tmp_path / "chunks", tmp_path / "streams"
+    outs = [StreamWriter(tmp_path) for _ in paths]
+    outs[0].data("paths", random.Random(1).randbytes(CHUNK_BYTES + 1))
+    for name in STREAMS:
+        outs[1].data(name, b"x")
+    closed = [Closed(number, (0, 1), GOOD, 1) for number in range(MAX_OPENED_STREAMS + 1)]
+    told(closed, [], 0)(outs[2], cast("OpenedLine", None), None)
+    for out, path in zip(outs, paths, strict=True):
+        out.finish(path, small=False)
+        out.close()
+    monkeypatch.setattr("ted.content.patch.streams.MAX_CHUNKS", len(STREAMS))
+    StreamReader(paths[1]).close()
+    monkeypatch.setattr("ted.content.patch.streams.MAX_CHUNKS", len(STREAMS) - 1)
+    with pytest.raises(FormatError, match="more chunks"):
+        StreamReader(paths[1])
+    monkeypatch.setattr("ted.content.patch.streams.CHUNK_BYTES", CHUNK_BYTES - 1)
+    with pytest.raises(FormatError, match="a chunk that cannot be"):
+        StreamReader(paths[0])
+    with pytest.raises(FormatError, match="more than may be closed"):
+        closing_codecs(paths[2])
 
 
 def test_a_stream_of_next_to_nothing_is_no_endless_work() -> None:

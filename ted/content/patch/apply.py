@@ -4,7 +4,7 @@ Rules:
  * The pack comes out in order, each frame compressed as the builder did; who takes it checks it block by block.
  * The patch was checked against what was signed before it comes here; it is read as hostile all the same.
  * Frames are compressed in other threads while the next ones are put together.
- * Memory: some frames and one chunk of each stream, whatever the size.
+ * Memory: some frames and one chunk of each stream, whatever the size; some bytes a frame, and those are bounded.
  * It can be ended at any time, also while nothing comes out: ``check`` is called wherever the work may be long.
 """
 
@@ -19,6 +19,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+from ted.content.cut import MAX_PIECE_BYTES
 from ted.content.entry import MAX_ROW_BYTES, unpack_one
 from ted.content.frame import DIGEST_BYTES, MAX_FRAME_BYTES, Encoded, Location, decode, encode
 from ted.content.manifest import pack_index
@@ -30,15 +31,20 @@ from ted.content.patch.opened import Closing, opened_bytes, read_opened
 from ted.content.patch.streams import StreamReader
 from ted.content.revision import RevisionReader
 
-_MAX_HEAD_BYTES = 4 << 20
-_MAX_LEVEL = 22
+_MAX_HEAD_BYTES = 256 << 10
+_MAX_LEVEL = 19
 _MAX_ENTRIES = 1 << 16
-_MAX_FRAMES = 1 << 24
+_MAX_FRAMES = 1 << 22
+_MAX_RUNS = 1 << 19
+"""Of frames of one kind."""
 _MAX_MANIFEST_FRAMES = 200_000
 """As a reader of the index that lists them."""
 _CACHED_BYTES = 8 << 20
 _WORKERS = 2
+_THRIFTY_LEVEL = 10
+"""From which on zstd takes so much memory that one worker must do."""
 _AHEAD_FRAMES = 4
+_AHEAD_BYTES = 4 << 20
 
 
 class FrameKind(IntEnum):
@@ -102,10 +108,10 @@ def waiting_bytes(path: Path) -> int:
 
 def _program(patch: StreamReader) -> Iterator[tuple[int, int]]:
     """Yield the runs of frames of the pack: (kind, how many)."""
-    total = 0
+    total = runs = 0
     while told := patch.number("program"):
-        total += told // len(FrameKind)
-        if total > _MAX_FRAMES or not told // len(FrameKind):
+        total, runs = total + told // len(FrameKind), runs + 1
+        if total > _MAX_FRAMES or runs > _MAX_RUNS or not told // len(FrameKind):
             raise patch.refuse("more frames than a pack has")
         yield told % len(FrameKind), told // len(FrameKind)
 
@@ -131,19 +137,23 @@ class _Application:
         for _ in range(content):
             check()
             size = patch.number("sizes")
-            if not 0 < size <= MAX_FRAME_BYTES:
+            if not 0 < size <= MAX_PIECE_BYTES:
                 raise patch.refuse("a frame of impossible size")
             self._sizes.append(size)
-        self._locations: list[Location] = []
-        self._digests = bytearray()
-        self._numbers: dict[bytes, int] = {}
-        self._cache: OrderedDict[bytes, bytes] = OrderedDict()
+        self._rows = array("I")
+        """Number of a content frame -> its row in the pack."""
+        self._cache: OrderedDict[int, bytes] = OrderedDict()
         self._cached_bytes = 0
-        self._entries = EntryReader(patch, self._base, self._digest_of, self._sizes.__getitem__, self._plain_of)
+        self._entries = EntryReader(
+            patch, self._base, self._digest_of, self._sizes.__getitem__, self._plain_of, old.frame
+        )
         self._next_frame = 0
+        self._told_bytes = 0
         self._next_content = 0
         self._encoding: deque[tuple[bytes, Future[Encoded]]] = deque()
-        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="ted-compress")
+        self._encoding_bytes = 0
+        workers = _WORKERS if self._level < _THRIFTY_LEVEL else 1
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="ted-compress")
         self._writer = PackWriter(directory / "rebuilt", onto=out, check=check)
         try:
             self._line, closed = read_opened(patch, self._base, directory, sum(self._sizes))
@@ -223,17 +233,18 @@ class _Application:
         plain = self._content_bytes.read(self._sizes[self._next_content])
         self._next_content += 1
         self._encoding.append((plain, self._pool.submit(encode, plain, self._level)))
+        self._encoding_bytes += len(plain)
         self._take_encoded(_AHEAD_FRAMES)
 
     def _take_encoded(self, waiting: int) -> None:
         """Put frames into the pack, in order, until no more than ``waiting`` are on their way."""
-        while len(self._encoding) > waiting:
+        while len(self._encoding) > waiting or self._encoding_bytes > _AHEAD_BYTES:
             plain, encoding = self._encoding.popleft()
+            self._encoding_bytes -= len(plain)
             frame = encoding.result()
-            self._numbers[frame.digest] = len(self._locations)
-            self._digests += frame.digest
-            self._locations.append(self._writer.add(frame))
-            self._remember(frame.digest, plain)
+            self._remember(len(self._rows), plain)
+            self._rows.append(self._writer.frames)
+            self._writer.add(frame)
 
     def _list(self) -> None:
         self._writer.add(encode(self._entries.list(), self._level))
@@ -256,8 +267,11 @@ class _Application:
             row, path = self._entries.entry()
             first = path if not number else first
             rows += row
-            if len(rows) > 2 * MAX_ROW_BYTES:
+            if len(rows) > MAX_ROW_BYTES:
                 raise self._patch.refuse("a manifest frame that is too long")
+        self._told_bytes += len(first) + DIGEST_BYTES
+        if self._told_bytes > MAX_FRAME_BYTES:
+            raise self._patch.refuse("an index that is too long")
         packed = encode(bytes(rows), self._level)
         emitted = frame[1]
         frame[:2] = [first, packed.digest]
@@ -280,27 +294,24 @@ class _Application:
     # frames looked up again
 
     def _digest_of(self, number: int) -> bytes:
-        if not 0 <= number < len(self._locations):
-            raise self._patch.refuse("a new frame that is not there yet")
-        return bytes(self._digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES])
+        return self._row(number)[0]
 
-    def _plain_of(self, digest: bytes) -> bytes:
-        plain = self._cache.get(digest)
-        if plain is not None:
-            return plain
-        number = self._numbers.get(digest)
-        if number is None:
-            return self._old.frame(digest)
-        location = self._locations[number]
-        stored = self._out.read(location.offset, location.stored_bytes)
-        plain = decode(stored, location, digest, "the rebuilt pack")
-        self._remember(digest, plain)
+    def _row(self, number: int) -> tuple[bytes, Location]:
+        if not 0 <= number < len(self._rows):
+            raise self._patch.refuse("a new frame that is not there yet")
+        return self._writer.row(self._rows[number])
+
+    def _plain_of(self, number: int) -> bytes:
+        plain = self._cache.get(number)
+        if plain is None:
+            digest, location = self._row(number)
+            stored = self._out.read(location.offset, location.stored_bytes)
+            plain = decode(stored, location, digest, "the rebuilt pack")
+            self._remember(number, plain)
         return plain
 
-    def _remember(self, digest: bytes, plain: bytes) -> None:
-        if digest in self._cache:
-            return
-        self._cache[digest] = plain
+    def _remember(self, number: int, plain: bytes) -> None:
+        self._cache[number] = plain
         self._cached_bytes += len(plain)
         while self._cached_bytes > _CACHED_BYTES:
             self._cached_bytes -= len(self._cache.popitem(last=False)[1])

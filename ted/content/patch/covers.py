@@ -663,12 +663,13 @@ class CoverReader:
         if count > min(self._left, _MAX_FRAME_BYTES):
             raise self._patch.refuse("more new bytes than were announced")
         self._left -= count
-        parts = []
-        while count:
-            part = self._part(count)
-            count -= len(part)
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        first = self._part(count) if count else b""
+        if len(first) == count:
+            return first
+        data = bytearray(first)  # there may be as many parts as bytes
+        while len(data) < count:
+            data += self._part(count - len(data))
+        return bytes(data)
 
     def _part(self, count: int) -> bytes:
         self._check()
@@ -689,8 +690,8 @@ class CoverReader:
         return data
 
     def _literal(self, count: int) -> bytes:
-        parts = []
-        while count:
+        data = bytearray()
+        while len(data) < count:
             self._check()
             if not self._other and not self._text:
                 if self._patch.at_end("runs"):
@@ -699,14 +700,14 @@ class CoverReader:
                     self._other, self._text = self._patch.number("runs"), self._patch.number("runs")
                     if not self._other and not self._text:
                         raise self._patch.refuse("runs of nothing")
-            stream, size = ("literals", min(count, self._other)) if self._other else ("text", min(count, self._text))
+            stream, size = ("literals", self._other) if self._other else ("text", self._text)
+            size = min(size, count - len(data))
             if self._other:
                 self._other -= size
             else:
                 self._text -= size
-            parts.append(self._patch.data(stream, size))
-            count -= size
-        return b"".join(parts)
+            data += self._patch.data(stream, size)
+        return bytes(data)
 
     def _operation(self) -> None:
         patch = self._patch

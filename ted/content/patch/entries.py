@@ -7,6 +7,7 @@ Rules:
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ NEW, OLD, NAMED, HOLE = range(4)
 
 _MAX_EXTENTS = 2048
 _MAX_LISTS = 20_000
+_MAX_NEW_LISTS = 1 << 18
 _MAX_PATH_BYTES = 4096
 _MAX_FIELDS_BYTES = 1 << 20
 _SECOND_NS = 1_000_000_000
@@ -185,24 +187,27 @@ class EntryReader:
         patch: The patch.
         base: The old revision.
         digest_of: Number of a new content frame -> its digest; raises ``FormatError`` for one that is not there yet.
-        bytes_of: Number of a new content frame -> its plain bytes, the same.
-        plain_of: Digest -> plain bytes of any frame, new or old.
+        bytes_of: Number of a new content frame -> how many plain bytes it has, the same.
+        new_plain: Number of a new content frame -> its plain bytes, the same.
+        old_plain: Digest -> plain bytes of a frame of the old revision.
     """
 
     def __init__(
         self, patch: StreamReader, base: Base, digest_of: Callable[[int], bytes], bytes_of: Callable[[int], int],
-        plain_of: Callable[[bytes], bytes],
+        new_plain: Callable[[int], bytes], old_plain: Callable[[bytes], bytes],
     ) -> None:  # fmt: skip
         self._patch = patch
         self._base = base
         self._digest_of = digest_of
         self._bytes_of = bytes_of
-        self._plain_of = plain_of
+        self._new_plain = new_plain
+        self._old_plain = old_plain
         self._old: Iterator[Entry] = base.entries()
         self._last = _NOBODY
         self._mtime_ns = 0
         self._places = Places()
-        self._lists: list[ExtentList] = []
+        self._list_digests = bytearray()
+        self._list_lengths = array("Q")
         self._lists_used = 0
 
     def entry(self) -> tuple[bytes, bytes]:
@@ -230,9 +235,12 @@ class EntryReader:
         count = self._patch.number("lists")
         if not 0 < count <= _MAX_EXTENTS:
             raise self._patch.refuse(f"a list of {count} extents")
+        if len(self._list_lengths) == _MAX_NEW_LISTS:
+            raise self._patch.refuse("too many lists")
         extents = [self._extent("lists", None) for _ in range(count)]
         plain: bytes = msgpack.packb(extents)
-        self._lists.append(ExtentList(frame_digest(plain), sum(extent.length for extent in extents)))
+        self._list_digests += frame_digest(plain)
+        self._list_lengths.append(sum(extent.length for extent in extents))
         return plain
 
     def _path(self) -> bytes:
@@ -297,10 +305,12 @@ class EntryReader:
         length = self._patch.number("extents")
         if length:
             return ExtentList(self._patch.data("digests", DIGEST_BYTES), length)
-        if self._lists_used >= len(self._lists):
+        number = self._lists_used
+        if number >= len(self._list_lengths):
             raise self._patch.refuse("a list that was not told")
         self._lists_used += 1
-        return self._lists[self._lists_used - 1]
+        digest = bytes(self._list_digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES])
+        return ExtentList(digest, self._list_lengths[number])
 
     def _extent(self, stream: str, size: int | None) -> Extent:
         patch, places = self._patch, self._places
@@ -332,7 +342,9 @@ class EntryReader:
     def _digest(self, extents: tuple[Extent, ...]) -> bytes:
         if len(extents) != 1 or extents[0].frame is None:
             raise self._patch.refuse("a digest of what is not in one frame")
-        plain = self._plain_of(extents[0].frame)
+        frame = self._places.frame  # where that extent is
+        is_new = isinstance(frame, tuple) and frame[0] == NEW
+        plain = self._new_plain(self._places.new) if is_new else self._old_plain(extents[0].frame)
         return frame_digest(plain[extents[0].offset : extents[0].offset + extents[0].length])
 
 

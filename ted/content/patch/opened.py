@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from array import array
 from bisect import bisect_right
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -34,10 +35,11 @@ from ted.content.patch.streams import StreamReader, StreamWriter, folded, unfold
 from ted.errors import DigestMismatchError, FormatError, RepositoryError
 
 MAX_OPENED_BYTES = 8 << 30
-MAX_OPENED_STREAMS = 1 << 20
+MAX_OPENED_STREAMS = 1 << 17
+"""That a patch opens, and that it closes."""
 MAX_RAW_BYTES = 2 * MAX_OPENED_BYTES
 """Raw bytes of all old streams of a patch: more than what they inflate to only where they hold next to nothing."""
-_MAX_RUNS = 1 << 20
+_MAX_RUNS = 1 << 18
 """Of all streams of a patch."""
 _ENDLESS = 1 << 62
 _NEW_RECIPE, _IN_RUNS = 1, 2
@@ -184,6 +186,39 @@ class Closed:
         return self.place + self.kept_bytes
 
 
+class ClosedStreams:
+    """Closed streams in the order they were added, in about 40 bytes each; their plain bytes wait nowhere."""
+
+    def __init__(self) -> None:
+        self._recipes: dict[Recipe, int] = {}
+        self._recipe_of = array("B")  # there are not that many
+        self._numbers = array("Q")  # place, plain bytes
+        self._runs = array("Q")
+        self._ends = array("I")
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __iter__(self) -> Iterator[Closed]:
+        recipes, start = list(self._recipes), 0
+        for number, end in enumerate(self._ends):
+            place, plain_bytes = self._numbers[2 * number : 2 * number + 2]
+            yield Closed(place, tuple(self._runs[start:end]), recipes[self._recipe_of[number]], plain_bytes)
+            start = end
+
+    def add(self, closed: Closed) -> None:
+        """Append a stream; its numbers are below 2^64."""
+        self._recipe_of.append(self._recipes.setdefault(closed.recipe, len(self._recipes)))
+        self._numbers.extend((closed.place, closed.plain_bytes))
+        self._runs.extend(closed.runs)
+        self._ends.append(len(self._runs))
+
+
+def are_few(opened: int, closed: int, in_runs: int) -> bool:
+    """Whether a patch may open and close so many streams, in so many runs."""
+    return max(opened, closed) <= MAX_OPENED_STREAMS and in_runs <= _MAX_RUNS
+
+
 def write_opened(out: StreamWriter, line: OpenedLine, closed: Sequence[Closed]) -> None:
     """Tell what was opened of the old line, and what is closed again among the new bytes."""
     out.number("opened", len(line.opened))
@@ -208,7 +243,7 @@ def write_opened(out: StreamWriter, line: OpenedLine, closed: Sequence[Closed]) 
         end, recipe = each.end, each.recipe
 
 
-def read_opened(patch: StreamReader, base: Base, directory: Path, new_bytes: int) -> tuple[OpenedLine, list[Closed]]:
+def read_opened(patch: StreamReader, base: Base, directory: Path, new_bytes: int) -> tuple[OpenedLine, ClosedStreams]:
     """Return the line with what the patch opens, and what it closes again.
 
     Args:
@@ -232,12 +267,17 @@ def read_opened(patch: StreamReader, base: Base, directory: Path, new_bytes: int
                 raise patch.refuse("a stream of an unknown codec")
             place = end + unfolded(told >> 2)
             raw_bytes, _ = line.open(place, Codec(told & 3))
+            line.opened.clear()  # only who makes a patch wants to know
             end, total = place + raw_bytes, total + raw_bytes
             if total > MAX_RAW_BYTES:
                 raise patch.refuse("it opens more than may be opened")
         if line.opened_bytes != plain_bytes:
             raise patch.refuse("streams inflate to less than was declared")
-        return line, list(_read_closed(patch, new_bytes))
+        closed = ClosedStreams()
+        for each in _read_closed(patch, new_bytes):
+            base.check()
+            closed.add(each)
+        return line, closed
     except BaseException:
         line.close()
         raise
@@ -286,7 +326,8 @@ def _read_closed(patch: StreamReader, new_bytes: int) -> Iterator[Closed]:
         runs = tuple(patch.number("opened") for _ in range(parts)) or (0, patch.number("opened"))
         closed = Closed(end + (told >> 2), runs, recipe, plain_bytes)
         total += plain_bytes
-        if not closed.kept_bytes or closed.end > new_bytes or total > MAX_OPENED_BYTES:
+        too_long = closed.end > new_bytes or sum(runs) > MAX_RAW_BYTES
+        if not closed.kept_bytes or too_long or total > MAX_OPENED_BYTES:
             raise patch.refuse("a stream that cannot be")
         end = closed.end
         yield closed
@@ -377,7 +418,7 @@ class Closing:
         closed: What to close, by place.
     """
 
-    def __init__(self, covers: CoverReader, closed: Sequence[Closed]) -> None:
+    def __init__(self, covers: CoverReader, closed: Iterable[Closed]) -> None:
         self._parts = self._all(covers, closed)
         self._ready = next(self._parts)
 
@@ -397,7 +438,7 @@ class Closing:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     @staticmethod
-    def _all(covers: CoverReader, closed: Sequence[Closed]) -> Generator[bytes, int, None]:
+    def _all(covers: CoverReader, closed: Iterable[Closed]) -> Generator[bytes, int, None]:
         """Yield everything in order, from between streams no more than what is asked for."""
         wanted, place = (yield b""), 0
         for each in closed:

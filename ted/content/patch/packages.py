@@ -24,7 +24,7 @@ from ted.content.opening.proof import Prover
 from ted.content.patch.base import Base, Span
 from ted.content.patch.covers import OldFile
 from ted.content.patch.layout import FileBytes, Layout, Stream
-from ted.content.patch.opened import MAX_OPENED_BYTES, Closed, OpenedLine, OpenedNew, Spool
+from ted.content.patch.opened import MAX_OPENED_BYTES, Closed, OpenedLine, OpenedNew, Spool, are_few
 from ted.content.revision import RevisionReader
 from ted.errors import FormatError
 
@@ -91,7 +91,7 @@ class Packages:
         self._closed: list[Closed] = []
         self._claims: list[tuple[int, int]] = []
         self._files: dict[bytes, _Opened] = {}
-        self._parts = 0
+        self._parts = self._in_runs = 0
 
     def close(self) -> None:
         """Forget everything."""
@@ -149,7 +149,9 @@ class Packages:
             state, at = self.line.state, self._spool.size
             made = self._open_new(part.packed, new_bytes, _end_of(new, number, new_bytes.size), prover)
             olds = self._open_old(old.parts[like].packed, old_file, _end_of(old, like, old_bytes.size)) if made else []
-            if olds:
+            in_runs = self._in_runs + sum(len(closed.runs) for _, closed in made)
+            if olds and are_few(len(self.line.opened), len(self._closed) + len(made), in_runs):
+                self._in_runs = in_runs
                 opened_new[number], opened_old[like] = [stream for stream, _ in made], olds
                 for _, closed in made:
                     insort(self._claims, (closed.place, closed.end))

@@ -1,7 +1,8 @@
 """The file of a patch: named streams of bytes, in chunks that are each stored in the smallest form.
 
 Rules:
- * A chunk holds at most 16 MiB of plain bytes, so neither end holds more of a stream than that.
+ * A chunk holds at most 16 MiB of plain bytes, 2 MiB in all streams but three, and a reader holds one of each: less
+   than 90 MiB together.
  * Nothing is inflated beyond the plain size a chunk declares, nor with more memory than the bound says.
  * A reader is asked for exact counts; a stream that ends too early is refused.
 """
@@ -13,6 +14,7 @@ import lzma
 import os
 import struct
 import tempfile
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -23,8 +25,10 @@ from ted.errors import FormatError
 
 MAGIC = b"TEDPATC\0"
 VERSION = 2
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 2 << 20
+LARGE_CHUNK_BYTES = 16 << 20
 MAX_CHUNKS = 1 << 16
+"""Of all streams together."""
 
 CODEC_RAW = 0
 CODEC_ZSTD = 1
@@ -46,6 +50,7 @@ STREAMS = (
     "opened", "gaps", "lengths", "places", "differences", "runs", "text", "literals",
 )  # fmt: skip
 """The streams of a patch, in the order they are stored."""
+_LARGE = frozenset({"differences", "text", "literals"})
 
 
 def append_number(out: bytearray, number: int) -> None:
@@ -54,6 +59,11 @@ def append_number(out: bytearray, number: int) -> None:
         out.append(number & 127 | 128)
         number >>= 7
     out.append(number)
+
+
+def chunk_bytes(name: str) -> int:
+    """Return how many plain bytes a chunk of a stream holds at most."""
+    return LARGE_CHUNK_BYTES if name in _LARGE else CHUNK_BYTES
 
 
 def folded(number: int) -> int:
@@ -121,7 +131,7 @@ class StreamWriter:
             file.write(self._pending[name])
             self._pending[name].clear()
             file.seek(0)
-            while chunk := file.read(CHUNK_BYTES):
+            while chunk := file.read(chunk_bytes(name)):
                 yield chunk
         elif self._pending[name]:
             yield bytes(self._pending[name])
@@ -153,7 +163,7 @@ def _smallest(plain: bytes, *, small: bool, wordy: bool) -> tuple[int, bytes]:
 class _Stream:
     """One stream of an open patch, from its first byte to its last."""
 
-    def __init__(self, fd: int, name: str, chunks: list[tuple[int, int, int, int]], where: str) -> None:
+    def __init__(self, fd: int, name: str, chunks: array[int], where: str) -> None:
         self._fd = fd
         self._name = name
         self._chunks = iter(chunks)
@@ -199,15 +209,16 @@ class _Stream:
         return False
 
     def _next(self) -> None:
-        chunk = next(self._chunks, None)
-        if chunk is None:
+        codec = next(self._chunks, None)
+        if codec is None:
             raise FormatError(f"{self._where}: stream {self._name} ends too early")
-        codec, plain_bytes, offset, stored_bytes = chunk
+        plain_bytes, offset, stored_bytes = (next(self._chunks) for _ in range(3))
+        self._plain, self._at = b"", 0  # before the next one is unpacked
         stored = os.pread(self._fd, stored_bytes, offset)
         plain = _inflate(codec, stored, plain_bytes) if len(stored) == stored_bytes else None
         if plain is None or len(plain) != plain_bytes:
             raise FormatError(f"{self._where}: stream {self._name} cannot be unpacked")
-        self._plain, self._at = plain, 0
+        self._plain = plain
 
 
 def _inflate(codec: int, stored: bytes, plain_bytes: int) -> bytes | None:
@@ -273,16 +284,19 @@ class StreamReader:
         _, version, count = _HEADER.unpack(head)
         if version != VERSION or count != len(STREAMS):
             raise self.refuse(f"patch format version {version}; this ted knows version {VERSION}")
-        offset, streams = _HEADER.size, {}
+        offset, streams, total = _HEADER.size, {}, 0
         for name in STREAMS:
-            chunks: list[tuple[int, int, int, int]] = []
+            chunks = array("Q")  # codec, plain bytes, offset, stored bytes; the same of the next one
             while True:
                 codec, plain, stored, offset = self._chunk_head(offset)
                 if codec < 0:
                     break
-                if not 0 < plain <= CHUNK_BYTES or stored > plain or codec > CODEC_BZIP2 or len(chunks) >= MAX_CHUNKS:
+                total += 1
+                if not 0 < plain <= chunk_bytes(name) or stored > plain or codec > CODEC_BZIP2:
                     raise self.refuse(f"stream {name} has a chunk that cannot be")
-                chunks.append((codec, plain, offset, stored))
+                if total > MAX_CHUNKS:
+                    raise self.refuse("more chunks than a patch has")
+                chunks.extend((codec, plain, offset, stored))
                 offset += stored
                 if offset > size:
                     raise self.refuse(f"stream {name} goes beyond the end")
