@@ -528,7 +528,10 @@ class _Transfer:
         return record
 
     def _plan_patches(self, record: RevisionRecord, loop: asyncio.AbstractEventLoop) -> list[Step]:
-        """Return the patches that save bytes on the way to ``record``; their block lists are here then."""
+        """Return the patches that save bytes on the way to ``record``.
+
+        Their block lists, and those of the packs they make, are here then.
+        """
         if not self._with_patches:
             return []
         working, (distributor, distribution, _) = self._node.working, self.key
@@ -539,8 +542,11 @@ class _Transfer:
                 held, for_others = working.received(distributor, distribution), bool(self.slip.hop.children)
                 steps = plan_steps(view, directory, record, held, for_others=for_others)
                 check_space(directory, most_bytes(directory, record, steps) if steps else 0, self._node.config.min_free)
-            for step in steps:
+            wanted = {ref.revision: ref for ref in record.packs}
+            for step in steps:  # all of them now: others may want the last before this node has the first
+                own = step.record.packs[0]
                 self._incoming_of(step.patch, loop)
+                self._incoming_of(wanted.get(own.revision, own), loop)
         except (NoSpaceError, RefusedError, RepositoryError, UnknownNameError) as error:  # blocks need less room
             log.info("%s: no patch: %s", "/".join(self.key), error)
             self._with_patches = False

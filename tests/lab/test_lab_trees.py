@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 from fleet import same_trees
 from lab_rig import WIRE, Clock, Lab, LabFleet, goodput_s
+
+from ted.content.working import read_record
 
 pytestmark = pytest.mark.lab
 MIB = 1024 * 1024
@@ -227,3 +230,57 @@ def test_what_is_killed_or_cut_costs_a_block_at_most(fleet: LabFleet, lab_of: Ca
 @pytest.mark.timeout(500)
 def test_twenty_kills_and_cuts_cost_a_block_each_at_most(fleet: LabFleet, lab_of: Callable[..., Lab]) -> None:
     kill_anything(fleet, lab_of, 48 * MIB, 20, seed=2)
+
+
+def go_back(fleet: LabFleet, lost: dict[str, list[str]]) -> None:
+    """Have nodes lose revisions and records, as with disks of an earlier day."""
+    for name, stamps in lost.items():
+        fleet.kill(name)
+        for stamp in stamps:
+            shutil.rmtree(fleet.working(name) / "dist" / "app" / stamp, ignore_errors=True)
+        for path in (fleet.working(name) / ".ted").glob("records.sqlite*"):
+            path.unlink()
+    fleet.start(*lost)
+
+
+@pytest.mark.timeout(300)
+def test_a_line_to_leaves_on_five_revisions_carries_each_file_once(
+    fleet: LabFleet, lab_of: Callable[..., Lab]
+) -> None:
+    names = [f"leaf{number}" for number in range(5)]
+    lab = lab_of({"hq": {"hosts": ["dist"]}, "branch": {"hosts": ["relay", *names], "wan": "20mbit"}})
+    distribute(fleet, 1_000_000, ["relay"])
+    receive(fleet, "relay")
+    for name in names:
+        receive(fleet, name, parent="relay")
+    fleet.place(lab)
+    fleet.install()
+    fleet.start()
+    chance, big, stamps, patches = random.Random(7), fleet.root / "source" / "big", list[str](), list[int]()
+    data = bytearray(big.read_bytes())
+    for number in range(6):  # each edits the large file all over, and adds a small one
+        for at in range(number, len(data) - 8, 50_000):
+            data[at : at + 8] = chance.randbytes(8)
+        big.write_bytes(data)
+        (fleet.root / "source" / f"new{number}").write_bytes(chance.randbytes(200_000))
+        built = fleet.ted("dist", "build")["distributions"][0]
+        stamps.append(built["revision"])
+        patches.append(built["patch_bytes"] or 0)
+        if number < 5:
+            fleet.ted("dist", "send", "--limit", names[number])
+    blocks = sum(ref.live_bytes for ref in read_record(fleet.working("dist") / "dist" / "app" / stamps[5])[0].packs)
+
+    for lost, needed in ([], patches[5]), (stamps[1:], sum(patches)), (stamps, blocks):
+        if lost:
+            go_back(fleet, {"relay": lost, **{name: stamps[number + 1 :] for number, name in enumerate(names)}})
+        lab.call("bytes", "--zero")
+        sent = fleet.ted("dist", "send")["sends"][0]
+        assert set(sent["states"].values()) == {"received"}
+        carried = lab.line_bytes("branch")["down"]
+        print(f"the relay had lost {len(lost)}: {needed} bytes needed, {carried / WIRE / needed:.3f} of that carried")
+        assert carried < needed * WIRE * 1.02 + 6 * 5_000
+        by_leaf = {edge["receiver"]: edge["bytes"] for edge in sent["edges"] if edge["receiver"] != "relay"}
+        if lost != stamps:  # each leaf has the patches from its own revision on, and no block
+            assert by_leaf == {name: sum(patches[number + 1 :]) for number, name in enumerate(names)}
+    for name in names:
+        assert is_exact(fleet, name)
