@@ -13,6 +13,7 @@ Rules:
  * When the window of a send is over, its transfer ends between two blocks: nothing that crossed a line is thrown away.
    A patch that is being applied then waits for the next send as well.
  * A node that holds the revision fetches nothing, and still passes the offer on.
+ * What patches led over stays until the nodes behind have come up by the same patches.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ PROGRESS_EVERY_S = 2.0
 ANSWER_WITHIN_S = 3.0
 BUSY_WITHIN_S = 5.0
 LOOK_EVERY_S = 1.0
+PRUNE_EVERY_S = 5.0
 
 Key = tuple[str, str, str]
 """(distributor, distribution, revision)."""
@@ -89,6 +91,8 @@ class Receiver:
         self._transfers: dict[tuple[str, str], _Transfer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._one_at_a_time: dict[tuple[str, str], asyncio.Lock] = {}
+        self._between: dict[tuple[str, str], frozenset[str]] = {}
+        """What lies between for nodes behind this one that come up by patches, by distribution."""
 
     # -- offers ------------------------------------------------------------------------------------------
 
@@ -329,9 +333,53 @@ class Receiver:
         await self._mark_target(transfer.slips)
         await run(journal.report, *key, State.RECEIVED, bytes_done=total, bytes_total=total)
         await self._close_offers(transfer, "done")
+        self._between.pop(key[:2], None)
+        awaited: bool = await run(self._is_awaited, key)
+        if transfer.between and awaited:
+            self._between[key[:2]] = transfer.between
+            task = asyncio.create_task(self._prune_later(key, transfer), name=f"keep for others {'/'.join(key)}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        await self._prune_now(key, transfer)
+
+    async def _prune_later(self, key: Key, transfer: _Transfer) -> None:
+        """Keep what lies between until the nodes behind have the revision, or nothing was heard of them for long."""
+        between, config = transfer.between, self._node.config
+        silent_for_s = 2 * config.retry_for + config.timeout
+        heard, heard_at_s = -1, time.monotonic()
+        try:
+            while self._between.get(key[:2]) is between and await self._node.run(self._is_awaited, key):
+                news = await self._node.run(self._newest_news, key)
+                if news != heard:
+                    heard, heard_at_s = news, time.monotonic()
+                if time.monotonic() - heard_at_s > silent_for_s:
+                    break
+                await asyncio.sleep(PRUNE_EVERY_S)
+        except RecordsError as error:  # the next revision prunes
+            log.error("%s: what lies between stays: %s", "/".join(key), error)
+            return
+        if self._between.get(key[:2]) is between:
+            del self._between[key[:2]]
+            await self._prune_now(key, transfer)
+
+    def _is_awaited(self, key: Key) -> bool:
+        """Return whether nodes behind this one are still to have the revision."""
+        journal, distributor, distribution = self._node.journal, key[0], key[1]
+        offers = journal.offers(status="open", distributor=distributor, distribution=distribution)
+        rows = journal.states(distributor=distributor, distribution=distribution)
+        return any(offer["child"] and offer["revision"] == key[2] for offer in offers) or any(
+            row.node != self._node.name and row.revision == key[2] and row.state in {State.PENDING, State.RECEIVING}
+            for row in rows
+        )
+
+    def _newest_news(self, key: Key) -> int:
+        rows = self._node.journal.states(distributor=key[0], distribution=key[1])
+        return max((row.seq for row in rows), default=0)
+
+    async def _prune_now(self, key: Key, transfer: _Transfer) -> None:
         busy = {other.key[2] for other in self._transfers.values() if other.key[:2] == key[:2]}
         try:
-            await run(self._prune, key, transfer.record, busy)
+            await self._node.run(self._prune, key, transfer.record, busy | self._between.get(key[:2], frozenset()))
         except (TedError, OSError) as error:  # what is here is here; the next one prunes
             log.error("%s: old revisions stay: %s", "/".join(key), error)
 
@@ -350,7 +398,7 @@ class Receiver:
             await self._node.run(self._node.journal.close_offer, slip.header.send, status)
 
     def _prune(self, key: Key, record: RevisionRecord | None, busy: set[str]) -> None:
-        """Remove old revisions, but none that is installed, coming in, or still being passed on."""
+        """Remove old revisions, but none that is busy, installed, coming in, or still being passed on."""
         if record is None:
             return
         in_use = busy | InstalledStates(self._node.working).revisions_in_use(*key[:2])
@@ -394,6 +442,8 @@ class _Transfer:
         self._with_patches = True
         self._patch_bytes = 0
         self._patched: set[str] = set()
+        self.between: frozenset[str] = frozenset()
+        """The revisions between that patches led over, where others come for those patches."""
         self._open = ExitStack()
         self.is_failing = False
         self.ended = asyncio.Event()
@@ -554,6 +604,8 @@ class _Transfer:
         self._patch_bytes = sum(runs_bytes(step.patch, self._incoming[step.patch.revision].pack.missing())
                                 for step in steps)  # fmt: skip
         self._patched = {step.record.revision for step in steps}
+        if self.slip.hop.children:
+            self.between |= self._patched - {record.revision}
         return steps
 
     def _use_patch(self, step: Step, loop: asyncio.AbstractEventLoop) -> None:

@@ -125,6 +125,30 @@ def test_a_build_killed_while_it_makes_the_patch_makes_it_the_next_time(fleet: F
     assert [path.name for path in place.glob("PATCH-*")] == [patch.name]
 
 
+def test_what_a_relay_went_over_stays_until_a_slow_node_behind_it_has_come_up_by_it(
+    fleet: Fleet, meter: Meter
+) -> None:
+    two_tiers(fleet, leaves=1)
+    line = meter(fleet, "s01")
+    fleet.install()
+    fleet.start()
+    build(fleet, 0)
+    fleet.ted("hq", "send")
+    patch_bytes, between = 0, []
+    for number in range(1, 4):
+        (fleet.root / "source" / "noise").write_bytes(random.Random(number).randbytes(300_000))
+        built = build(fleet, number)
+        patch_bytes += built["patch_bytes"]
+        between.append(fleet.working("s01") / "hq" / "app" / str(built["revision"]))
+    line.rate_bytes_s = 200_000
+    line.zero()
+    sent = fleet.ted("hq", "send")["sends"][0]
+    assert set(sent["states"].values()) == {"received"}
+    assert sum(edge["bytes"] for edge in sent["edges"] if edge["receiver"] == "e01") == patch_bytes
+    fleet.until(lambda: [place.exists() for place in between] == [False, False, True])
+    assert packs(fleet, "e01")[between[-1].name] == packs(fleet, "hq")[between[-1].name]
+
+
 SLOW_ZLIB = """
 import time, zlib
 plain = zlib.compressobj
