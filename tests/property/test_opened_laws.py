@@ -36,7 +36,15 @@ from ted.content.pack import HEADER
 from ted.content.patch.apply import FrameKind, PackOut, apply_patch
 from ted.content.patch.create import create_patch
 from ted.content.patch.kept import closed_by, make_patch, patch_ref, patches_of, waits
-from ted.content.patch.opened import MAX_OPENED_STREAMS, Closed, OpenedLine, Spool, closing_codecs, write_opened
+from ted.content.patch.opened import (
+    MAX_OPENED_STREAMS,
+    Closed,
+    OpenedLine,
+    Spool,
+    closing_codecs,
+    opened_bytes,
+    write_opened,
+)
 from ted.content.patch.packages import CODECS, _lie_apart
 from ted.content.patch.streams import CHUNK_BYTES, STREAMS, StreamReader, StreamWriter, chunk_bytes
 from ted.content.record import RevisionRecord
@@ -422,6 +430,30 @@ def test_room_is_counted_for_all_that_a_chain_of_patches_has_on_the_disk(tmp_pat
     both = 2 * (patch.bytes + new.packs[0].bytes)
     assert most_bytes(directory, newest, [step, last]) == max(both + 5, both // 2 + waiting_bytes)
 
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: mounting needs root")
+def test_what_is_opened_takes_half_of_what_is_free_at_most(tmp_path: Path) -> None:
+    def parts(first: bytes) -> Files:
+        return {f"part{number}": first + b"".join(b"%d of %d\n" % (each, number) for each in range(400_000))
+                for number in range(3)}  # fmt: skip
+
+    source, disk = tmp_path / "source", tmp_path / "work"
+    source.mkdir()
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)], check=True)
+    try:
+        (source / "app.zip").write_bytes(zipped(parts(b"old")))  # 15 MB opened, a tenth as it is
+        old = build(disk, source)
+        (source / "app.zip").write_bytes(zipped(parts(b"new")))
+        new = build(disk, source)
+        with Revision(disk, old).open() as before, Revision(disk, new).open() as after:
+            assert create_patch(before, after, disk / "patch", small=False)
+        patch = StreamReader(disk / "patch")
+        assert 0 < opened_bytes(patch) < 32 << 18
+        patch.close()
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 class EndedError(Exception):

@@ -1,7 +1,8 @@
 """Where the files of a tar or cpio archive begin, so that each can be compared with its like in another archive.
 
 Rules:
- * An archive that makes no sense from some place on has no more files from there on; nothing here is an error.
+ * An archive that makes no sense from some place on, or tells too much, has no more files from there on; nothing here
+   is an error.
  * What is told only helps to compare: nothing depends on its being right.
 """
 
@@ -18,7 +19,10 @@ _TAR_BLOCK_BYTES = 512
 _CPIO_HEADER_BYTES = 110
 _CPIO_MAGIC = (b"070701", b"070702")
 _MAX_NAME_BYTES = 4096
-_MAX_READ_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 1 << 20
+"""Of all headers of one file."""
+_MAX_NAMES_BYTES = 32 << 20
+"""Of all names of one archive."""
 
 Mark = tuple[int, bytes]
 """(where a file's header begins, its name)."""
@@ -26,19 +30,22 @@ Mark = tuple[int, bytes]
 
 def files_in(read: Read, size: int) -> Iterator[Mark]:
     """Yield where the files begin, in order; nothing where it is neither tar nor cpio."""
-    head = read(0, _TAR_BLOCK_BYTES)
-    if head[257:262] == b"ustar":
-        yield from _in_tar(read, size)
-    elif head[:6] in _CPIO_MAGIC:
-        yield from _in_cpio(read, size)
+    head, left_bytes = read(0, _TAR_BLOCK_BYTES), _MAX_NAMES_BYTES
+    is_tar, is_cpio = head[257:262] == b"ustar", head[:6] in _CPIO_MAGIC
+    for place, name in _in_tar(read, size) if is_tar else _in_cpio(read, size) if is_cpio else ():
+        left_bytes -= len(name)
+        if left_bytes < 0:
+            return
+        yield place, name
 
 
 class _View(io.RawIOBase):
-    """What ``tarfile`` reads: never more than 1 MiB at once, whatever a header says."""
+    """What ``tarfile`` reads: at most 1 MiB for each file in the archive, as it keeps all that headers tell."""
 
     def __init__(self, read: Read, size: int) -> None:
         super().__init__()
         self._read, self._size, self._at = read, size, 0
+        self.left_bytes = _MAX_HEADER_BYTES
 
     def readable(self) -> bool:
         return True
@@ -54,20 +61,26 @@ class _View(io.RawIOBase):
         return self._at
 
     def read(self, count: int = -1, /) -> bytes:
-        data = self._read(self._at, min(count, _MAX_READ_BYTES)) if count > 0 else b""
+        if count > self.left_bytes:
+            raise ValueError("headers that are too long")
+        data = self._read(self._at, count) if count > 0 else b""
         self._at += len(data)
+        self.left_bytes -= len(data)
         return data
 
 
 def _in_tar(read: Read, size: int) -> Iterator[Mark]:
     try:
-        with tarfile.open(fileobj=_View(read, size), mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
+        view = _View(read, size)
+        with tarfile.open(fileobj=view, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
             for _ in range(MAX_FILES):
                 member = archive.next()
                 if member is None:
                     return
                 yield member.offset, member.name.encode("utf-8", "surrogateescape")
+                view.left_bytes = _MAX_HEADER_BYTES
                 archive.members.clear()  # type: ignore[attr-defined]  # it would remember all of them
+                archive.pax_headers.clear()  # type: ignore[attr-defined]  # and what is told for all that follow
     except (tarfile.TarError, ValueError, OSError, EOFError, OverflowError, RecursionError):
         return
 

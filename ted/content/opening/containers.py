@@ -19,6 +19,7 @@ from ted.content.opening.codecs import MAX_LZMA_DICTIONARY_BYTES, Codec, Read
 MAX_STREAMS = 50_000
 _MAX_READ_BYTES = 32 << 20
 _MAX_BLOCKS = 20_000
+_ZIP_MEMBER_MAGIC = b"PK\x01\x02"
 _ZIP_LOCAL = struct.Struct("<4s5H3I2H")
 _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER_BYTES = 60
@@ -203,7 +204,10 @@ def following(read: Read, last: Packed, end: int) -> Packed | None:
 
 
 class _Window(io.RawIOBase):
-    """What ``zipfile`` reads: never more than 32 MiB at once, so that no directory of a file is larger."""
+    """What ``zipfile`` reads: never more than 32 MiB at once, nor a directory of more members than are opened.
+
+    It reads a directory as a whole and makes objects of all members in it.
+    """
 
     def __init__(self, read: Read, size: int) -> None:
         super().__init__()
@@ -228,6 +232,8 @@ class _Window(io.RawIOBase):
         if count > _MAX_READ_BYTES:
             raise ValueError("a directory that is too long")
         data = self._read(self._at, count) if count else b""
+        if data.startswith(_ZIP_MEMBER_MAGIC) and data.count(_ZIP_MEMBER_MAGIC) > MAX_STREAMS:
+            raise ValueError("too many members")
         self._at += len(data)
         return data
 

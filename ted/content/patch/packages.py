@@ -2,13 +2,15 @@
 
 Rules:
  * A stream is opened where the old package has one of that name, with other bytes, and a recipe gives its bytes.
- * The old stream is opened only for that. Everything else travels as the bytes it is.
+ * The old stream is opened only for that. Everything else travels as the bytes it is, and so does what is too much:
+   for the formats' bounds, for memory, or for the disk.
  * Opened bytes are then compared part by part: the members of a zip, the files of an archive, each with its like.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -86,8 +88,9 @@ class Packages:
         codecs: frozenset[Codec], directory: Path,
     ) -> None:  # fmt: skip
         self._old, self._new, self._base, self._place_of, self._codecs = old, new, base, place_of, codecs
-        self.line = OpenedLine(base, directory, MAX_OPENED_BYTES)
-        self._spool = Spool(directory, MAX_OPENED_BYTES)
+        most = min(MAX_OPENED_BYTES, shutil.disk_usage(directory).free // 4)  # half of what is free for the two
+        self.line = OpenedLine(base, directory, most)
+        self._spool = Spool(directory, most)
         self._closed: list[Closed] = []
         self._claims: list[tuple[int, int]] = []
         self._files: dict[bytes, _Opened] = {}
