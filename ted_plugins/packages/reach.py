@@ -22,6 +22,7 @@ from ted_plugins.sources.ftp import PORTS, FtpLogin, FtpSession
 from ted_plugins.sources.listing import Kind
 from ted_plugins.sources.rate import Rate
 from ted_plugins.sources.secrets import reveal, without_credentials
+from ted_plugins.sources.turns import Lines
 from ted_plugins.sources.web import Access, refusal, web_session
 from ted_plugins.sources.website import WebSource, file_name
 
@@ -149,9 +150,9 @@ class _Files:
         for file in self.files:
             yield from file.listing()
 
-    def connect(self) -> AbstractContextManager[mirror.Fetch]:
-        """Return what fetches them for one thread."""
-        return self.files[0].connect()
+    def connect_all(self, count: int) -> AbstractContextManager[Lines[mirror.FetchInSteps]]:
+        """Return so many connections that fetch them."""
+        return self.files[0].connect_all(count)
 
 
 class FtpFile:

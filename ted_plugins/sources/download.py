@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,7 +138,7 @@ class Totals:
                          hint="narrow it down, or raise max_bytes")  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass
 class Desk:
     """What the downloads of one refresh share."""
 
@@ -151,9 +152,14 @@ class Desk:
     """Whether an earlier build left beginnings of files."""
     stop: threading.Event = field(default_factory=threading.Event)
 
+    @cached_property
+    def top(self) -> str:
+        """``files``, as a text."""
+        return str(self.files)
+
     def place(self, path: str) -> str:
         """Return where a file of the mirror is."""
-        return f"{self.files}/{path}"
+        return f"{self.top}/{path}"
 
 
 class Download:
@@ -263,7 +269,8 @@ class Download:
             raise TransferError(f"{self.remote.path}: more comes than its {self._expected} bytes")
         self._counted += len(data)
         done, total = self._desk.totals.come(len(data))
-        self._hash(data)
+        for each in self._hashes.values():
+            each.update(data)
         written = os.write(self._fd, data)
         while written < len(data):
             written += os.write(self._fd, data[written:])
@@ -332,12 +339,11 @@ class Download:
         at = next((each for each in (self._mtime_ns, remote.mtime_ns) if each is not None), 0)
         os.fchmod(self._fd, remote.mode)
         os.utime(self._fd, ns=(at, at))
-        self.close()
-        place = self._desk.place(remote.path)
-        _rename(self._part.path, place, str(self._desk.files))
+        _rename(self._part.path, self._desk.place(remote.path), self._desk.top)
         self._part.renamed()
         self._counted, self._learned = 0, None
-        status, stamp = stamp_of(place)
+        status, stamp = stamp_of(self._fd)
+        self.close()
         digest = f"sha256:{self._hashes['sha256'].hexdigest()}"
         row = Row(remote.path, remote.listed, settled, remote.digest, status.st_size, status.st_mtime_ns,
                   self._validator, digest, stamp)  # fmt: skip
@@ -371,7 +377,8 @@ class Download:
 
     def _take_back(self) -> None:
         """Count as if this try had not been."""
-        self._desk.totals.settle(-self._counted)
+        if self._counted:
+            self._desk.totals.settle(-self._counted)
         if self._learned is not None:
             self._desk.totals.learn(-self._learned, certain=self.remote.size_bytes is not None)
         self._counted, self._learned = 0, None
@@ -457,9 +464,12 @@ def tidy(parts: Path) -> bool:
 
 
 def _hashes(promised: str | None) -> dict[str, Any]:
-    names = {"sha256"} if promised is None else {"sha256", promised.partition(":")[0]}
+    found = {"sha256": hashlib.sha256()}
+    if promised is None or promised.startswith("sha256:"):
+        return found
+    name = promised.partition(":")[0]
     try:
-        return {name: hashlib.new(name, usedforsecurity=False) for name in names}
+        return found | {name: hashlib.new(name, usedforsecurity=False)}
     except ValueError:
         raise BuildError(f"digests as {promised!r} are not known here") from None
 

@@ -141,9 +141,9 @@ def _open(path: Path) -> sqlite3.Connection:
 # -- whether a file is still the one that was put there
 
 
-def stamp_of(path: str) -> tuple[os.stat_result, str]:
-    """Return the status of a file, and the stamp it is believed by while this machine runs."""
-    status = os.lstat(path)
+def stamp_of(file: str | int) -> tuple[os.stat_result, str]:
+    """Return the status of a file (its path, or open), and the stamp it is believed by while this machine runs."""
+    status = os.lstat(file) if isinstance(file, str) else os.fstat(file)
     return status, f"{boot()} {_inode(status)}"
 
 

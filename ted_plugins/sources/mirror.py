@@ -18,23 +18,27 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ted.errors import BuildError, EmptySourceError, RefusedError, TransferError
 from ted_plugins.sources.download import Desk, Download, Fetched, Known, Partial, Progress, Remote, Task, Totals, tidy
 from ted_plugins.sources.index import Index, intact
 from ted_plugins.sources.rate import Rate
-from ted_plugins.sources.workers import Stopped, Workers
+from ted_plugins.sources.turns import Lines, Pause, Steps, in_turns
+from ted_plugins.sources.workers import Stopped, Workers, one_by_one
 
 __all__ = [
-    "Download", "Fetch", "Known", "Limits", "Mirror", "Partial", "Progress", "Refreshed", "Remote", "Source",
+    "Download", "Fetch", "FetchInSteps", "Known", "Limits", "Mirror", "Partial", "Progress", "Refreshed", "Remote",
+    "SharedSource", "Source", "ThreadedSource",
 ]  # fmt: skip
 
 MAX_PATH_BYTES = 3072
@@ -42,14 +46,18 @@ MAX_NAME_BYTES = 255
 MAX_DEPTH = 100
 
 _BATCH = 256
+_BAD = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)|\0")
 
 
 Fetch = Callable[[Remote, Download], None]
 """Fetches one file: calls ``unchanged()`` of the download, or ``begin()`` and then ``write()`` for each piece."""
 
+FetchInSteps = Callable[[Remote, Download], Steps[None]]
+"""Does so in steps, which yield what there is to wait for."""
 
-class Source(Protocol):
-    """Where files come from. Errors: ``TransferError`` is tried again, every other one ends the build."""
+
+class Listing(Protocol):
+    """What every source has."""
 
     @property
     def name(self) -> str:
@@ -63,11 +71,27 @@ class Source(Protocol):
             TransferError: It cannot be listed now.
         """
 
+
+class ThreadedSource(Listing, Protocol):
+    """A source for as many threads as there are connections."""
+
     def connect(self) -> AbstractContextManager[Fetch]:
         """Return what fetches one file after the other for one thread, on a connection of its own.
 
         It calls ``download.unchanged()``; or ``download.begin()`` and then ``download.write()`` for each piece.
         """
+
+
+@runtime_checkable
+class SharedSource(Listing, Protocol):
+    """A source whose connections one thread waits for together: of less cost where files are small."""
+
+    def connect_all(self, count: int) -> AbstractContextManager[Lines[FetchInSteps]]:
+        """Return so many connections, each as what fetches one file after the other on it."""
+
+
+Source = ThreadedSource | SharedSource
+"""Where files come from. Errors: ``TransferError`` is tried again, every other one ends the build."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +175,7 @@ class Mirror:
     # -- deciding
 
     def _compare(self, index: Index, desk: Desk) -> None:
-        def work(fetch: Fetch, task: Task) -> Fetched:
-            return self._fetch(fetch, task, desk)
-
-        workers = Workers(self._source.connect, work, self._parallel, desk.stop)
+        workers = self._workers(desk)
         try:
             listing = self._listed(index, desk)
             while batch := list(islice(listing, _BATCH)):
@@ -227,12 +248,23 @@ class Mirror:
 
     # -- doing, in the threads of the workers
 
-    def _fetch(self, fetch: Fetch, task: Task, desk: Desk) -> Fetched:
+    def _workers(self, desk: Desk) -> Workers[Task, Fetched]:
+        source = self._source
+        if isinstance(source, SharedSource):
+            share = in_turns(partial(source.connect_all, self._parallel), partial(self._fetch, desk))
+            return Workers(share, 1, desk.stop)
+
+        def work(fetch: Fetch, task: Task) -> Fetched:
+            return _at_once(self._fetch(desk, _in_one_step(fetch), task), desk)
+
+        return Workers(one_by_one(source.connect, work), self._parallel, desk.stop)
+
+    def _fetch(self, desk: Desk, fetch: FetchInSteps, task: Task) -> Steps[Fetched]:
         attempt = 0
         while True:
             download = Download(task, desk, again=attempt > 0)
             try:
-                fetch(task.remote, download)
+                yield from fetch(task.remote, download)
                 return download.finish()
             except TransferError as error:
                 if attempt == self._retries or isinstance(error, RefusedError):
@@ -240,10 +272,34 @@ class Mirror:
                 self._log.info("%s: trying again: %s", desk.name, error.message)
             finally:
                 download.fail()
-            (self._wait or desk.stop.wait)(min(2.0**attempt, 30.0))
-            if desk.stop.is_set():
-                raise Stopped
+            wait_s = min(2.0**attempt, 30.0)
+            if self._wait is not None:
+                self._wait(wait_s)
+            else:
+                yield Pause(wait_s)
             attempt += 1
+
+
+def _in_one_step(fetch: Fetch) -> FetchInSteps:
+    def steps(remote: Remote, download: Download) -> Steps[None]:
+        fetch(remote, download)
+        yield from ()
+
+    return steps
+
+
+def _at_once(steps: Steps[Fetched], desk: Desk) -> Fetched:
+    """Go through the steps of one file in a thread that has nothing else to do."""
+    while True:
+        try:
+            pause: Pause = next(steps)
+        except StopIteration as done:
+            fetched: Fetched = done.value
+            return fetched
+        desk.stop.wait(pause.wait_s)
+        if desk.stop.is_set():
+            steps.close()
+            raise Stopped
 
 
 # -- paths
@@ -255,11 +311,12 @@ def _check_path(path: str, source: str) -> None:
     Raises:
         BuildError: It is such a name.
     """
-    raw, parts = os.fsencode(path), path.split("/")
-    bad = any(part in ("", ".", "..") for part in parts) or "\0" in path
-    if len(raw) > MAX_NAME_BYTES:
-        bad |= len(raw) > MAX_PATH_BYTES or any(len(part) > MAX_NAME_BYTES for part in raw.split(b"/"))
-    if bad or len(parts) > MAX_DEPTH:
+    short = len(path) <= MAX_NAME_BYTES // 4  # no character takes more than four bytes
+    bad = _BAD.search(path) is not None or path.count("/") >= MAX_DEPTH
+    if not short and not bad:
+        raw = os.fsencode(path)
+        bad = len(raw) > MAX_PATH_BYTES or any(len(part) > MAX_NAME_BYTES for part in raw.split(b"/"))
+    if bad:
         shown = path if len(path) <= 200 else f"{path[:200]}..."
         raise BuildError(f"{source}: lists a name that cannot be taken: {shown!r}",
                          hint="leave it out with `exclude`, or have it renamed at the source")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Requests to web servers, by libcurl: one session for one thread, its connections kept open.
+"""Requests to web servers, by libcurl: a session does one after the other, ``WebLines`` several in one thread.
 
 Rules:
  * Redirects are followed by hand, ``MAX_REDIRECTS`` at most: only to http and https, never from https to http.
@@ -17,11 +17,12 @@ import functools
 import os
 import re
 import ssl
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Annotated, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, Self
 from urllib.parse import quote, urljoin, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -29,6 +30,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from ted.errors import BuildError, PluginError, RefusedError, TransferError, TrustError, UnreachableError
 from ted_plugins.sources.rate import Rate
 from ted_plugins.sources.secrets import Secret, reveal, scrubbed, without_credentials
+from ted_plugins.sources.turns import Line, Steps
 
 if TYPE_CHECKING:
     import pycurl
@@ -39,9 +41,14 @@ _MOVES = frozenset({301, 302, 303, 307, 308})
 _SLOWEST_BYTES_S = 10
 _PORTS = {"http": 80, "https": 443}
 _PIECE_BYTES = 256 * 1024
+_NOT_WAITED_S = 0.002
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", re.ASCII)
-_STATUS = re.compile(r"HTTP/[0-9.]+ ([0-9]{3})")
-_HEADER = re.compile(r"^([^:\r\n]+):[ \t]*([^\r\n]*?)[ \t]*\r?$", re.MULTILINE)
+_STATUS = re.compile(rb"HTTP/[0-9.]+ ([0-9]{3})")
+_HEADER = re.compile(
+    rb"^(content-length|content-range|content-type|date|etag|last-modified|location):[ \t]*([^\r\n]*?)[ \t]*\r?$",
+    re.MULTILINE | re.IGNORECASE,
+)
+_PLAIN = re.compile(r"[A-Za-z0-9!#$%&'()*+,/:;=?@\[\]_.~-]*")
 _LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
 _ETAG = re.compile(r'(W/)?"[\x21\x23-\x7e]{0,500}"')
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -168,7 +175,8 @@ class Origin(NamedTuple):
 
 def origin_of(url: str) -> Origin:
     """Return the origin of an address."""
-    return _origin("/".join(url.split("/", 3)[:3]))
+    end = url.find("/", 8)  # behind the second slash of both schemes
+    return _origin(url if end < 0 else url[:end])
 
 
 @functools.lru_cache(maxsize=64)
@@ -205,12 +213,12 @@ class Access:
         return tuple(each for each in found if each)
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(NamedTuple):
     """What a server answers before the body."""
 
     status: int
     headers: Mapping[str, str]
+    """Those that matter here, by their names in small letters."""
     url: str
     """Where it came from, after redirects."""
     moved: bool = False
@@ -240,18 +248,21 @@ def _seconds(date: str) -> int | None:
         return None
 
 
-Sink = Callable[[bytes], None]
+Sink = Callable[[bytes], object]
+
+
+class Failure(NamedTuple):
+    """What libcurl says of a transfer that failed."""
+
+    number: int
+    text: str
 
 
 class WebSession:
-    """Connections of one thread to what ``access`` reaches."""
+    """One request after the other to what ``access`` reaches."""
 
-    def __init__(self, access: Access, *, piece_bytes: int = _PIECE_BYTES) -> None:
-        try:
-            import pycurl
-        except ImportError as error:
-            raise PluginError(f"libcurl cannot be used here: {error}", hint="pip install pycurl") from error
-        self._pycurl, self._access, self._piece_bytes = pycurl, access, piece_bytes
+    def __init__(self, access: Access, *, piece_bytes: int | None = None) -> None:
+        self._pycurl, self._access, self._piece_bytes = _libcurl(), access, piece_bytes or _PIECE_BYTES
         self._curls: dict[bool, pycurl.Curl] = {}
         self._said: dict[bool, tuple[tuple[str, ...], bool]] = {}
 
@@ -282,9 +293,23 @@ class WebSession:
             RefusedError: It leads to where it must not, or in circles.
             TrustError: A certificate does not hold.
         """
+        steps = self.asking(url, take, headers=headers, compressed=compressed)
+        try:
+            curl = next(steps)
+            while True:
+                curl = steps.send(self._performed(curl))
+        except StopIteration as done:
+            head: Head = done.value
+            return head
+
+    def asking(
+        self, url: str, take: Callable[[Head], Sink | None], *, headers: tuple[str, ...] = (), compressed: bool = False
+    ) -> Steps[Head]:
+        """Do as ``get`` in steps: yield what libcurl is to perform, and be sent the failure, or ``None``."""
         at = url
         for _ in range(MAX_REDIRECTS + 1):
-            head = self._ask(at, take, headers, compressed, moved=at != url)
+            curl, answer = self._prepared(at, take, headers, compressed, moved=at != url)
+            head = self._concluded(answer, (yield curl))
             if head.status not in _MOVES or "location" not in head.headers:
                 return head
             at = self._next(at, head.headers["location"])
@@ -313,9 +338,9 @@ class WebSession:
 
     # -- one request
 
-    def _ask(
+    def _prepared(
         self, url: str, take: Callable[[Head], Sink | None], headers: tuple[str, ...], compressed: bool, *, moved: bool
-    ) -> Head:
+    ) -> tuple[pycurl.Curl, _Answer]:
         pycurl, access = self._pycurl, self._access
         ours = origin_of(url).may_have_secrets_of(access.origin)
         if access.query and not ours and access.query in url:
@@ -330,13 +355,21 @@ class WebSession:
             curl.setopt(pycurl.HTTPHEADER, [*map(_utf8, access.headers if ours else ()), *headers])
         curl.setopt(pycurl.HEADERFUNCTION, answer.lines.append)  # libcurl takes 300 kB of them at most
         curl.setopt(pycurl.WRITEFUNCTION, answer.body)
+        return curl, answer
+
+    def _performed(self, curl: pycurl.Curl) -> Failure | None:
         try:
             curl.perform()
-        except pycurl.error as error:
+        except self._pycurl.error as error:
+            return Failure(error.args[0], str(error.args[1]))
+        return None
+
+    def _concluded(self, answer: _Answer, failure: Failure | None) -> Head:
+        if failure is not None:
             if answer.error is not None:
                 raise answer.error from None
             if not answer.unwanted:
-                raise self._translated(error, url) from None
+                raise self._translated(failure, answer.url)
         return answer.head()
 
     # -- handles: one for the host that has the secrets, and one, without any, for wherever it leads
@@ -412,8 +445,8 @@ class WebSession:
             raise RefusedError(f"{shown}: leads from https to http, which is not followed")
         return target.partition("#")[0]
 
-    def _translated(self, error: Exception, url: str) -> Exception:
-        number, text = error.args[0], str(error.args[1])
+    def _translated(self, failure: Failure, url: str) -> Exception:
+        number, text = failure
         message = f"{without_credentials(url)}: {scrubbed(text, self._access.secrets)}"
         if number in _UNREACHABLE:
             return UnreachableError(message, hint="is the address right, and the server (or proxy) up?")
@@ -424,23 +457,22 @@ class WebSession:
         return TransferError(message)
 
 
-@dataclass
 class _Answer:
     """Takes what libcurl hands over; an exception must not pass through it, so it is kept."""
 
-    url: str
-    take: Callable[[Head], Sink | None]
-    moved: bool
-    error: BaseException | None = None
-    unwanted: bool = False
-    lines: list[bytes] = field(default_factory=list)
-    _bytes: int = 0
-    _head: Head | None = None
-    _sink: Sink | None = None
+    def __init__(self, url: str, take: Callable[[Head], Sink | None], moved: bool) -> None:
+        self.url, self._take, self._moved = url, take, moved
+        self.lines: list[bytes] = []
+        self.error: BaseException | None = None
+        self.unwanted = False
+        self._bytes = 0
+        self._head: Head | None = None
+        self._sink: Sink | None = None
 
     def body(self, data: bytes) -> int | None:
         try:
-            self.head()
+            if self._head is None:
+                self.head()
             if self._sink is None:
                 # Refusals and redirects have a body that nobody wants, and that need not end.
                 self._bytes += len(data)
@@ -455,18 +487,20 @@ class _Answer:
     def head(self) -> Head:
         if self._head is None:
             status, headers = _parsed(self.lines)
-            self._head = Head(status, headers, self.url, self.moved)
+            self._head = Head(status, headers, self.url, self._moved)
             moves = status in _MOVES and "location" in headers
-            self._sink = None if moves else self.take(self._head)
+            self._sink = None if moves else self._take(self._head)
         return self._head
 
 
 def _parsed(lines: list[bytes]) -> tuple[int, dict[str, str]]:
-    """Return status and headers of the last answer: a proxy's may stand before it."""
-    block = b"".join(lines).decode("latin-1")
-    block = block[max(block.rfind("\nHTTP/") + 1, 0) :]
-    status = _STATUS.match(block)
-    headers = {name.lower(): value for name, value in reversed(_HEADER.findall(block))}
+    """Return status and the headers that matter of the last answer: a proxy's may stand before it."""
+    block = b"".join(lines)
+    begin = block.rfind(b"\nHTTP/") + 1
+    status = _STATUS.match(block, begin)
+    headers: dict[str, str] = {}
+    for name, value in _HEADER.findall(block, begin):
+        headers.setdefault(name.decode().lower(), value.decode("latin-1"))
     return int(status[1]) if status else 0, headers
 
 
@@ -479,7 +513,7 @@ def _with_query(url: str, query: str) -> str:
 
 def _ascii(url: str) -> str:
     """Return an address in which whatever is no ASCII is escaped; what is escaped stays as it is."""
-    return quote(url, safe="!#$%&'()*+,/:;=?@[]~", errors="surrogateescape")
+    return url if _PLAIN.fullmatch(url) else quote(url, safe="!#$%&'()*+,/:;=?@[]~", errors="surrogateescape")
 
 
 def _utf8(text: str) -> bytes:
@@ -487,10 +521,74 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+class WebLines(Generic[Line]):
+    """Sessions that one thread drives at the same time, for ``turns.in_turns``.
+
+    Args:
+        access: What they reach.
+        count: How many.
+        line: Makes of a session what its tasks work on.
+        piece_bytes: As much is taken from a connection at once.
+    """
+
+    def __init__(
+        self, access: Access, count: int, line: Callable[[WebSession], Line], *, piece_bytes: int | None = None
+    ) -> None:
+        self._sessions = [WebSession(access, piece_bytes=piece_bytes) for _ in range(count)]
+        self.lines = [line(session) for session in self._sessions]
+        self._multi = _libcurl().CurlMulti()
+        self._on_their_way: set[pycurl.Curl] = set()
+
+    def start(self, curl: pycurl.Curl) -> None:
+        """Start a request."""
+        self._multi.add_handle(curl)
+        self._on_their_way.add(curl)
+
+    def wait(self, most_s: float) -> list[tuple[pycurl.Curl, Failure | None]]:
+        """Let requests go on until some ended; return these."""
+        self._multi.perform()
+        ended = self._ended()
+        if not ended:
+            began_s = time.monotonic()
+            if self._multi.select(most_s) <= 0 and time.monotonic() - began_s < _NOT_WAITED_S:
+                time.sleep(_NOT_WAITED_S)  # there is nothing yet that could be waited for
+        return ended
+
+    def close(self) -> None:
+        """Break off what is on its way, and close the connections."""
+        for curl in self._on_their_way:
+            self._multi.remove_handle(curl)
+        for session in self._sessions:
+            session.close()
+        self._multi.close()
+
+    def _ended(self) -> list[tuple[pycurl.Curl, Failure | None]]:
+        _, done, failed = self._multi.info_read()
+        ended: list[tuple[pycurl.Curl, Failure | None]] = [(curl, None) for curl in done]
+        ended += [(curl, Failure(number, str(text))) for curl, number, text in failed]
+        for curl, _ in ended:
+            self._multi.remove_handle(curl)
+            self._on_their_way.remove(curl)
+        return ended
+
+
+def _libcurl() -> Any:
+    """Return the module; only a build that fetches pays for it.
+
+    Raises:
+        PluginError: It is not there.
+    """
+    try:
+        import pycurl
+    except ImportError as error:
+        raise PluginError(f"libcurl cannot be used here: {error}", hint="pip install pycurl") from error
+    return pycurl
+
+
 @contextmanager
 def web_session(access: Access, *, piece_bytes: int | None = None) -> Iterator[WebSession]:
     """Yield a session, and close it."""
-    session = WebSession(access, piece_bytes=piece_bytes or _PIECE_BYTES)
+    session = WebSession(access, piece_bytes=piece_bytes)
     try:
         yield session
     finally:

@@ -13,9 +13,10 @@ Rules:
 from __future__ import annotations
 
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -23,15 +24,21 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from ted.errors import BuildError, EmptySourceError, SourceChangedError, TransferError
 from ted.hookspecs import Excludes
 from ted_plugins.sources.download import Download, Remote
+from ted_plugins.sources.mirror import FetchInSteps
 from ted_plugins.sources.pages import Listed, parse_page
 from ted_plugins.sources.secrets import without_credentials
-from ted_plugins.sources.web import Access, Head, Sink, WebSession, refusal, web_session
+from ted_plugins.sources.turns import Steps
+from ted_plugins.sources.web import Access, Head, Sink, WebLines, WebSession, refusal, web_session
+from ted_plugins.sources.workers import Behind
 
 MAX_PAGE_BYTES = 64 * 1024 * 1024
 MAX_PAGES = 100_000
 MAX_DEPTH = 100
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _HOT_S = 2
+_LARGE_BYTES = 1 << 20
+_GATHERED_BYTES = 512 * 1024
+_GATHERED_S = 0.5
 _NS = 10**9
 
 
@@ -88,10 +95,18 @@ class WebSource:
             yield from self._crawl(session)
 
     @contextmanager
-    def connect(self) -> Iterator[Callable[[Remote, Download], None]]:
-        """Yield what fetches files for one thread."""
-        with web_session(self.access, piece_bytes=self.piece_bytes) as session:
-            yield lambda remote, download: _Fetching(session, remote, download).run()
+    def connect_all(self, count: int) -> Iterator[WebLines[FetchInSteps]]:
+        """Yield so many connections."""
+        at_full_speed = self.piece_bytes is None
+
+        def line(session: WebSession) -> FetchInSteps:
+            return lambda remote, download: _Fetching(session, remote, download, at_full_speed).run()
+
+        lines = WebLines(self.access, count, line, piece_bytes=self.piece_bytes)
+        try:
+            yield lines
+        finally:
+            lines.close()
 
     # -- listing
 
@@ -161,23 +176,42 @@ def file_name(url: str) -> str:
 class _Fetching:
     """One file on its way; asks once more, for the whole, when a part is not as it should be."""
 
-    def __init__(self, session: WebSession, remote: Remote, download: Download) -> None:
+    def __init__(self, session: WebSession, remote: Remote, download: Download, at_full_speed: bool) -> None:
         self._session, self._remote, self._download = session, remote, download
+        self._at_full_speed = at_full_speed
+        self._body: _Body | None = None
         self._place: _Place = remote.handle
         self._offset = 0
+        self._length: int | None = None
         self._validator: str | None = None
         self._begun = False
 
-    def run(self) -> None:
+    def run(self) -> Steps[None]:
+        try:
+            yield from self._ask()
+        except TransferError:
+            self._end()  # what came is gone on with
+            raise
+        except BaseException:
+            if self._body is not None:
+                self._body.leave()
+            raise
+        self._end()
+
+    def _ask(self) -> Steps[None]:
         partial = self._download.partial
         if partial is not None and not partial.validator.startswith("W/"):
             self._offset, self._validator = partial.size_bytes, partial.validator
-            self._session.get(self._place.url, self._take, headers=self._range())
+            yield from self._session.asking(self._place.url, self._take, headers=self._range())
             if self._begun:
                 return
             self._offset = 0
-        head = self._session.get(self._place.url, self._take, headers=self._only_if_changed())
+        head = yield from self._session.asking(self._place.url, self._take, headers=self._only_if_changed())
         self._judge(head)
+
+    def _end(self) -> None:
+        if self._body is not None:
+            self._body.close()
 
     def _range(self) -> tuple[str, ...]:
         return (f"Range: bytes={self._offset}-", f"If-Range: {self._validator}")
@@ -190,19 +224,23 @@ class _Fetching:
         return (f"{'If-None-Match' if etag else 'If-Modified-Since'}: {known.validator}",)
 
     def _take(self, head: Head) -> Sink | None:
+        self._length = head.length
         if head.status == 200:
-            self._begin(head, 0, head.length)
+            self._begin(head, 0, self._length)
         elif head.status == 206 and self._offset and (size := self._size_of_part(head)) is not None:
             self._begin(head, self._offset, size)
         else:
             return None
-        return self._download.write
+        if not self._at_full_speed:
+            return self._download.write
+        self._body = _Body(self._download.write, self._length)
+        return self._body.take
 
     def _begin(self, head: Head, offset_bytes: int, size_bytes: int | None) -> None:
         self._begun = True
         if head.moved and urlsplit(head.url).path == f"{urlsplit(self._place.url).path}/":
             raise BuildError(f"{without_credentials(self._place.url)}: is a directory", hint="end it with a slash")
-        if "content-length" in head.headers and head.length is None:
+        if self._length is None and "content-length" in head.headers:
             raise TransferError(f"{without_credentials(self._place.url)}: a length that is no number of bytes")
         changed_s = head.time_s("last-modified")
         self._download.begin(
@@ -238,6 +276,50 @@ class _Fetching:
             return None
         resolution_s = self._place.resolution_s
         return (changed_s // resolution_s + 1) * resolution_s <= self._place.listed_at_s
+
+
+class _Body:
+    """A body on its way: libcurl hands over pieces too small to be written one by one.
+
+    A large one is written, and hashed, while more of it comes.
+    """
+
+    def __init__(self, write: Callable[[bytes], object], size_bytes: int | None) -> None:
+        self._write = write
+        self._behind = Behind(write) if size_bytes is None or size_bytes >= _LARGE_BYTES else None
+        self._pieces: list[bytes] = []
+        self._bytes = 0
+        self._due_s = time.monotonic() + _GATHERED_S
+
+    def take(self, data: bytes) -> None:
+        """Take the next piece."""
+        self._pieces.append(data)
+        self._bytes += len(data)
+        if self._bytes >= _GATHERED_BYTES or time.monotonic() > self._due_s:
+            self._hand_on()
+
+    def close(self) -> None:
+        """Wait until all of it is written; raises what writing raised."""
+        try:
+            if self._pieces:
+                self._hand_on()
+        finally:
+            if self._behind is not None:
+                self._behind.close()
+
+    def leave(self) -> None:
+        """Want no more of it."""
+        if self._behind is not None:
+            with suppress(BaseException):  # another error is told
+                self._behind.close()
+
+    def _hand_on(self) -> None:
+        pieces, self._pieces, self._bytes = self._pieces, [], 0
+        self._due_s = time.monotonic() + _GATHERED_S
+        if self._behind is not None:
+            self._behind.put(pieces)
+        else:
+            self._write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
 
 def _version(head: Head) -> str | None:

@@ -1,4 +1,4 @@
-"""Threads that do the same thing to one task after the other, each on a connection of its own.
+"""Threads that work through tasks; and one that runs ahead of a reader, or behind a writer.
 
 Rules:
  * A thread, and its connection, is made only when there is a task for it.
@@ -30,30 +30,25 @@ class Workers(Generic[Task, Result]):
     """Up to ``most`` threads.
 
     Args:
-        connect: Gives a thread its connection.
-        work: Does one task on a connection.
+        loop: What each does: it takes tasks (``take``) and gives results (``give``) until there are no more.
         most: Threads at most.
-        stop: Set when the work is called off; ``work`` then raises ``Stopped`` soon.
+        stop: Set when the work is called off; ``loop`` then raises ``Stopped`` soon.
     """
 
-    def __init__(
-        self,
-        connect: Callable[[], AbstractContextManager[Connection]],
-        work: Callable[[Connection, Task], Result],
-        most: int,
-        stop: threading.Event,
-    ) -> None:
-        self._run_with: Callable[[], None] = lambda: self._run(connect, work)
-        self._most, self._stop = most, stop
+    def __init__(self, loop: Callable[[Workers[Task, Result]], None], most: int, stop: threading.Event) -> None:
+        self.stop = stop
+        self._loop, self._most = loop, most
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._errors: list[BaseException] = []
 
+    # -- for whoever has the tasks
+
     def put(self, task: Task) -> None:
         """Hand a task in; raises the first error of those before it."""
         if len(self._threads) < self._most:
-            thread = threading.Thread(target=self._run_with, name=f"fetch-{len(self._threads)}", daemon=True)
+            thread = threading.Thread(target=self._run, name=f"fetch-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
             thread.start()
         self._put(task)
@@ -75,10 +70,27 @@ class Workers(Generic[Task, Result]):
 
     def close(self) -> list[Result]:
         """Call the work off, wait for the threads, and return what else was done."""
-        self._stop.set()
+        self.stop.set()
         for thread in self._threads:
             thread.join()
         return self._taken()
+
+    # -- for the loop of a thread
+
+    def take(self, wait_s: float = 0.5) -> Task | None:
+        """Return the next task; ``None`` when there are no more.
+
+        Raises:
+            Empty: There is none now, and none came within ``wait_s``.
+            Stopped: The work was called off.
+        """
+        if self.stop.is_set():
+            raise Stopped
+        return self._tasks.get(timeout=wait_s) if wait_s else self._tasks.get_nowait()
+
+    def give(self, result: Result) -> None:
+        """Hand out what came of a task."""
+        self._results.put(result)
 
     def _taken(self) -> list[Result]:
         found = []
@@ -89,7 +101,7 @@ class Workers(Generic[Task, Result]):
     def _put(self, task: Task | None) -> None:
         self._raise()
         while self._tasks.qsize() >= _MOST_WAITING:
-            self._stop.wait(_LOOK_AGAIN_S)
+            self.stop.wait(_LOOK_AGAIN_S)
             self._raise()
         self._tasks.put(task)
 
@@ -97,26 +109,38 @@ class Workers(Generic[Task, Result]):
         if self._errors:
             raise self._errors[0]
 
-    def _run(
-        self, connect: Callable[[], AbstractContextManager[Connection]], work: Callable[[Connection, Task], Result]
-    ) -> None:
+    def _run(self) -> None:
         try:
-            with connect() as connection:
-                while (task := self._next()) is not None:
-                    self._results.put(work(connection, task))
+            self._loop(self)
         except Stopped:
             pass
         except BaseException as error:  # noqa: BLE001 -- handed to whoever waits
             self._errors.append(error)
-            self._stop.set()
+            self.stop.set()
 
-    def _next(self) -> Task | None:
-        while not self._stop.is_set():
-            try:
-                return self._tasks.get(timeout=0.5)
-            except queue.Empty:
-                continue
-        return None
+
+def one_by_one(
+    connect: Callable[[], AbstractContextManager[Connection]], work: Callable[[Connection, Task], Result]
+) -> Callable[[Workers[Task, Result]], None]:
+    """Return the loop of threads that do one task after the other, each thread on a connection of its own.
+
+    Args:
+        connect: Gives a thread its connection.
+        work: Does one task on a connection.
+    """
+
+    def loop(workers: Workers[Task, Result]) -> None:
+        with connect() as connection:
+            while True:
+                try:
+                    task = workers.take()
+                except queue.Empty:
+                    continue
+                if task is None:
+                    return
+                workers.give(work(connection, task))
+
+    return loop
 
 
 def ahead(pieces: Iterator[bytes], leave: Callable[[], object], most: int = 4) -> Generator[bytes, None, None]:
@@ -160,3 +184,43 @@ def ahead(pieces: Iterator[bytes], leave: Callable[[], object], most: int = 4) -
             with suppress(queue.Empty):
                 ready.get_nowait()
             thread.join(0.01)
+
+
+class Behind:
+    """Writes what comes in a thread of its own, while the caller fetches what comes next.
+
+    Args:
+        write: Is called in that thread, for one piece after the other.
+        most: So many pieces are held at most.
+    """
+
+    def __init__(self, write: Callable[[bytes], object], most: int = 4) -> None:
+        self._write = write
+        self._pieces: queue.SimpleQueue[list[bytes] | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(most)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="fetch-behind", daemon=True)
+        self._thread.start()
+
+    def put(self, pieces: list[bytes]) -> None:
+        """Hand over what shall be written at once; waits for room, and raises what writing raised before."""
+        self._room.acquire()
+        if self._error is not None:
+            raise self._error
+        self._pieces.put(pieces)
+
+    def close(self) -> None:
+        """Wait until everything is written; raises what writing raised."""
+        self._pieces.put(None)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while (pieces := self._pieces.get()) is not None:
+            if self._error is None:
+                try:
+                    self._write(b"".join(pieces))
+                except BaseException as error:  # noqa: BLE001 -- handed to the caller
+                    self._error = error
+            self._room.release()

@@ -6,8 +6,11 @@ import base64
 import gzip
 import hashlib
 import os
+import resource
+import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,8 +102,9 @@ class Site:
 
 
 @pytest.fixture
-def site(depot: Depot, tmp_path: Path) -> Site:
-    return Site(depot, tmp_path)
+def site(depot: Depot, tmp_path: Path) -> Iterator[Site]:
+    yield Site(depot, tmp_path)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fetch")]
 
 
 def same_content(source: Path, target: Path) -> str:
@@ -277,8 +281,6 @@ class Cutter:
     """Cuts a line whenever so many bytes have crossed it."""
 
     def __init__(self, line: CountingProxy, at_bytes: list[int]) -> None:
-        import threading
-
         self._line, self._at, self._cuts = line, list(at_bytes), 0
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -300,6 +302,60 @@ def test_the_rate_holds_for_all_connections(site: Site, server: Nginx, served: P
     started_s = time.monotonic()
     site.build(f"{server.url}/r/", fetch_rate="400kB")
     assert 1.1 <= time.monotonic() - started_s < 8
+
+
+def test_files_come_at_the_same_time_on_as_many_connections_as_may_be(site: Site) -> None:
+    names, most = [f"f{n}" for n in range(9)], 3
+    together = threading.Barrier(most, timeout=10)
+
+    def serve(path: str, _headers: dict[str, str], connection: socket.socket) -> None:
+        if path == "/":
+            connection.sendall(answer("200 OK", page(*names), content_type="text/html"))
+            return
+        together.wait()
+        connection.sendall(answer("200 OK", path.encode()))
+
+    with hostile(serve) as server:
+        site.build(f"{server.url}/", parallel=most)
+    assert {path.name: path.read_text() for path in site.extract().iterdir()} == {name: f"/{name}" for name in names}
+
+
+def test_a_build_that_fails_does_not_wait_for_a_server_that_is_silent(site: Site) -> None:
+    asked, over = threading.Event(), threading.Event()
+
+    def serve(path: str, _headers: dict[str, str], connection: socket.socket) -> None:
+        if path == "/":
+            connection.sendall(answer("200 OK", page("silent", "forbidden"), content_type="text/html"))
+        elif path == "/silent":
+            connection.sendall(answer("200 OK", b"", content_length=str(4 << 20)) + bytes(2 << 20))
+            asked.set()
+            over.wait(20)
+        else:
+            asked.wait(10)
+            connection.sendall(answer("403 Forbidden"))
+
+    with hostile(serve) as server:
+        began_s = time.monotonic()
+        with pytest.raises(RefusedError, match="403"):
+            site.build(f"{server.url}/")
+        assert time.monotonic() - began_s < 10  # it may be silent for 60 s
+        over.set()
+
+
+def test_what_cannot_be_written_ends_the_build(site: Site, server: Nginx, served: Path) -> None:
+    fill(served, {"large.bin": os.urandom(8 << 20)})
+    site.build(f"{server.url}/d/")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6 << 20, limit[1]))
+        with pytest.raises(TedError, match="large"):
+            site.build(f"{server.url}/large.bin")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, former)
+    site.build(f"{server.url}/large.bin")
+    assert site.extract().joinpath("large.bin").read_bytes() == (served / "large.bin").read_bytes()
 
 
 # -- TLS, credentials, proxies
@@ -468,22 +524,27 @@ def test_checksum_files_are_held_to(site: Site, server: Nginx, served: Path, how
         site.build(entry)
 
 
-def test_signatures_are_verified(site: Site, server: Nginx, served: Path, tmp_path: Path) -> None:
+def sign(tmp_path: Path, *files: Path) -> None:
+    """Write ``vendor.asc`` and ``other.asc``, two keyrings, and beside each file the vendor's signature."""
     home = tmp_path / "gpg"
     home.mkdir(mode=0o700)
     gpg = ["gpg", "--homedir", str(home), "--batch", "--quiet", "--passphrase", ""]
-    for who in ("vendor", "other"):
-        subprocess.run([*gpg, "--quick-generate-key", f"{who}@example.org", "ed25519", "sign"], check=True)
-        armored = subprocess.run([*gpg, "--armor", "--export", who], check=True, capture_output=True).stdout
-        (tmp_path / f"{who}.asc").write_bytes(armored)
     try:
-        (served / "SUMS").write_bytes(sums(served))
-        for name in ("SUMS", "a.txt"):
+        for who in ("vendor", "other"):
+            subprocess.run([*gpg, "--quick-generate-key", f"{who}@example.org", "ed25519", "sign"], check=True)
+            armored = subprocess.run([*gpg, "--armor", "--export", who], check=True, capture_output=True).stdout
+            (tmp_path / f"{who}.asc").write_bytes(armored)
+        for file in files:
             signed = subprocess.run([*gpg, "-u", "vendor@example.org", "--armor", "--detach-sign", "--output", "-",
-                                     str(served / name)], check=True, capture_output=True).stdout  # fmt: skip
-            (served / f"{name}.asc").write_bytes(signed)
+                                     str(file)], check=True, capture_output=True).stdout  # fmt: skip
+            file.with_name(f"{file.name}.asc").write_bytes(signed)
     finally:
         subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=True)
+
+
+def test_signatures_are_verified(site: Site, server: Nginx, served: Path, tmp_path: Path) -> None:
+    (served / "SUMS").write_bytes(sums(served))
+    sign(tmp_path, served / "SUMS", served / "a.txt")
     whole = {"url": f"{server.url}/", "checksums": "SUMS", "signature": "SUMS.asc", "exclude": ["/a.txt.asc"]}
     single = {"url": f"{server.url}/a.txt", "signature": "a.txt.asc"}
     for entry in (whole, single):
