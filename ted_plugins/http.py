@@ -14,6 +14,7 @@ import hashlib
 import shutil
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import unquote, urljoin, urlsplit
@@ -34,7 +35,7 @@ from ted_plugins.sources.checksums import (
 from ted_plugins.sources.mirror import Limits, Mirror
 from ted_plugins.sources.rate import Rate, Size
 from ted_plugins.sources.secrets import without_credentials
-from ted_plugins.sources.web import Access, WebAccess, refusal, web_address, web_session
+from ted_plugins.sources.web import Access, WebAccess, web_address
 from ted_plugins.sources.website import WebSource, file_name
 
 
@@ -143,12 +144,12 @@ def ted_build(build: BuildContext) -> None:
     options: Options = build.options
     rate = Rate(options.fetch_rate)
     names: Counter[str] = Counter()
-    used = set()
+    used: set[str] = set()
     for number, target in enumerate(options.targets):
         for entry in target.sources:
             name = _mirror_name(entry, names)
             used.add(name)
-            files = _fetch(build, entry, target, rate, build.scratch / name)
+            files = _fetch(build, entry, target, rate, build.scratch / name, used)
             if files is not None:
                 build.add_tree(files, str(number), exclude=target.exclude, contents_only=True)
     _remove_others(build.scratch, used)
@@ -172,16 +173,19 @@ def ted_sample(bench: Any) -> Any:
 # -- building
 
 
-def _fetch(build: BuildContext, entry: Entry, target: Target, rate: Rate, scratch: Path) -> Path | None:
+def _fetch(
+    build: BuildContext, entry: Entry, target: Target, rate: Rate, scratch: Path, used: set[str]
+) -> Path | None:
     """Return the directory with what the address has; ``None`` when it has nothing, and may."""
     options: Options = build.options
     access = entry.opened(entry.url)
     _warn(build, entry, access)
-    digests, undigested = _promised(entry, access)
+    small = _SmallFiles(build, access, rate, scratch.name, used)
+    digests, undigested = _promised(entry, small)
     source = WebSource(
         entry.url, access, depth=entry.depth, include=tuple(entry.include), exclude=(*entry.exclude, *target.exclude),
         name_of_file=entry.name, digests=digests, undigested=undigested, trust_listing=entry.trust_listing,
-        piece_bytes=rate.piece_bytes,
+        piece_bytes=rate.piece_bytes, retries=options.fetch_retries,
     )  # fmt: skip
     mirror = Mirror(
         scratch, source, build.log, rate=rate, parallel=options.parallel, retries=options.fetch_retries,
@@ -197,24 +201,24 @@ def _fetch(build: BuildContext, entry: Entry, target: Target, rate: Rate, scratc
     build.log.info("%s: %d fetched, %d unchanged, %d removed, %d bytes", source.name, done.fetched, done.unchanged,
                    done.removed, done.bytes)  # fmt: skip
     if entry.signature is not None and entry.keyring is not None and entry.checksums is None:
-        signature = _read(urljoin(entry.url, entry.signature), access, MAX_SIGNATURE_BYTES)
+        signature = small.read(urljoin(entry.url, entry.signature), MAX_SIGNATURE_BYTES)
         content = mirror.files / (entry.name or file_name(entry.url))
         verify_signature(content, signature, entry.keyring, source.name)
     return mirror.files if done.fetched + done.unchanged else None
 
 
-def _promised(entry: Entry, access: Access) -> tuple[dict[str, str] | None, frozenset[str]]:
+def _promised(entry: Entry, small: _SmallFiles) -> tuple[dict[str, str] | None, frozenset[str]]:
     """Return the digests that are promised for paths, and the paths that need none."""
     if entry.digest is not None:
         return {entry.name or file_name(entry.url): entry.digest}, frozenset()
     if entry.checksums is None:
         return None, frozenset()
     address = urljoin(entry.url, entry.checksums)
-    data = _read(address, access, MAX_CHECKSUMS_BYTES)
+    data = small.read(address, MAX_CHECKSUMS_BYTES)
     addresses = [address]
     if entry.signature is not None and entry.keyring is not None:
         addresses.append(urljoin(entry.url, entry.signature))
-        signature = _read(addresses[-1], access, MAX_SIGNATURE_BYTES)
+        signature = small.read(addresses[-1], MAX_SIGNATURE_BYTES)
         with tempfile.NamedTemporaryFile(prefix="ted-checksums-") as file:
             file.write(data)
             file.flush()
@@ -235,14 +239,38 @@ def _below(url: str, address: str, path: str) -> str | None:
     return whole[len(top) :] if whole.startswith(top) else None
 
 
-def _read(url: str, access: Access, max_bytes: int) -> bytes:
-    with web_session(access) as session:
-        head, data = session.read(url, max_bytes)
-    if head.status in (404, 410):
-        raise BuildError(f"{without_credentials(url)}: there is no such file", hint="check checksums and signature")
-    if head.status != 200:
-        raise refusal(head, without_credentials(url))
-    return data
+@dataclass(frozen=True)
+class _SmallFiles:
+    """Checksum files and signatures: each has a mirror of its own, so that one that did not change costs a question."""
+
+    build: BuildContext
+    access: Access
+    rate: Rate
+    mirror_name: str
+    used: set[str]
+    """Names of the mirrors that stay."""
+
+    def read(self, url: str, max_bytes: int) -> bytes:
+        """Return what the file holds.
+
+        Raises:
+            BuildError: It is not there, too long, or too slow.
+            TransferError: It does not come, however often it was tried.
+        """
+        name = f"{self.mirror_name}-{hashlib.sha256(url.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+        source = WebSource(
+            url, self.access, name_of_file="file", within_s=self.access.page_within_s, piece_bytes=self.rate.piece_bytes
+        )
+        self.used.add(name)
+        mirror = Mirror(
+            self.build.scratch / name, source, self.build.log, rate=self.rate,
+            retries=self.build.options.fetch_retries, limits=Limits(1, max_bytes),
+        )  # fmt: skip
+        try:
+            mirror.refresh()
+        except EmptySourceError as error:
+            raise BuildError(error.message, hint="check checksums and signature") from error
+        return (mirror.files / "file").read_bytes()
 
 
 def _warn(build: BuildContext, entry: Entry, access: Access) -> None:
@@ -261,7 +289,7 @@ def _mirror_name(entry: Entry, names: Counter[str]) -> str:
 
 
 def _remove_others(scratch: Path, used: set[str]) -> None:
-    """Remove the mirrors of addresses that are no longer named."""
+    """Remove the mirrors of addresses that are no longer named, and of their checksum files."""
     for path in scratch.glob("web-*"):
         if path.name not in used:
             shutil.rmtree(path, ignore_errors=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
-from ted.errors import BuildError, EmptySourceError, TransferError
+from ted.errors import BuildError, EmptySourceError
 from ted.hookspecs import BuildContext
 from ted_plugins.packages.options import Source, is_ftp
 from ted_plugins.packages.repositories import Offered, matches
@@ -22,12 +22,14 @@ from ted_plugins.sources.ftp import PORTS, FtpLogin, FtpSession
 from ted_plugins.sources.listing import Kind
 from ted_plugins.sources.rate import Rate
 from ted_plugins.sources.secrets import reveal, without_credentials
+from ted_plugins.sources.tries import tried
 from ted_plugins.sources.turns import Lines
 from ted_plugins.sources.web import Access, refusal, web_session
 from ted_plugins.sources.website import WebSource, file_name
 
 _CHUNK = 1 << 20
-_TRIES = 3
+_RETRIES = 2
+_INDEX_WITHIN_S = 6 * 3600
 _LIMITS = mirror.Limits(files=20_000)
 _SETTLED_S = 86_400
 _HERE = ("localhost", "127.0.0.1", "::1")
@@ -223,21 +225,16 @@ class WebRepository:
             RefusedError: The server refuses it.
             TransferError: It cannot be read now, however often it was tried.
         """
-        rate = self.mirrors.rate
-        for attempt in range(1, _TRIES + 1):
-            try:
-                with web_session(self.access, piece_bytes=rate.piece_bytes) as session:
-                    head, data = session.read(self.url + quote(place), max_bytes, rate=rate)
-                if head.status in (404, 410):
-                    return None
-                if head.status != 200:
-                    raise refusal(head, f"{self.name}{place}")
-            except TransferError:
-                if attempt == _TRIES:
-                    raise
-            else:
-                return data
-        return None
+        rate, log = self.mirrors.rate, self.mirrors.context.log
+
+        def read() -> bytes | None:
+            with web_session(self.access, piece_bytes=rate.piece_bytes) as session:
+                head, data = session.read(self.url + quote(place), max_bytes, rate=rate, within_s=_INDEX_WITHIN_S)
+            if head.status not in (200, 404, 410):
+                raise refusal(head, f"{self.name}{place}")
+            return data if head.status == 200 else None
+
+        return tried(read, _RETRIES, lambda error: log.info("trying again: %s", error.message))
 
     def packages(self, offers: list[Offered]) -> dict[Offered, str]:
         """Return where each package lies in the local copy; fetched if it is not there yet, its digest checked."""

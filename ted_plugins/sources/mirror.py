@@ -29,10 +29,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from ted.errors import BuildError, EmptySourceError, RefusedError, TransferError
+from ted.errors import BuildError, EmptySourceError, TransferError
 from ted_plugins.sources.download import Desk, Download, Fetched, Known, Partial, Progress, Remote, Task, Totals, tidy
 from ted_plugins.sources.index import Index, intact
 from ted_plugins.sources.rate import Rate
+from ted_plugins.sources.tries import pause_s
 from ted_plugins.sources.turns import Lines, Pause, Steps, in_turns
 from ted_plugins.sources.workers import Stopped, Workers, one_by_one
 
@@ -267,12 +268,10 @@ class Mirror:
                 yield from fetch(task.remote, download)
                 return download.finish()
             except TransferError as error:
-                if attempt == self._retries or isinstance(error, RefusedError):
-                    raise
+                wait_s = pause_s(error, attempt, self._retries)
                 self._log.info("%s: trying again: %s", desk.name, error.message)
             finally:
                 download.fail()
-            wait_s = min(2.0**attempt, 30.0)
             if self._wait is not None:
                 self._wait(wait_s)
             else:

@@ -7,11 +7,12 @@ Rules:
    the second of its date bears one name.
  * A cut download goes on with ``Range`` and ``If-Range``, so that another version comes whole; an answer that is not
    the very part that was asked for is not joined.
- * Pages, their number and their depth are bounded.
+ * Pages, their number, their depth and their time are bounded; one that does not come is tried again, as files are.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections import deque
@@ -27,10 +28,12 @@ from ted_plugins.sources.download import Download, Remote
 from ted_plugins.sources.mirror import FetchInSteps
 from ted_plugins.sources.pages import Listed, parse_page
 from ted_plugins.sources.secrets import without_credentials
+from ted_plugins.sources.tries import tried
 from ted_plugins.sources.turns import Steps
 from ted_plugins.sources.web import Access, Head, Sink, WebLines, WebSession, refusal, web_session
 from ted_plugins.sources.workers import Behind
 
+_LOG = logging.getLogger(__name__)
 MAX_PAGE_BYTES = 64 * 1024 * 1024
 MAX_PAGES = 100_000
 MAX_DEPTH = 100
@@ -58,7 +61,8 @@ class WebSource:
 
     Directories are followed ``depth`` deep, and what is below is left out. ``digests`` are promised digests by path
     (``sha256:...``); when given, every file needs one, but those in ``undigested``. ``name_of_file`` is what the one
-    file is called. Without ``trust_listing`` the server is asked for every file.
+    file is called. Without ``trust_listing`` the server is asked for every file. A page is tried ``retries`` times
+    again. ``within_s`` is how long a file may take in all, where that is bounded.
     """
 
     url: str
@@ -71,6 +75,8 @@ class WebSource:
     undigested: frozenset[str] = frozenset()
     trust_listing: bool = True
     piece_bytes: int | None = None
+    retries: int = 0
+    within_s: int | None = None
     pages: int = field(default=0, init=False)
 
     @property
@@ -100,7 +106,9 @@ class WebSource:
         at_full_speed = self.piece_bytes is None
 
         def line(session: WebSession) -> FetchInSteps:
-            return lambda remote, download: _Fetching(session, remote, download, at_full_speed).run()
+            return lambda remote, download: _Fetching(
+                session, remote, download, at_full_speed=at_full_speed, within_s=self.within_s
+            ).run()
 
         lines = WebLines(self.access, count, line, piece_bytes=self.piece_bytes)
         try:
@@ -141,13 +149,18 @@ class WebSource:
     def _page(self, session: WebSession, url: str, *, top: bool) -> tuple[int | None, list[Listed]]:
         self.pages += 1
         shown = without_credentials(url)
-        head, body = session.read(url, MAX_PAGE_BYTES, compressed=True)
-        if head.status in (404, 410):
+
+        def read() -> tuple[Head, bytes]:
+            head, body = session.read(url, MAX_PAGE_BYTES, compressed=True, within_s=self.access.page_within_s)
+            if head.status not in (200, 404, 410):
+                raise refusal(head, shown)
+            return head, body
+
+        head, body = tried(read, self.retries, lambda error: _LOG.info("trying again: %s", error.message))
+        if head.status != 200:
             if top:
                 raise EmptySourceError(f"{shown}: there is no such directory", hint="is the address right?")
             raise SourceChangedError(f"{shown}: was listed, and is not there", hint="build again")
-        if head.status != 200:
-            raise refusal(head, shown)
         if head.moved and not head.url.endswith("/"):
             raise BuildError(f"{shown}: leads to {without_credentials(head.url)}, which is no directory")
         return head.time_s("date"), parse_page(body, head.url, head.headers.get("content-type", ""))
@@ -176,9 +189,11 @@ def file_name(url: str) -> str:
 class _Fetching:
     """One file on its way; asks once more, for the whole, when a part is not as it should be."""
 
-    def __init__(self, session: WebSession, remote: Remote, download: Download, at_full_speed: bool) -> None:
+    def __init__(
+        self, session: WebSession, remote: Remote, download: Download, *, at_full_speed: bool, within_s: int | None
+    ) -> None:
         self._session, self._remote, self._download = session, remote, download
-        self._at_full_speed = at_full_speed
+        self._at_full_speed, self._within_s = at_full_speed, within_s
         self._body: _Body | None = None
         self._place: _Place = remote.handle
         self._offset = 0
@@ -202,12 +217,15 @@ class _Fetching:
         partial = self._download.partial
         if partial is not None and not partial.validator.startswith("W/"):
             self._offset, self._validator = partial.size_bytes, partial.validator
-            yield from self._session.asking(self._place.url, self._take, headers=self._range())
+            yield from self._asking(self._range())
             if self._begun:
                 return
             self._offset = 0
-        head = yield from self._session.asking(self._place.url, self._take, headers=self._only_if_changed())
+        head = yield from self._asking(self._only_if_changed())
         self._judge(head)
+
+    def _asking(self, headers: tuple[str, ...]) -> Steps[Head]:
+        return self._session.asking(self._place.url, self._take, headers=headers, within_s=self._within_s)
 
     def _end(self) -> None:
         if self._body is not None:

@@ -342,6 +342,52 @@ def test_a_build_that_fails_does_not_wait_for_a_server_that_is_silent(site: Site
         over.set()
 
 
+def test_a_page_and_a_checksum_file_are_tried_again_as_files_are(site: Site) -> None:
+    left = {"/": 1, "/sums": 1, "/f": 1}
+    sums = f"{hashlib.sha256(b'F').hexdigest()}  f\n".encode()
+    bodies = {"/": page("f"), "/sums": sums, "/f": b"F"}
+
+    def serve(path: str, _headers: dict[str, str], connection: socket.socket) -> None:
+        if left[path]:
+            left[path] -= 1
+            connection.sendall(answer("503 Not Now") if path != "/f" else answer("200 OK", b"", content_length="9"))
+            return
+        kind = "text/html" if path == "/" else "text/plain"
+        connection.sendall(answer("200 OK", bodies[path], content_type=kind))
+
+    with hostile(serve) as server:
+        with pytest.raises(TransferError, match="503"):
+            site.build({"url": f"{server.url}/", "checksums": "sums"}, fetch_retries=0)
+        left.update({"/": 1, "/sums": 1})
+        site.build({"url": f"{server.url}/", "checksums": "sums"}, fetch_retries=1)
+    assert (site.extract() / "f").read_bytes() == b"F"
+    assert left == {"/": 0, "/sums": 0, "/f": 0}
+
+
+@pytest.mark.parametrize("dripping", ["/", "/sums"])
+def test_a_page_or_a_checksum_file_that_drips_has_its_time(
+    site: Site, dripping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ted_plugins.sources.web._PAGE_TIMEOUTS", 2)
+    over = threading.Event()
+
+    def serve(path: str, _headers: dict[str, str], connection: socket.socket) -> None:
+        if path != dripping:
+            connection.sendall(answer("200 OK", page("f"), content_type="text/html"))
+            return
+        connection.sendall(answer("200 OK", b"", content_length="100000", content_type="text/html"))
+        while not over.wait(0.02):
+            connection.sendall(b" " * 10)
+
+    with hostile(serve) as server:
+        began_s = time.monotonic()
+        more = {"checksums": "sums"} if dripping == "/sums" else {}
+        with pytest.raises(BuildError, match="did not come whole within 2 s"):
+            site.build({"url": f"{server.url}/", "timeout": 1, **more}, fetch_retries=3)
+        assert time.monotonic() - began_s < 10
+        over.set()
+
+
 def test_what_cannot_be_written_ends_the_build(site: Site, server: Nginx, served: Path) -> None:
     fill(served, {"large.bin": os.urandom(8 << 20)})
     site.build(f"{server.url}/d/")
@@ -540,6 +586,32 @@ def sign(tmp_path: Path, *files: Path) -> None:
             file.with_name(f"{file.name}.asc").write_bytes(signed)
     finally:
         subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=True)
+
+
+def test_a_checksum_file_and_a_signature_that_did_not_change_do_not_come_again(
+    site: Site, server: Nginx, served: Path, tmp_path: Path
+) -> None:
+    (served / "SUMS").write_bytes(sums(served))
+    sign(tmp_path, served / "SUMS")
+    for path in (served / "SUMS", served / "SUMS.asc"):
+        os.utime(path, (OLD_S, OLD_S))
+    entry = {"url": f"{server.url}/", "checksums": "SUMS", "signature": "SUMS.asc"}
+    entry["keyring"] = str(tmp_path / "vendor.asc")
+    assert site.build(entry)
+    server.requests()
+    assert not site.build(entry)
+    asked = [(request[1], request[2]) for request in server.requests()]
+    assert sorted(asked) == [("/", "200"), ("/SUMS", "304"), ("/SUMS.asc", "304"), ("/d/", "200"), ("/d/e/", "200")]
+    copies = len(list(site.scratch.glob("*.scratch/web-*")))
+    (served / "SUMS").rename(served / "SUMS.new")
+    (served / "SUMS.asc").rename(served / "SUMS.new.asc")
+    site.build(entry | {"checksums": "SUMS.new", "signature": "SUMS.new.asc"})
+    assert len(list(site.scratch.glob("*.scratch/web-*"))) == copies == 3
+    (served / "SUMS.new").rename(served / "SUMS")
+    (served / "SUMS.new.asc").rename(served / "SUMS.asc")
+    (served / "SUMS").write_bytes(sums(served).replace(b"a", b"b"))
+    with pytest.raises(TrustError, match="signature"):
+        site.build(entry)
 
 
 def test_signatures_are_verified(site: Site, server: Nginx, served: Path, tmp_path: Path) -> None:
