@@ -37,6 +37,7 @@ GROUP = "ted"
 DATA = "data"
 """Where a type's own tree lies in the content tree."""
 
+_MOST_WARNINGS = 100
 _LATER = frozenset({"ted_plan", "ted_carrier", "ted_notify", "ted_policy_kind", "ted_package_step"})
 """Hooks that a later ted calls: a plugin may have them already."""
 
@@ -316,14 +317,18 @@ class _Collector(logging.Handler):
     def __init__(self, messages: list[str]) -> None:
         super().__init__(logging.WARNING)
         self._messages = messages
+        self.more = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._messages.append(record.getMessage())
+        if len(self._messages) < _MOST_WARNINGS:
+            self._messages.append(record.getMessage())
+        else:
+            self.more += 1
 
 
 @contextmanager
 def collected_warnings(name: str) -> Iterator[tuple[logging.Logger, list[str]]]:
-    """Yield a logger, and the list in which its warnings are collected."""
+    """Yield a logger, and the list in which its warnings are collected: the first hundred, and how many more."""
     logger = logging.getLogger(name)
     messages: list[str] = []
     handler = _Collector(messages)
@@ -332,6 +337,8 @@ def collected_warnings(name: str) -> Iterator[tuple[logging.Logger, list[str]]]:
         yield logger, messages
     finally:
         logger.removeHandler(handler)
+        if handler.more:
+            messages.append(f"and {handler.more} more warnings")
 
 
 class _Building:

@@ -43,6 +43,8 @@ def ted_build(build):
     if build.options.text == "crash":
         raise RuntimeError("oops")
     build.log.warning("the note is short")
+    for number in range(1, 251 if build.options.text == "nag" else 1):
+        build.log.warning("number %d", number)
     (build.scratch / "seen").write_text("x")
     build.add_bytes("note.txt", build.options.text.encode())
 
@@ -122,6 +124,8 @@ def test_a_type_of_an_outside_package_builds_extracts_verifies_and_rolls_back(
     assert [known.info.name for known in plugins.types()] == ["file", "note"]
     depot = Depot(tmp_path, given_plugins=plugins)
     assert build(depot, plugins, "hello") == ["the note is short"]
+    nagged = build(depot, plugins, "nag", name="nagging")
+    assert (len(nagged), nagged[99], nagged[100]) == (101, "number 99", "and 151 more warnings")
     result = extract(depot.host, DISTRIBUTOR, "n")
     assert (tmp_path / "target" / "note.txt").read_text() == "hello"
     assert result.actions == {"directories": 1, "written": 1}
