@@ -38,6 +38,7 @@ from ted_plugins.desktop.entry import (
 from ted_plugins.desktop.options import Application, Options
 
 _VALIDATOR = "desktop-file-validate"
+_VALIDATOR_S = 60.0
 _MAX_READ_BYTES = 4 << 20
 # What is written here has no time of its own, as what a build adds has none: a repair brings back the very same.
 _FILE = Attributes(mode=0o644, mtime_ns=0)
@@ -111,12 +112,21 @@ def _validate(application: Application) -> None:
 
     Raises:
         OptionsError: It finds an error.
+        BuildError: It cannot be asked.
     """
     text = entry_of(application, directory="/opt/app", launcher=None, expand=lambda _: "x", preserved={})
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / f"{application.name}.desktop"
         path.write_text(text, encoding="utf-8")
-        done = subprocess.run([_VALIDATOR, "--no-hints", path], capture_output=True, text=True, timeout=60, check=False)
+        try:
+            done = subprocess.run(
+                [_VALIDATOR, "--no-hints", path], capture_output=True, text=True, timeout=_VALIDATOR_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise BuildError(f"{_VALIDATOR}: did not end within {_VALIDATOR_S:g} s", hint="build again") from None
+        except OSError as error:
+            raise BuildError(f"{_VALIDATOR}: cannot be started: {error.strerror}",
+                             hint="install it (package desktop-file-utils)") from error  # fmt: skip
     problems = [line.partition(": ")[2] for line in (done.stdout + done.stderr).splitlines() if ": error: " in line]
     if done.returncode != 0:
         raise OptionsError(f"the entry of {application.name}: {'; '.join(problems) or done.stdout.strip()}",

@@ -6,7 +6,9 @@ import base64
 import binascii
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ted.errors import TedError
@@ -14,6 +16,7 @@ from ted_plugins.packages.programs import environment, found, said
 from ted_plugins.sources.checksums import outlived
 
 MAX_KEY_BYTES = 1 << 20
+_TIMEOUT_S = 600.0
 _MAX_LINE_BYTES = 16 * 1024
 _BEGIN, _END = b"-----BEGIN PGP PUBLIC KEY BLOCK-----", b"-----END PGP PUBLIC KEY BLOCK-----"
 
@@ -74,19 +77,41 @@ def check(
         ) as process:  # fmt: skip
             assert process.stdin is not None
             assert process.stderr is not None
-            try:
-                for chunk in data or ():
-                    process.stdin.write(chunk)
-                process.stdin.close()
-            except BrokenPipeError:
-                pass
-            told_bytes = process.stderr.read(4000)
+            with _ended_in_time(process) as late:
+                with suppress(BrokenPipeError):
+                    for chunk in data or ():
+                        process.stdin.write(chunk)
+                with suppress(BrokenPipeError):
+                    process.stdin.close()
+                told_bytes = process.stderr.read(4000)
+                process.wait()
+        if late.is_set():
+            raise error(f"{what}: its signature cannot be checked: gpgv did not end within {_TIMEOUT_S:g} s",
+                        hint="is the machine overloaded, or the file very large?")  # fmt: skip
         why = outlived(status.read_bytes())
     if process.returncode != 0:
         raise error(f"{what}: its signature does not hold: {said(told_bytes.decode('utf-8', 'replace'))}",
                     hint="is it signed, and by one of the keys given?")  # fmt: skip
     if why is not None:
         raise error(f"{what}: its signature does not hold: {why}", hint="give the signer's key as it is now")
+
+
+@contextmanager
+def _ended_in_time(process: subprocess.Popen[bytes]) -> Iterator[threading.Event]:
+    """Kill a process that does not end; what is yielded says whether that was needed."""
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(_TIMEOUT_S, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
 
 
 def clear_text(document: bytes) -> bytes:

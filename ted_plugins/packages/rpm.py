@@ -162,10 +162,10 @@ class Rpm:
         with tempfile.TemporaryDirectory(prefix="ted-rpmdb-") as directory:
             for number in range(_COPIES):
                 copy = f"{directory}/{number}"
-                if source.is_dir():
-                    shutil.copytree(source, copy)
-                else:
+                if not source.is_dir():
                     Path(copy).mkdir()
+                elif not _copy(source, copy):
+                    continue
                 if _listed(run(["rpm", "--dbpath", copy, "-qa", "--qf", _FORMAT])) == self.installed():
                     yield copy
                     return
@@ -274,6 +274,26 @@ def _told(what: str) -> Iterator[None]:
         yield
     except TedError as error:
         raise InstallError(f"{what}: {error.message}", hint="nothing was changed; mend the distribution") from error
+
+
+def _copy(source: Path, copy: str) -> bool:
+    """Copy a database; return whether nothing of it went away meanwhile.
+
+    Raises:
+        InstallError: It cannot be copied.
+    """
+    try:
+        shutil.copytree(source, copy)
+    except shutil.Error as error:
+        failed = [str(each[0]) for each in error.args[0]]
+        if not all(os.path.exists(path) for path in failed):
+            return False
+        raise InstallError(f"the rpm database cannot be copied: {error.args[0][0][2]}",
+                           hint="is there room in the temporary directory, and may it be read?") from error  # fmt: skip
+    except OSError as error:
+        raise InstallError(f"the rpm database cannot be copied: {error}",
+                           hint="is there room in the temporary directory, and may it be read?") from error  # fmt: skip
+    return True
 
 
 def _listed(text: str) -> dict[Package, str]:

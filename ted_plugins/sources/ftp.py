@@ -330,7 +330,13 @@ class _Control(ftplib.FTP_TLS):
     def __init__(self, login: FtpLogin) -> None:
         context = None
         if login.scheme != "ftp":
-            context = ssl.create_default_context(cafile=login.ca_file)
+            try:
+                context = ssl.create_default_context(cafile=login.ca_file)
+            except OSError as error:  # also what is no certificate: an SSLError
+                reason = "holds no certificates" if isinstance(error, ssl.SSLError) else error.strerror
+                raise BuildError(
+                    f"{login.ca_file}: {reason}", hint="ca_file is a file on the Distributor with certificates (PEM)"
+                ) from error
             context.minimum_version = ssl.TLSVersion.TLSv1_2
         super().__init__(context=context, timeout=login.timeout_s, encoding="latin-1")
         self._where = login
@@ -361,7 +367,7 @@ class _Control(ftplib.FTP_TLS):
         proxy = urlsplit(self._where.proxy)
         tunnel = http.client.HTTPConnection(str(proxy.hostname), proxy.port or 3128, timeout=self.timeout)
         tunnel.response_class = _ProxyAnswer
-        tunnel.set_tunnel(host, port)
+        tunnel.set_tunnel(f"[{host}]" if ":" in host else host, port)
         tunnel.connect()
         return tunnel.sock
 

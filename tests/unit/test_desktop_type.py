@@ -371,6 +371,24 @@ def test_without_the_programs_of_a_desktop_the_type_says_so(monkeypatch: pytest.
     )
 
 
+def test_a_validator_that_cannot_be_asked_is_told(
+    depot: Depot, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("desktop-file-validate", "update-desktop-database"):
+        (programs / name).write_text("#!/bin/sh\nexec sleep 30\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setattr(desktop, "_VALIDATOR_S", 0.2)
+    with pytest.raises(BuildError, match="desktop-file-validate: did not end"):
+        depot.build(type="desktop", applications=[till(source)])
+    (programs / "desktop-file-validate").write_text("#!/nowhere/sh\n")
+    monkeypatch.setenv("PATH", str(programs))
+    with pytest.raises(BuildError, match="desktop-file-validate: cannot be started"):
+        depot.build(type="desktop", applications=[till(source)])
+
+
 def test_words_of_a_command_are_spelled_as_the_desktop_reads_them() -> None:
     assert quoted("/opt/app/run") == "/opt/app/run"
     assert quoted('/opt/my "$app`') == '"/opt/my \\"\\$app\\`"'

@@ -15,7 +15,7 @@ import pytest
 from hostile_ftp import HostileFtp, directory_line, file_line, link_line
 from install_depot import Depot
 
-from ted.errors import BuildError, EmptySourceError, TedError, TransferError
+from ted.errors import BuildError, EmptySourceError, TedError, TransferError, UnreachableError
 from ted_plugins.sources import ftp as ftp_module
 from ted_plugins.sources import sessions
 
@@ -224,6 +224,36 @@ def test_a_greeting_that_comes_with_the_proxys_answer_is_heard() -> None:
         proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
         ftp_module.FtpSession(ftp_module.FtpLogin("ftp", "127.0.0.1", server.port, timeout_s=5, proxy=proxy)).close()
         thread.join(5)
+
+
+def test_a_proxy_is_told_an_address_of_ipv6_in_brackets() -> None:
+    asked: list[bytes] = []
+
+    def serve() -> None:
+        near, _ = listener.accept()
+        with near:
+            asked.append(near.recv(4096).splitlines()[0])
+            near.sendall(b"HTTP/1.0 503 not today\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(UnreachableError, match="503"):
+            ftp_module.FtpSession(ftp_module.FtpLogin("ftp", "2001:db8::1", 2121, timeout_s=5, proxy=proxy))
+        thread.join(5)
+    assert asked[0].startswith(b"CONNECT [2001:db8::1]:2121 HTTP/1.")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "No such file"), ("no certificate", "holds no certificates"), ("", "no certificates")]
+)
+def test_a_file_of_authorities_that_cannot_be_used_is_told(tmp_path: Path, content: str | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / "ca.pem").write_text(content)
+    with pytest.raises(BuildError, match=rf"ca\.pem: .*{said}") as caught:
+        ftp_module.FtpSession(ftp_module.FtpLogin("ftpes", "127.0.0.1", 9, ca_file=str(tmp_path / "ca.pem")))
+    assert "Distributor" in str(caught.value.hint)
 
 
 def test_nothing_is_left_running_or_open(depot: Depot) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,24 @@ def test_a_missing_dependency_is_found_before_anything_happens(depot: PackageDep
     depot.pack(depot.make("lib"), depot.make("needy", depends="nothing-there"), nodeps=True)
     depot.extract()
     assert depot.installed().keys() == {"lib", "needy"}
+
+
+@pytest.mark.parametrize("depot", ["rpm"], indirect=True)
+def test_a_database_that_cannot_be_copied_is_told(depot: PackageDepot) -> None:
+    depot.have(depot.make("lib"))
+    depot.pack(depot.make("lib", "2"))
+    database = next(path.parent for path in depot.system.rglob("rpmdb.sqlite"))
+    os.mkfifo(database / "odd")
+    with pytest.raises(InstallError, match=r"cannot be copied: .*named pipe") as caught:
+        depot.extract()
+    assert "temporary directory" in str(caught.value.hint)
+    (database / "odd").unlink()
+    (database / "odd").symlink_to("what went away meanwhile")
+    with pytest.raises(InstallError, match="changes all the time"):
+        depot.extract()
+    (database / "odd").unlink()
+    depot.extract()
+    assert depot.installed() == {"lib": "2"}
 
 
 @pytest.mark.parametrize("depot", ["rpm", "apt", "dnf"], indirect=True)

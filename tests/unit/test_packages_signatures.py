@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,6 +138,22 @@ def test_a_signature_by_a_key_that_expired_holds_no_more(tmp_path: Path, signers
         proof.check([old.read_bytes()], signature.read_bytes(), [b"data"], TrustError, "data")
     with pytest.raises(TrustError, match="its key is expired"):
         verify_signature(data, signature.read_bytes(), str(old), "data")
+
+
+def test_a_gpgv_that_does_not_end_is_ended(signers: tuple[Signer, Signer], monkeypatch: pytest.MonkeyPatch) -> None:
+    from ted_plugins.packages import proof
+
+    monkeypatch.setattr(proof, "_TIMEOUT_S", 0.5)
+    began_s = time.monotonic()
+
+    def endless() -> Iterator[bytes]:
+        while time.monotonic() - began_s < 30:
+            time.sleep(0.02)
+            yield bytes(65536)
+
+    with pytest.raises(TrustError, match=r"data: .* gpgv did not end within 0\.5 s"):
+        proof.check([signers[0].key.read_bytes()], b"\x88\x00", endless(), TrustError, "data")
+    assert time.monotonic() - began_s < 20
 
 
 def test_a_release_of_another_suite_is_no_answer() -> None:
