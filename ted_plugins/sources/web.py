@@ -45,9 +45,9 @@ _PORTS = {"http": 80, "https": 443}
 _PIECE_BYTES = 256 * 1024
 _NOT_WAITED_S = 0.002
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", re.ASCII)
-_STATUS = re.compile(rb"HTTP/[0-9.]+ ([0-9]{3})")
+_STATUS = re.compile(r"HTTP/[0-9.]+ ([0-9]{3})")
 _HEADER = re.compile(
-    rb"^(content-length|content-range|content-type|date|etag|last-modified|location):[ \t]*([^\r\n]*?)[ \t]*\r?$",
+    r"^(content-length|content-range|content-type|date|etag|last-modified|location):([^\r\n]*)",
     re.MULTILINE | re.IGNORECASE,
 )
 _PLAIN = re.compile(r"[A-Za-z0-9!#$%&'()*+,/:;=?@\[\]_.~-]*")
@@ -527,12 +527,10 @@ class _Answer:
 
 def _parsed(lines: list[bytes]) -> tuple[int, dict[str, str]]:
     """Return status and the headers that matter of the last answer: a proxy's may stand before it."""
-    block = b"".join(lines)
-    begin = block.rfind(b"\nHTTP/") + 1
+    block = b"".join(lines).decode("latin-1")
+    begin = block.rfind("\nHTTP/") + 1
     status = _STATUS.match(block, begin)
-    headers: dict[str, str] = {}
-    for name, value in _HEADER.findall(block, begin):
-        headers.setdefault(name.decode().lower(), value.decode("latin-1"))
+    headers = {name.lower(): value.strip(" \t") for name, value in reversed(_HEADER.findall(block, begin))}
     return int(status[1]) if status else 0, headers
 
 

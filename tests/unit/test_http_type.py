@@ -730,6 +730,19 @@ def test_headers_without_end_end(site: Site) -> None:
         site.build(f"{server.url}/x")
 
 
+def test_a_header_made_to_be_read_slowly_is_not(site: Site) -> None:
+    blanks = f"x{' ' * 90_000}y"
+
+    def serve(_path: str, _headers: dict[str, str], connection: socket.socket) -> None:
+        connection.sendall(answer("200 OK", b"content", last_modified=blanks))
+
+    with hostile(serve) as server:
+        began_s = time.process_time()
+        site.build(f"{server.url}/file")
+        assert time.process_time() - began_s < 5
+    assert (site.extract() / "file").read_bytes() == b"content"
+
+
 def test_a_file_that_vanishes_between_listing_and_fetch_is_told(site: Site) -> None:
     def reply(path: str, _headers: dict[str, str], line: socket.socket) -> None:
         body = answer("200 OK", page("gone"), content_type="text/html") if path == "/" else answer("404 Not Found")
