@@ -4,6 +4,7 @@ Rules:
  * A thread per connection would stand in line for the interpreter at each piece of each file; one thread, which waits
    for all connections at once, does the same work in less time.
  * A task that fails ends them all; each is closed, so that what came so far can be gone on with.
+ * What comes next is asked for before what came is put away: a server has work while this thread has.
  * Nothing waits for long without looking whether the work was called off.
 """
 
@@ -11,8 +12,10 @@ from __future__ import annotations
 
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ted_plugins.sources.workers import Result, Stopped, Task, Workers
@@ -40,11 +43,18 @@ class Lines(Protocol[Line_co]):
     """Connections that one thread can wait for together."""
 
     @property
+    def most(self) -> int:
+        """How many tasks may wait at a time."""
+
+    @property
     def lines(self) -> Sequence[Line_co]:
-        """What tasks work on, one at a time each."""
+        """What tasks work on, one at a time each: more than may wait."""
 
     def start(self, what: Any) -> None:
         """Start what a task waits for."""
+
+    def push(self) -> None:
+        """Let what was started get under way, without waiting."""
 
     def wait(self, most_s: float) -> Iterable[tuple[Any, Any]]:
         """Wait until something ended; return all that did, each with what its task is to be sent."""
@@ -79,29 +89,46 @@ class _Turns(Generic[Line, Task, Result]):
         self._lines, self._work, self._workers = lines, work, workers
         self._idle = list(lines.lines)
         self._waiting: dict[Any, _Turn[Line, Result]] = {}
+        self._queued: deque[tuple[Any, _Turn[Line, Result]]] = deque()
+        self._ended: list[tuple[_Turn[Line, Result], Any]] = []
         self._resting: list[tuple[float, _Turn[Line, Result]]] = []
         self._more = True
 
     def run(self) -> None:
         try:
-            while self._more or self._waiting or self._resting:
+            while self._more or self._waiting or self._queued or self._resting:
                 self._begin()
                 self._wake()
                 if self._waiting:
-                    for what, how in self._lines.wait(_LOOK_FOR_TASKS_S if self._idle and self._more else _TURN_S):
-                        self._go_on(self._waiting.pop(what), how)
+                    self._wait()
                 elif self._resting:
                     time.sleep(_LOOK_FOR_TASKS_S)
                 if self._workers.stop.is_set():
                     raise Stopped
         finally:
-            for turn in (*self._waiting.values(), *(turn for _, turn in self._resting)):
+            asleep, ended = (turn for _, turn in (*self._resting, *self._queued)), (turn for turn, _ in self._ended)
+            for turn in chain(self._waiting.values(), asleep, ended):
                 turn.steps.close()
 
+    def _wait(self) -> None:
+        for what, how in self._lines.wait(_LOOK_FOR_TASKS_S if self._has_room else _TURN_S):
+            self._ended.append((self._waiting.pop(what), how))
+        if self._ended:
+            self._begin()
+            self._lines.push()
+        while self._ended:
+            self._go_on(*self._ended.pop())
+
+    @property
+    def _has_room(self) -> bool:
+        return self._more and len(self._waiting) + len(self._resting) < self._lines.most and bool(self._idle)
+
     def _begin(self) -> None:
-        """Begin as many tasks as there are lines for."""
-        while self._more and self._idle:
-            busy = self._waiting or self._resting
+        """Let as many tasks wait as may: those first that were begun before."""
+        while self._queued and len(self._waiting) < self._lines.most:
+            self._start(*self._queued.popleft())
+        while self._has_room:
+            busy = self._waiting or self._ended or self._resting
             try:
                 task = self._workers.take(0 if busy else 0.5)
             except queue.Empty:
@@ -127,6 +154,11 @@ class _Turns(Generic[Line, Task, Result]):
             return
         if isinstance(what, Pause):
             self._resting.append((time.monotonic() + what.wait_s, turn))
+        elif len(self._waiting) < self._lines.most:
+            self._start(what, turn)
         else:
-            self._waiting[what] = turn
-            self._lines.start(what)
+            self._queued.append((what, turn))
+
+    def _start(self, what: Any, turn: _Turn[Line, Result]) -> None:
+        self._waiting[what] = turn
+        self._lines.start(what)

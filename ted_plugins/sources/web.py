@@ -556,7 +556,7 @@ class WebLines(Generic[Line]):
 
     Args:
         access: What they reach.
-        count: How many.
+        count: How many connections.
         line: Makes of a session what its tasks work on.
         piece_bytes: As much is taken from a connection at once.
     """
@@ -564,15 +564,20 @@ class WebLines(Generic[Line]):
     def __init__(
         self, access: Access, count: int, line: Callable[[WebSession], Line], *, piece_bytes: int | None = None
     ) -> None:
-        self._sessions = [WebSession(access, piece_bytes=piece_bytes) for _ in range(count)]
+        self.most = count
+        self._sessions = [WebSession(access, piece_bytes=piece_bytes) for _ in range(2 * count)]
         self.lines = [line(session) for session in self._sessions]
         self._multi = _libcurl().CurlMulti()
-        self._on_their_way: set[pycurl.Curl] = set()
+        self._on_their_way: set[Any] = set()
 
     def start(self, curl: pycurl.Curl) -> None:
         """Start a request."""
         self._multi.add_handle(curl)
         self._on_their_way.add(curl)
+
+    def push(self) -> None:
+        """Let requests go on, as far as they can at this moment."""
+        self._multi.perform()
 
     def wait(self, most_s: float) -> list[tuple[pycurl.Curl, Failure | None]]:
         """Let requests go on until some ended; return these."""

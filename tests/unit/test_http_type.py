@@ -320,6 +320,31 @@ def test_files_come_at_the_same_time_on_as_many_connections_as_may_be(site: Site
     assert {path.name: path.read_text() for path in site.extract().iterdir()} == {name: f"/{name}" for name in names}
 
 
+@pytest.mark.parametrize("most", [1, 2])
+def test_no_more_is_asked_for_at_a_time_than_may_be_redirects_included(site: Site, most: int) -> None:
+    at_once, lock, counts = threading.Semaphore(most), threading.Lock(), [0]
+
+    def serve(path: str, _headers: dict[str, str], connection: socket.socket) -> None:
+        if path == "/":
+            connection.sendall(answer("200 OK", page(*(f"f{n}" for n in range(8))), content_type="text/html"))
+            return
+        alone = at_once.acquire(blocking=False)
+        with lock:
+            counts[0] += not alone
+        time.sleep(0.01)
+        if alone:
+            at_once.release()
+        if path.startswith("/f"):
+            connection.sendall(answer("302 Found", location=f"/to{path}"))
+        else:
+            connection.sendall(answer("200 OK", path.encode()))
+
+    with hostile(serve) as server:
+        site.build(f"{server.url}/", parallel=most)
+    assert {path.read_text() for path in site.extract().iterdir()} == {f"/to/f{n}" for n in range(8)}
+    assert counts == [0]
+
+
 def test_a_build_that_fails_does_not_wait_for_a_server_that_is_silent(site: Site) -> None:
     asked, over = threading.Event(), threading.Event()
 
