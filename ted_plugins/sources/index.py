@@ -91,9 +91,13 @@ class Index:
                 ((os.fsencode(row.path), *row[1:]) for row in rows),
             )
 
-    def list(self, path: str) -> bool:
-        """Note that the source has ``path``; false if that was noted already."""
-        return self._db.execute("INSERT OR IGNORE INTO listed VALUES (?)", (os.fsencode(path),)).rowcount == 1
+    def list(self, paths: Iterable[str]) -> set[str]:
+        """Note that the source has ``paths``; return those that were noted already."""
+        raws = [os.fsencode(path) for path in paths]
+        marks = ",".join("?" * len(raws))
+        found = self._db.execute(f"SELECT path FROM listed WHERE path IN ({marks})", raws).fetchall()  # noqa: S608
+        self._db.executemany("INSERT OR IGNORE INTO listed VALUES (?)", ((raw,) for raw in raws))
+        return {os.fsdecode(row[0]) for row in found}
 
     def conflict(self) -> str | None:
         """Return a path that was listed as a file and also as a directory."""

@@ -178,8 +178,7 @@ class Mirror:
     def _compare(self, index: Index, desk: Desk) -> None:
         workers = self._workers(desk)
         try:
-            listing = self._listed(index, desk)
-            while batch := list(islice(listing, _BATCH)):
+            for batch in self._listed(index, desk):
                 for task in self._tasks(index, desk, batch):
                     workers.put(task)
                 self._note(index, desk, workers.done())
@@ -190,18 +189,21 @@ class Mirror:
         finally:
             self._note(index, desk, workers.close())
 
-    def _listed(self, index: Index, desk: Desk) -> Iterator[Remote]:
-        count = 0
-        for remote in self._source.listing():
-            _check_path(remote.path, desk.name)
-            if not index.list(remote.path):
-                continue
-            count += 1
+    def _listed(self, index: Index, desk: Desk) -> Iterator[list[Remote]]:
+        count, listing = 0, self._source.listing()
+        while batch := list(islice(listing, _BATCH)):
+            for remote in batch:
+                _check_path(remote.path, desk.name)
+            noted = index.list(remote.path for remote in batch)
+            fresh: dict[str, Remote] = {}
+            for remote in batch:
+                if remote.path not in noted and fresh.setdefault(remote.path, remote) is remote:
+                    desk.totals.expect(remote.size_bytes)
+            count += len(fresh)
             if count > self._limits.files:
                 raise BuildError(f"{desk.name}: more than {self._limits.files} files",
                                  hint="narrow the source down, or raise max_files")  # fmt: skip
-            desk.totals.expect(remote.size_bytes)
-            yield remote
+            yield list(fresh.values())
         if not count and not self._allow_empty:
             raise EmptySourceError(
                 f"{desk.name}: there is no file", hint="is the address right? allow_empty: true builds it all the same"
