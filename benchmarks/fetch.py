@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from benchmarks import trees
-from benchmarks.measure import Contender, Options, Sample, Samples, daemon, interleaved, run_command, run_function
-from benchmarks.report import Report, mb, spread
+from benchmarks.fetching import anew_and_again, measured, server
+from benchmarks.measure import Contender, Options, Sample, Samples, run_command, run_function
+from benchmarks.report import Report
 from ted_plugins.sources.mirror import Mirror
 from ted_plugins.sources.web import Access, origin_of
 from ted_plugins.sources.website import WebSource
 
 TED, WGET = "ted, http", "wget -m"
-_MADE_AT_S = 1_600_000_000
 _CONF = """
 pid {root}/nginx.pid; error_log {root}/error.log; worker_processes 1; daemon off; master_process off;
 events {{ worker_connections 512; }}
@@ -34,22 +31,10 @@ http {{
 
 
 def table(options: Options) -> Report:
-    files, large = (200, 8 << 20) if options.quick else (2_000, 512 << 20)
-    rows: list[list[object]] = []
-    for name, make in (
-        (f"{files:,} small files", lambda served: trees.small_files(served, files)),
-        (f"one file of {large >> 20} MiB", lambda served: trees.large_file(served / "large", large)),
-    ):
-        with trees.scratch("memory") as root:
-            (root / "served").mkdir()
-            make(root / "served")
-            for path in (root / "served").rglob("*"):
-                os.utime(path, (_MADE_AT_S, _MADE_AT_S))
-            with _nginx(root) as port:
-                rows += _rows(name, interleaved(_contenders(root, f"http://127.0.0.1:{port}/"), options.rounds))
     return Report(
         "fetch", "Fetching",
-        ["what", "by", "s, median (worst)", "CPU s", "peak MB", "requests, kB", "answers, MB", "speed to wget's"], rows,
+        ["what", "by", "s, median (worst)", "CPU s", "peak MB", "requests, kB", "answers, MB", "speed to wget's"],
+        measured(options, _nginx, _contenders, WGET, _bytes),
         ["One nginx with one worker on the same machine; served from and written to memory. ted: four connections, "
          "digests of everything, its index; wget: one connection.",
          "*again*: nothing changed, and the files are older than a minute. Bytes as nginx counts them: requests with "
@@ -57,8 +42,8 @@ def table(options: Options) -> Report:
     )  # fmt: skip
 
 
-def _contenders(root: Path, url: str) -> list[Contender]:
-    log = root / "access.log"
+def _contenders(root: Path, port: int) -> list[Contender]:
+    log, url = root / "access.log", f"http://127.0.0.1:{port}/"
 
     def counted(run: Callable[[], Sample]) -> Sample:
         log.write_bytes(b"")
@@ -77,44 +62,17 @@ def _contenders(root: Path, url: str) -> list[Contender]:
         words = ["wget", "-q", "-m", "-np", "-nH", "-R", "index.html*", "-P", str(root / "wget"), url]
         return counted(lambda: run_command(words))
 
-    def fresh(name: str, run: Callable[[], Sample]) -> Callable[[], Sample]:
-        def anew() -> Sample:
-            shutil.rmtree(root / name, ignore_errors=True)
-            (root / name).mkdir()
-            return run()
-
-        return anew
-
-    return [
-        Contender(TED, fresh("ted", ted)), Contender(f"{TED}, again", ted),
-        Contender(WGET, fresh("wget", wget)), Contender(f"{WGET}, again", wget),
-    ]  # fmt: skip
+    return [*anew_and_again(root, "ted", TED, ted), *anew_and_again(root, "wget", WGET, wget)]
 
 
-def _rows(what: str, found: Samples) -> Iterator[list[object]]:
-    for name in found:
-        peer = f"{WGET}, again" if name.endswith("again") else WGET
-        speed = found.ratio(peer, name, "wall_s")
-        yield [
-            what, name, spread(found.median(name, "wall_s"), found.worst(name, "wall_s")),
-            f"{found.median(name, 'cpu_s'):.2f}",
-            mb(found.worst(name, "peak_bytes")), f"{found.median(name, 'asked') / 1e3:.1f}",
-            f"{found.median(name, 'answered') / 1e6:.2f}", "" if name == peer else f"{speed:.2f}",
-        ]  # fmt: skip
+def _bytes(found: Samples, name: str) -> list[object]:
+    return [f"{found.median(name, 'asked') / 1e3:.1f}", f"{found.median(name, 'answered') / 1e6:.2f}"]
 
 
-@contextmanager
-def _nginx(root: Path) -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    conf = root / "nginx.conf"
-    conf.write_text(_CONF.format(root=root, port=port))
-    program = shutil.which("nginx") or "/usr/sbin/nginx"
-    with daemon([program, "-c", str(conf), "-p", str(root)]):
-        deadline_s = time.monotonic() + 20
-        while time.monotonic() < deadline_s:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.02)
-        yield port
+def _nginx(root: Path) -> AbstractContextManager[int]:
+    def words(port: int) -> list[str]:
+        conf = root / "nginx.conf"
+        conf.write_text(_CONF.format(root=root, port=port))
+        return [shutil.which("nginx") or "/usr/sbin/nginx", "-c", str(conf), "-p", str(root)]
+
+    return server(words)
