@@ -25,6 +25,7 @@ UNLIMITED_PIECE_BYTES = 128 * 1024
 SMALLEST_PIECE_BYTES = 512
 PLACE_KEPT_S = 30.0
 LEAST_QUEUE_BYTES, FAST_QUEUE_BYTES, MOST_QUEUE_BYTES = 32 * 1024, 128 * 1024, 4 * 1024 * 1024
+RESTED_QUEUE_BYTES = 256 * 1024
 QUEUE_S, QUEUE_JUDGED_S, QUEUES_JUDGED = 0.05, 0.1, 16
 TLS_RECORD_BYTES, TLS_OVERHEAD_BYTES = 16 * 1024, 22
 HEADER_BYTES = 66  # Ethernet 14, IPv4 20, TCP with time stamps 32
@@ -225,13 +226,20 @@ class Queue:
     """How much of one transfer the system may hold unsent: what the line takes in ``QUEUE_S``, in powers of two.
 
     What is there no other transfer can overtake, and every time it runs low costs a wake-up. Slow lines, and transfers
-    at a rate, have ``LEAST_QUEUE_BYTES``.
+    at a rate, have ``LEAST_QUEUE_BYTES``. A transfer that waits for its own blocks (``rested``) says nothing of its
+    line by that; more than a block or two at a time it does not need.
     """
 
     def __init__(self, now_s: float) -> None:
         self.size_bytes = LEAST_QUEUE_BYTES
         self._since_s = now_s
         self._moved_bytes = 0
+        self._has_rested = False
+
+    def rested(self, for_s: float) -> None:
+        """There was nothing to write for so long."""
+        self._since_s += for_s
+        self._has_rested = True
 
     def moved(self, size_bytes: int, now_s: float) -> bool:
         """Count what was written; return whether ``size_bytes`` is another now."""
@@ -240,10 +248,11 @@ class Queue:
         if passed_s < QUEUE_JUDGED_S and self._moved_bytes < QUEUES_JUDGED * self.size_bytes:
             return False
         before_bytes, wanted_bytes = self.size_bytes, int(self._moved_bytes / max(passed_s, 1e-6) * QUEUE_S)
-        self._moved_bytes, self._since_s = 0, now_s
+        most_bytes = RESTED_QUEUE_BYTES if self._has_rested else MOST_QUEUE_BYTES
+        self._moved_bytes, self._since_s, self._has_rested = 0, now_s, False
         self.size_bytes = LEAST_QUEUE_BYTES
         if wanted_bytes >= FAST_QUEUE_BYTES:
-            self.size_bytes = min(MOST_QUEUE_BYTES, 1 << (wanted_bytes.bit_length() - 1))
+            self.size_bytes = min(most_bytes, 1 << (wanted_bytes.bit_length() - 1))
         return self.size_bytes != before_bytes
 
 

@@ -214,9 +214,9 @@ class PeerServer:
         try:
             for block in blocks_of(runs):
                 if not pack.has(block):
-                    stream.rest()
-                    left_s = max(0.0, until_s - time.monotonic())
-                    await pack.available(block, min(self._timeout_s / 2, left_s))
+                    with stream.resting():
+                        left_s = max(0.0, until_s - time.monotonic())
+                        await pack.available(block, min(self._timeout_s / 2, left_s))
                 began_at_s = time.monotonic()
                 if began_at_s + block_s > until_s:
                     return False
@@ -292,9 +292,13 @@ class _Stream:
             raise BusyError("others have their turn first", hint="it asks again by itself")
         self._granted_bytes = size_bytes
 
-    def rest(self) -> None:
-        """There is nothing to send now."""
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """There is nothing to send meanwhile."""
         self._turn.rest()
+        since_s = self._loop.time()
+        yield
+        self._queue.rested(self._loop.time() - since_s)
 
     async def send(self, pack: ServedPack, block: int, until_s: float) -> None:
         """Write a block, piece by piece, each when it may.

@@ -39,6 +39,7 @@ RECORD_BYTES = 16 * 1024
 WRITE_BYTES = 256 * 1024
 TURN_BYTES, TURN_READS = 1024 * 1024, 64
 HIGH_BYTES = 64 * 1024
+LEAST_POUR_BYTES, FAST_AFTER = 64 * 1024, 4
 POUR_BYTES = 256 * 1024  # half of a usual second-level cache
 NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -176,6 +177,7 @@ class TlsTransport(asyncio.Transport):
         self._sock = sock
         self._waiting: deque[memoryview] = deque()
         self._waiting_bytes = 0
+        self._poured_in_a_row = 0
         self._high_bytes, self._low_bytes = HIGH_BYTES, HIGH_BYTES // 4
         self._writing_paused = False
         self._reading_paused = False
@@ -257,17 +259,25 @@ class TlsTransport(asyncio.Transport):
         The way of blocks: in pieces so small that each is still in the processor's cache when it is encrypted.
         """
         while start < stop and not self._waiting and not self._closing:
-            data = _SCRATCH[: min(POUR_BYTES, stop - start)]
+            data = _SCRATCH[: min(self._pour_bytes, stop - start)]
             if not fill(start, data):
                 break
-            start += len(data)
             try:
                 sent_bytes = self._sock.send(data)
             except (OSError, ValueError):
                 sent_bytes = 0  # what is the matter shows when it is offered again
-            if sent_bytes < len(data):
+            start += len(data)
+            if sent_bytes == len(data):
+                self._poured_in_a_row += 1
+            else:
+                self._poured_in_a_row = 0
                 self.write(bytes(data[sent_bytes:]))
         return start
+
+    @property
+    def _pour_bytes(self) -> int:
+        """How much to pour at a time: what a slow reader does not take is copied, and waits whole."""
+        return POUR_BYTES if self._poured_in_a_row >= FAST_AFTER else LEAST_POUR_BYTES
 
     def can_write_eof(self) -> bool:
         """Return that one direction cannot be ended alone."""

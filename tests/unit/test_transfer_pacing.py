@@ -15,6 +15,7 @@ from ted.transfer.pacing import (
     PLACE_KEPT_S,
     PRIORITIES,
     QUEUE_S,
+    RESTED_QUEUE_BYTES,
     Bucket,
     OutputLimits,
     Pacer,
@@ -395,6 +396,17 @@ def test_a_slow_line_keeps_its_queue_short() -> None:
     assert queue.size_bytes == LEAST_QUEUE_BYTES
     now_s = queue_at(100 * MB, queue, now_s, 0.5)
     assert queue.size_bytes > LEAST_QUEUE_BYTES
+    queue_at(1.25 * MB, queue, now_s, 0.5)
+    assert queue.size_bytes == LEAST_QUEUE_BYTES
+
+
+def test_a_transfer_that_waits_for_its_own_blocks_is_not_taken_for_a_slow_line() -> None:
+    queue, now_s = Queue(0.0), 0.0
+    for _ in range(20):  # one block every tenth of a second, and 3 ms to write it
+        now_s += 0.1
+        queue.rested(0.097)
+        queue.moved(128 * 1024, now_s)
+    assert queue.size_bytes == RESTED_QUEUE_BYTES
     queue_at(1.25 * MB, queue, now_s, 0.5)
     assert queue.size_bytes == LEAST_QUEUE_BYTES
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from ted.transfer import tls
-from ted.transfer.tls import TlsListener, TlsTransport
+from ted.transfer.tls import POUR_BYTES, TlsListener, TlsTransport
 from ted.trust.realm import NodeIdentity, RealmAuthority, peer_name
 
 MIB = 1024 * 1024
@@ -200,7 +200,7 @@ def test_a_slow_reader_gets_every_byte_and_little_waits_for_it(contexts: Context
             piece = DATA[at : at + 100_000]
             at += len(piece)
             line.transport.write(piece)
-            assert line.transport.get_write_buffer_size() <= 64 * 1024 + 2 * len(piece)
+            assert line.transport.get_write_buffer_size() <= POUR_BYTES + len(piece)
             await line.drain()
 
     async def test() -> None:
