@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 USABLE := $(VENV)/.usable
 # Many tests wait for a line or a clock: one worker more than there are cores.
 WORKERS = $$(( $$(nproc) + 1 ))
+# Where the environment forbids it, every one of a thousand processes would compile ted again.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: help setup demo test test-long lint bench lab-test clean
 help:
