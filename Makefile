@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE =
 help:
 	@echo "make demo      build, send through two tiers, extract, update, roll back - on this machine"
 	@echo "make test      the tests, with real agents, TLS, sshd and rsync"
-	@echo "make test-long the rest: each type by playbook and under contract, broken plugins, the demo, the tutorial"
+	@echo "make test-long the rest: each type by playbook and under contract, broken plugins, kills, the demo, the tutorial"
 	@echo "make lint      ruff, mypy --strict, ansible-lint, ansible-doc"
 	@echo "make bench     measurements side by side with other tools"
 	@echo "make lab-test  tests in network namespaces (root)"

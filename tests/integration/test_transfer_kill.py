@@ -76,6 +76,7 @@ class Run:
         assert result["incomplete"] == [], result["errors"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_fifty_kills_lose_nothing_and_end_in_the_right_state(fleet: Fleet) -> None:
     fleet.add("hq", distributor=True, routing_hierarchy=["s01"], distributions={

@@ -717,6 +717,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
+@pytest.mark.long
 def test_a_patch_with_the_most_of_everything_stays_within_the_memory(tmp_path: Path) -> None:
     directory, old, _ = updated(tmp_path, random.Random(1).randbytes(100), b"x")
     a_patch_of_the_most_of_everything(directory / "patch", old)
@@ -805,6 +806,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
+@pytest.mark.long
 def test_memory_stays_bounded_however_long_a_stream_is(tmp_path: Path) -> None:
     lines = b"".join(b"line %d of a long text that packs well\n" % number for number in range(20_000))
 

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 BUILD = """
 import json, re, sys, time
 from pathlib import Path
@@ -52,6 +54,7 @@ def test_a_large_file_needs_little_memory(tmp_path: Path) -> None:
     assert 256 << 20 <= result["bytes"] < 260 << 20
 
 
+@pytest.mark.long
 def test_100_000_small_files_build_in_less_than_a_minute(tmp_path: Path) -> None:
     for number in range(200):
         below = tmp_path / "source" / f"d{number:03}"
