@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks import trees
 from benchmarks.measure import Contender, Options, Sample, Samples, interleaved, run_command, run_function
 from benchmarks.report import Report, mb, spread
+from benchmarks.rig import need
 from ted.content.builder import BuildResult
 
 CACHE_TRUSTS_AFTER_S = 2.1
@@ -18,6 +19,7 @@ _QUIET = {"BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes", "RESTIC_PASSWORD"
 
 
 def table(options: Options) -> Report:
+    need(borg="borgbackup", restic="restic", zstd="zstd")
     files, large = (2_000, 32 << 20) if options.quick else (20_000, 1 << 30)
     rows: list[list[object]] = []
     for name, make in (

@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks import database, trees
 from benchmarks.measure import Contender, Options, Sample, Samples, interleaved, run_command, run_function
 from benchmarks.report import Report, mb, spread
+from benchmarks.rig import need
 from ted.content.builder import RevisionBuilder
 from ted.content.patch.apply import apply_patch
 from ted.content.patch.create import create_patch
@@ -38,6 +39,7 @@ _DATABASE_ROWS = 640_000
 
 
 def table(options: Options) -> Report:
+    need(xdelta3="xdelta3", zstd="zstd", rsync="rsync")
     rows: list[list[object]] = []
     for name, make in _sets(options):
         with trees.scratch("disk") as root:

@@ -207,8 +207,9 @@ MUTANTS = [
     m("drift", "what is there is taken for right", (DIFFERING, "elif now is None or install.previous and not install.recheck:")),
     # -- confined
     m("confined", "it writes through links",
-      (WRITE, "full = os.fsdecode(path)\n        install.transaction.write(os.path.join(root, os.path.dirname(full)), "
-              "os.fsencode(os.path.basename(full)), install.read(entry), size=entry.size, attributes=attributes)")),
+      (WRITE, "full = os.path.join(os.fsencode(root), path)\n        if os.path.exists(full) and not install.check:\n"
+              "            with open(full, 'wb') as out:\n                out.writelines(install.read(entry))\n"
+              "        else:\n            " + WRITE)),
     m("confined", "it follows links itself",
       (EACH, EACH + "        full = os.path.join(os.fsencode(root), path)\n"
                     "        if os.path.isfile(full) and not install.check:\n            os.chmod(full, 0o600)\n")),

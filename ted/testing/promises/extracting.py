@@ -317,15 +317,15 @@ def confined(trial: Trial) -> None:
     """List every write, look at everything around, and plant links as traps."""
     scene = trial.scene()
     scene.build()
+    former = scene.state().files
     _extract_listed(scene)
     before = scene.outside()
     with scene.nothing_outside("an extraction"):
         scene.extract()
     ours = {path: look for path, look in scene.state().files.items() if _is_below_root(scene, path)}
-    start = scene.state()
     with scene.nothing_outside("a rollback"):
         scene.rollback()
-    mine = [path for path in ours if path not in scene.state().files or scene.state().files[path] != start.files[path]]
+    mine = [path for path in ours if path not in former or (former[path] != ours[path] and ours[path].kind == "file")]
     for number, path in enumerate(_chosen(mine, ours)):
         _trap(scene, number, path, ours[path].kind)
     words = differences(before, scene.outside(), below=scene.bench.root)
