@@ -70,25 +70,25 @@ def check(
             "gpgv", "--weak-digest", "SHA1", "--homedir", directory, "--keyring", f"{directory}/ring.gpg",
             "--status-fd", "1", f"{directory}/signature",
         ]  # fmt: skip
-        status = Path(directory) / "status"
-        with status.open("wb") as told_status, subprocess.Popen(
-            words + (["-"] if data is not None else []), stdin=subprocess.PIPE, stdout=told_status,
-            stderr=subprocess.PIPE, env=environment(),
+        status, errors = Path(directory) / "status", Path(directory) / "errors"  # a pipe that is full holds gpgv up
+        with status.open("wb") as out, errors.open("wb") as err, subprocess.Popen(
+            words + (["-"] if data is not None else []), stdin=subprocess.PIPE, stdout=out, stderr=err,
+            env=environment(),
         ) as process:  # fmt: skip
             assert process.stdin is not None
-            assert process.stderr is not None
             with _ended_in_time(process) as late:
                 with suppress(BrokenPipeError):
                     for chunk in data or ():
                         process.stdin.write(chunk)
                 with suppress(BrokenPipeError):
                     process.stdin.close()
-                told_bytes = process.stderr.read(4000)
                 process.wait()
         if late.is_set():
             raise error(f"{what}: its signature cannot be checked: gpgv did not end within {_TIMEOUT_S:g} s",
                         hint="is the machine overloaded, or the file very large?")  # fmt: skip
         why = outlived(status.read_bytes())
+        with errors.open("rb") as file:
+            told_bytes = file.read(4000)
     if process.returncode != 0:
         raise error(f"{what}: its signature does not hold: {said(told_bytes.decode('utf-8', 'replace'))}",
                     hint="is it signed, and by one of the keys given?")  # fmt: skip

@@ -156,6 +156,17 @@ def test_a_gpgv_that_does_not_end_is_ended(signers: tuple[Signer, Signer], monke
     assert time.monotonic() - began_s < 20
 
 
+def test_a_gpgv_with_much_to_say_holds_nothing_up(
+    signers: tuple[Signer, Signer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ted_plugins.packages import proof
+
+    monkeypatch.setattr(proof, "_TIMEOUT_S", 10)
+    nonsense = b"\x88\x00" * 6000  # a signature without a content, again and again: a line of stderr for each
+    with pytest.raises(TrustError, match=r"data: its signature does not hold: .*too short"):
+        proof.check([signers[0].key.read_bytes()], nonsense, [b"data"], TrustError, "data")
+
+
 def test_a_release_of_another_suite_is_no_answer() -> None:
     from ted_plugins.packages.repositories import _read_release
 
