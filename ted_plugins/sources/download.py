@@ -448,6 +448,7 @@ class _Part:
             os.unlink(self._label)
 
     def drop(self) -> None:
+        self._labelled = False
         for name in (self.path, self._label):
             with suppress(FileNotFoundError):
                 os.unlink(name)

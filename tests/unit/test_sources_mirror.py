@@ -29,7 +29,7 @@ LOG = logging.getLogger("test")
 class Shelf:
     """A source in memory: files as ``(content, second, version)``."""
 
-    files: dict[str, tuple[bytes, int, str]]
+    files: dict[str, tuple[bytes, int, str | None]]
     settled: bool = True
     sizes: bool = True
     digests: bool = False
@@ -210,6 +210,18 @@ def test_two_versions_are_never_joined(tmp_path: Path) -> None:
     mirror = mirror_of(tmp_path, shelf)
     mirror.refresh()
     assert tree(mirror) == shelf_tree(shelf)
+
+
+@pytest.mark.parametrize("size_bytes", [1000, 3 << 20])
+def test_what_was_cut_may_come_back_small_or_without_a_version(tmp_path: Path, size_bytes: int) -> None:
+    shelf = Shelf({"big": (BIG, 5, "1")}, cuts={"big": [1 << 20]})
+    with pytest.raises(TransferError):
+        mirror_of(tmp_path, shelf, retries=0).refresh()
+    shelf.files["big"] = (BIG[::-1][:size_bytes], 6, "2" if size_bytes == 1000 else None)
+    mirror = mirror_of(tmp_path, shelf)
+    mirror.refresh()
+    assert tree(mirror) == shelf_tree(shelf)
+    assert not list(tmp_path.glob("m/parts/*"))
 
 
 def test_a_part_of_before_a_power_cut_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
