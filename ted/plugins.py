@@ -317,18 +317,19 @@ class _Collector(logging.Handler):
     def __init__(self, messages: list[str]) -> None:
         super().__init__(logging.WARNING)
         self._messages = messages
-        self.more = 0
+        self._more = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         if len(self._messages) < _MOST_WARNINGS:
             self._messages.append(record.getMessage())
         else:
-            self.more += 1
+            self._more += 1
+            self._messages[_MOST_WARNINGS:] = [f"and {self._more} more warnings"]
 
 
 @contextmanager
 def collected_warnings(name: str) -> Iterator[tuple[logging.Logger, list[str]]]:
-    """Yield a logger, and the list in which its warnings are collected: the first hundred, and how many more."""
+    """Yield a logger, and the list that holds its warnings at any time: the first hundred, and how many more."""
     logger = logging.getLogger(name)
     messages: list[str] = []
     handler = _Collector(messages)
@@ -337,8 +338,6 @@ def collected_warnings(name: str) -> Iterator[tuple[logging.Logger, list[str]]]:
         yield logger, messages
     finally:
         logger.removeHandler(handler)
-        if handler.more:
-            messages.append(f"and {handler.more} more warnings")
 
 
 class _Building:

@@ -51,6 +51,8 @@ def ted_build(build):
 @hookimpl
 def ted_extract(install):
     root = install.expand(install.options.directory)
+    for number in range(250 if install.options.text == "nag" else 0):
+        install.log.warning("number %d", number)
     for entry in install.entries():
         if entry.kind == "f":
             install.transaction.write(root, entry.path, install.read(entry), size=entry.size)
@@ -124,8 +126,6 @@ def test_a_type_of_an_outside_package_builds_extracts_verifies_and_rolls_back(
     assert [known.info.name for known in plugins.types()] == ["file", "note"]
     depot = Depot(tmp_path, given_plugins=plugins)
     assert build(depot, plugins, "hello") == ["the note is short"]
-    nagged = build(depot, plugins, "nag", name="nagging")
-    assert (len(nagged), nagged[99], nagged[100]) == (101, "number 99", "and 151 more warnings")
     result = extract(depot.host, DISTRIBUTOR, "n")
     assert (tmp_path / "target" / "note.txt").read_text() == "hello"
     assert result.actions == {"directories": 1, "written": 1}
@@ -135,6 +135,17 @@ def test_a_type_of_an_outside_package_builds_extracts_verifies_and_rolls_back(
     rollback(depot.host, DISTRIBUTOR, "n")
     assert (tmp_path / "target" / "note.txt").read_text() == "hello"
     assert (tmp_path / "target" / "gone.txt").read_text() == "taken back"
+
+
+def test_of_warnings_the_first_hundred_are_told_and_how_many_more(
+    tmp_path: Path, plugin: Callable[[str, str], EntryPoint]
+) -> None:
+    plugins = Plugins([FILE, plugin("ted_test_note", NOTE_TYPE)])
+    depot = Depot(tmp_path, given_plugins=plugins)
+    told = build(depot, plugins, "nag")
+    assert (len(told), told[99], told[100]) == (101, "number 99", "and 151 more warnings")
+    told = extract(depot.host, DISTRIBUTOR, "n").warnings
+    assert (len(told), told[99], told[100]) == (101, "number 99", "and 150 more warnings")
 
 
 def test_wrappers_of_other_plugins_stand_around_build_and_extract_of_every_type(
