@@ -259,8 +259,9 @@ class _SmallFiles:
         """
         name = f"{self.mirror_name}-{hashlib.sha256(url.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
         source = WebSource(
-            url, self.access, name_of_file="file", within_s=self.access.page_within_s, piece_bytes=self.rate.piece_bytes
-        )
+            url, self.access, name_of_file="file", piece_bytes=self.rate.piece_bytes,
+            within_s=self.access.page_within_s + self.rate.within_s(max_bytes),
+        )  # fmt: skip
         self.used.add(name)
         mirror = Mirror(
             self.build.scratch / name, source, self.build.log, rate=self.rate,

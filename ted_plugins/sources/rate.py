@@ -16,6 +16,7 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 _BURST_S = 0.25
+_WEEK_S = 7 * 86_400
 _UNITS = {"": 1, "B": 1, "kB": 1000} | {
     f"{prefix}{unit}": base**power
     for power, prefix in enumerate("KMGT", 1)
@@ -56,6 +57,10 @@ class Rate:
     def piece_bytes(self) -> int | None:
         """How much to take from a connection at once, so that a slow rate does not come in gusts; ``None``: as ever."""
         return None if self._bytes_per_s is None else max(1024, min(256 * 1024, self._bytes_per_s // 4))
+
+    def within_s(self, count: int) -> int:
+        """Return the seconds that so many bytes take at this rate; a week at most."""
+        return 0 if self._bytes_per_s is None else min(-(-count // self._bytes_per_s), _WEEK_S)
 
     def take(self, count: int) -> None:
         """Take ``count`` bytes, and wait until they were there."""

@@ -415,6 +415,17 @@ def test_a_page_or_a_checksum_file_that_drips_has_its_time(
         over.set()
 
 
+def test_a_checksum_file_that_the_own_rate_slows_down_has_that_time_besides(
+    site: Site, server: Nginx, served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ted_plugins.sources.web._PAGE_TIMEOUTS", 1)
+    fill(served, {"d/SUMS": b"# padding\n" * 4000 + sums(served / "d"), "d/b.txt": FILES["d/b.txt"]})
+    began_s = time.monotonic()
+    site.build({"url": f"{server.url}/d/b.txt", "checksums": "SUMS", "timeout": 1}, fetch_rate="20kB")
+    assert time.monotonic() - began_s > 2
+    assert (site.extract() / "b.txt").read_bytes() == FILES["d/b.txt"]
+
+
 def test_what_cannot_be_written_ends_the_build(site: Site, server: Nginx, served: Path) -> None:
     fill(served, {"large.bin": os.urandom(8 << 20)})
     site.build(f"{server.url}/d/")
