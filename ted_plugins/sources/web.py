@@ -53,6 +53,7 @@ _HEADER = re.compile(
 _PLAIN = re.compile(r"[A-Za-z0-9!#$%&'()*+,/:;=?@\[\]_.~-]*")
 _LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
 _ETAG = re.compile(r'(W/)?"[\x21\x23-\x7e]{0,500}"')
+_DATE = re.compile(r"[\x20-\x7e]{1,60}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 # libcurl's numbers: https://curl.se/libcurl/c/libcurl-errors.html
@@ -243,6 +244,12 @@ class Head(NamedTuple):
         """The version's name."""
         text = self.headers.get("etag", "")
         return text if _ETAG.fullmatch(text) else None
+
+    @property
+    def last_modified(self) -> str | None:
+        """When it last changed, as the server writes it: to be sent back as it is."""
+        text = self.headers.get("last-modified", "")
+        return text if _DATE.fullmatch(text) else None
 
     def time_s(self, name: str) -> int | None:
         """Return the date in a header, in seconds since 1970."""

@@ -215,7 +215,7 @@ class _Fetching:
 
     def _ask(self) -> Steps[None]:
         partial = self._download.partial
-        if partial is not None and not partial.validator.startswith("W/"):
+        if partial is not None and _can_be_sent(partial.validator) and not partial.validator.startswith("W/"):
             self._offset, self._validator = partial.size_bytes, partial.validator
             yield from self._asking(self._range())
             if self._begun:
@@ -236,7 +236,7 @@ class _Fetching:
 
     def _only_if_changed(self) -> tuple[str, ...]:
         known = self._download.known
-        if known is None or known.validator is None:
+        if known is None or known.validator is None or not _can_be_sent(known.validator):
             return ()
         etag = known.validator.startswith(('"', "W/"))
         return (f"{'If-None-Match' if etag else 'If-Modified-Since'}: {known.validator}",)
@@ -272,7 +272,7 @@ class _Fetching:
         match = _CONTENT_RANGE.fullmatch(head.headers.get("content-range", ""))
         if match is None or int(match[1]) != self._offset or int(match[2]) != int(match[3]) - 1:
             return None
-        names = {head.etag, head.headers.get("last-modified")}
+        names = {head.etag, head.last_modified}
         return int(match[3]) if self._validator in names else None
 
     def _judge(self, head: Head) -> None:
@@ -340,9 +340,14 @@ class _Body:
             self._write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
 
+def _can_be_sent(validator: str) -> bool:
+    """Return whether it fits into a header: an earlier ted kept what a server said, whatever it was."""
+    return validator.isascii() and validator.isprintable()
+
+
 def _version(head: Head) -> str | None:
     """Return what the server calls this version, if another version cannot be called the same."""
     changed_s, now_s = head.time_s("last-modified"), head.time_s("date")
     if changed_s is not None and (now_s is None or now_s - changed_s < _HOT_S):
         return None
-    return head.etag or (head.headers["last-modified"] if changed_s is not None else None)
+    return head.etag or (head.last_modified if changed_s is not None else None)

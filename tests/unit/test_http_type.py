@@ -758,6 +758,25 @@ def test_a_size_that_the_listing_belies_is_the_servers_word(site: Site) -> None:
     assert (site.extract() / "f").read_bytes() == b"x" * 50
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_date_that_fits_into_no_header_is_no_version(site: Site, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one break a build that an earlier ted kept."""
+    odd = "Wed, 25 Nov 2020 07:00:00 GMT (caf\xe9)"
+
+    def serve(_path: str, headers: dict[str, str], connection: socket.socket) -> None:
+        assert "if-modified-since" not in headers
+        connection.sendall(answer("200 OK", b"F", last_modified=odd))
+
+    with hostile(serve) as server:
+        with monkeypatch.context() as patch:
+            if kept:
+                patch.setattr("ted_plugins.sources.website._version", lambda _head: odd)
+            site.build(f"{server.url}/f")
+        site.build(f"{server.url}/f")
+        assert len(server.requests) == 2
+    assert (site.extract() / "f").read_bytes() == b"F"
+
+
 def test_headers_without_end_end(site: Site) -> None:
     def reply(_path: str, _headers: dict[str, str], line: socket.socket) -> None:
         line.sendall(b"HTTP/1.1 200 OK\r\n")
