@@ -69,6 +69,11 @@ def chain_of_patches(wanted: str, held: Sequence[str], leads: Leads) -> list[tup
     return steps[::-1]
 
 
+def is_worth_it(patches_bytes: int, missing_bytes: int) -> bool:
+    """Whether patches are to be fetched instead of what they make."""
+    return patches_bytes * 100 <= missing_bytes * WORTH_PERCENT
+
+
 def is_usable(patch: Patch) -> bool:
     """Whether this machine's compressors are those that a patch was proved with, as far as samples tell."""
     codecs = {codec.name.lower(): codec for codec in Codec}
@@ -99,7 +104,7 @@ def plan_steps(
 
     chain = chain_of_patches(wanted.revision, held, leads)
     missing_bytes = sum(_missing_bytes(directory, ref) for ref in wanted.packs)
-    if sum(patch.bytes for _, _, patch in chain) * 100 > missing_bytes * WORTH_PERCENT:
+    if not is_worth_it(sum(patch.bytes for _, _, patch in chain), missing_bytes):
         return []
     steps: list[Step] = []
     for before, stamp, patch in chain:

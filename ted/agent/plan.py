@@ -3,8 +3,9 @@
 Rules:
  * One send for each (channel, distribution); inactive ones are left out with a reason.
  * The revision sent is the newest in the signed catalog, unless one is named.
- * A line carries the live blocks of the packs that its receiver is not known to hold; what a node holds is what it
-   last reported. A receiver never heard of is reckoned as holding nothing.
+ * A line carries the live blocks of the packs that its receiver is not known to hold, or the patches that lead there
+   from what it holds, where they are worth it. A receiver never heard of is reckoned as holding nothing.
+ * What a node holds is what it last reported, and what an earlier send of that revision brought it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from ted.agent.patching import chain_of_patches, is_worth_it
 from ted.content.record import RevisionRecord
 from ted.content.working import WorkingDirectory
 from ted.errors import UnknownNameError
@@ -82,8 +85,11 @@ def plan_bytes(plan: PlannedSend, journal: Journal, working: WorkingDirectory) -
     """Return for each receiver of the plan the bytes that its line would carry."""
     rows = journal.states(distributor=plan.distributor, distribution=plan.distribution)
     held = {row.node: row for row in rows}
+    brought = journal.brought(plan.distributor, plan.distribution, plan.record.revision)
+    catalog = Catalog(working.catalog(plan.distributor), working.state / "no-keys")
     return {
-        receiver: _missing_bytes(plan.record, held.get(receiver), working) for _, receiver in plan.tree.edges()
+        receiver: 0 if receiver in brought else _missing_bytes(plan.record, held.get(receiver), working, catalog)
+        for _, receiver in plan.tree.edges()
     }
 
 
@@ -113,15 +119,21 @@ def plan_result(plan: PlannedSend, line_bytes: dict[str, int], journal: Journal)
     }
 
 
-def _missing_bytes(record: RevisionRecord, row: NodeState | None, working: WorkingDirectory) -> int:
+def _missing_bytes(
+    record: RevisionRecord, row: NodeState | None, working: WorkingDirectory, catalog: Catalog
+) -> int:
     held: set[str] = set()
+    patches_bytes = 0
     if row is not None and row.revision is not None and row.state in HOLDS:
         if row.revision == record.revision:
             return 0
         with suppress(UnknownNameError):  # no longer kept here: reckoned as nothing
             former = working.record(record.distributor, record.distribution, row.revision)
             held = {ref.revision for ref in former.packs}
-    return sum(ref.live_bytes for ref in record.packs if ref.revision not in held)
+        steps = chain_of_patches(record.revision, [row.revision], partial(catalog.patches, record.distribution))
+        patches_bytes = sum(patch.bytes for _, _, patch in steps)
+    packs_bytes = sum(ref.live_bytes for ref in record.packs if ref.revision not in held)
+    return patches_bytes if patches_bytes and is_worth_it(patches_bytes, packs_bytes) else packs_bytes
 
 
 def _record(working: WorkingDirectory, distributor: str, name: str, revision: str | None) -> RevisionRecord:

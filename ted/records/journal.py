@@ -400,6 +400,15 @@ class Journal:
             "tree": json.loads(head.tree), "deliveries": [dict(row._mapping) for row in rows]  # noqa: SLF001
         }  # fmt: skip
 
+    def brought(self, distributor: str, distribution: str, revision: str) -> set[str]:
+        """Return the nodes that have a revision by a send that is still remembered."""
+        query = select(_deliveries.c.node).join(_sends, _sends.c.send == _deliveries.c.send).where(
+            _sends.c.distributor == distributor, _sends.c.distribution == distribution,
+            _sends.c.revision == revision, _deliveries.c.state.in_(list(HOLDS)),
+        )  # fmt: skip
+        with self._reading() as db:
+            return set(db.execute(query).scalars())
+
     def sends(self, *, open_only: bool = False) -> list[dict[str, Any]]:
         """Return the heads of the sends, newest first."""
         query = select(_sends).order_by(_sends.c.started_at.desc())

@@ -109,6 +109,10 @@ class Catalog:
         """Return the published stamps of ``distribution``, oldest first."""
         return self._read().revisions(distribution)
 
+    def patches(self, distribution: str, stamp: str) -> dict[str, Patch]:
+        """Return the patches that lead to a revision, by the stamp before."""
+        return self._read().patches(distribution, stamp)
+
     def timestamp_version(self) -> int:
         """Return the catalog's version: it grows with every change."""
         return self._read().timestamp.version

@@ -189,3 +189,24 @@ def test_a_window_that_ends_while_a_package_is_compressed_again_ends_that(fleet:
     fleet.start("e01")
     assert fleet.ted("hq", "send")["sends"][0]["states"]["e01"] == "received"
     assert packs(fleet, "e01") == packs(fleet, "hq")
+
+
+def test_a_send_that_is_only_looked_at_foretells_the_patches_and_what_is_there(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.install()
+    fleet.start()
+    build(fleet, 0)
+    foretold = fleet.ted("hq", "send", "--check")["sends"][0]["edges"]
+    assert all(edge["bytes"] > 4_000_000 for edge in foretold)
+    fleet.ted("hq", "send")
+    fleet.ted("e01", "extract")
+    patch_bytes = build(fleet, 1)["patch_bytes"]
+    foretold = fleet.ted("hq", "send", "--check")["sends"][0]["edges"]
+    assert {edge["bytes"] for edge in foretold} == {patch_bytes}
+    came = fleet.ted("hq", "send")["sends"][0]["edges"]
+    assert all(patch_bytes <= edge["bytes"] < patch_bytes * 1.1 + 3000 for edge in came)
+    fleet.ted("e01", "extract")
+    fleet.ted("e01", "rollback", "app")
+    fleet.until(lambda: fleet.states("hq", "app")["e01"] == "rolled_back")
+    foretold = fleet.ted("hq", "send", "--check")["sends"][0]["edges"]
+    assert {edge["bytes"] for edge in foretold} == {0}
