@@ -171,7 +171,7 @@ class Builder:
         patch_bytes = None if check else self._patch(distribution, result)
         if not check:
             self._publish(distribution)
-            if result.changed:
+            if result.changed or self._failed_before(distribution.name):
                 self._note("built", distribution.name, result.record.revision, f"{result.bytes_new} bytes")
         former = self._working.revisions(self._config.node, distribution.name)
         revision = result.record.revision if not check else (former[-1] if former else None)
@@ -264,6 +264,9 @@ class Builder:
             send["revision"] for send in self._journal.sends(open_only=True)
             if (send["distributor"], send["distribution"]) == (self._config.node, name)
         }  # fmt: skip
+
+    def _failed_before(self, name: str) -> bool:
+        return any(row["distribution"] == name for row in self._journal.failed_builds())
 
     def _note(self, kind: str, distribution: str, revision: str | None, message: str) -> None:
         self._journal.note(kind, message, distributor=self._config.node, distribution=distribution, revision=revision)

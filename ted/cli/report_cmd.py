@@ -11,7 +11,7 @@ from ted.cli.main import Settings, emit, tabulated
 from ted.config import NodeConfig
 from ted.records.journal import Journal
 from ted.records.sends import send_result
-from ted.records.states import State
+from ted.records.states import NodeState, State
 
 EMPTY = {
     "events": "nothing happened here yet",
@@ -38,8 +38,8 @@ def command(settings: Settings, name: str, last: int) -> None:
     \b
     events     what happened here, and what other nodes told
     sends      what was sent from here: how many receivers, and how many are still without it
-    failures   what is failed now: for each node and distribution whose last word is a failure, why. What went
-               well since is not in it; `ted report events` has what was
+    failures   what is failed now: for each node and distribution whose last word is a failure, why; failed builds
+               too. What went well since is not in it; `ted report events` has what was
     revisions  which revisions are kept here
     """  # noqa: D301
     config = NodeConfig.load(settings.config)
@@ -81,6 +81,11 @@ def _rows(journal: Journal, name: str, last: int) -> list[dict[str, Any]]:
                 for row in journal.events(last)]  # fmt: skip
     if name == "failures":
         failed = [row.public() for row in journal.states() if row.state == State.FAILED]
+        failed += [
+            NodeState(journal.node, row["distributor"], row["distribution"], None, State.FAILED, row["at"],
+                      f"build: {row['message']}").public()
+            for row in journal.failed_builds()
+        ]  # fmt: skip
         return sorted(failed, key=lambda row: str(row["at"]), reverse=True)[:last]
     rows = []
     for head in journal.sends()[:last]:

@@ -37,6 +37,7 @@ from sqlalchemy import (
     delete,
     event,
     exists,
+    func,
     insert,
     select,
     update,
@@ -430,6 +431,15 @@ class Journal:
         with self._reading() as db:
             rows = db.execute(select(_events).order_by(_events.c.id.desc()).limit(limit)).all()
         return [dict(row._mapping) for row in rows]  # noqa: SLF001
+
+    def failed_builds(self) -> list[dict[str, Any]]:
+        """Return the newest word on each distribution's builds (``built``, ``build_failed``) where it is a failure."""
+        newest = select(func.max(_events.c.id)).where(
+            _events.c.node == self.node, _events.c.kind.in_(["built", "build_failed"])
+        ).group_by(_events.c.distribution)  # fmt: skip
+        query = select(_events).where(_events.c.id.in_(newest), _events.c.kind == "build_failed")
+        with self._reading() as db:
+            return [dict(row._mapping) for row in db.execute(query.order_by(_events.c.id.desc()))]  # noqa: SLF001
 
     def trim(self, max_age_s: float | None = None) -> None:
         """Drop events beyond the newest ``EVENTS_KEPT``, or older than ``max_age_s``, and old offers.

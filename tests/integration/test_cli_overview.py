@@ -73,6 +73,19 @@ def test_reports_list_events_sends_and_revisions(sent: Fleet) -> None:
     assert sent.ted("hq", "report", "failures") == []
 
 
+def test_a_build_that_failed_is_a_failure_until_one_went_well(sent: Fleet) -> None:
+    source = sent.root / "source"
+    source.rename(sent.root / "away")
+    with pytest.raises(CommandError):
+        sent.ted("hq", "build")
+    (row,) = sent.ted("hq", "report", "failures")
+    assert (row["node"], row["distribution"], row["state"], row["revision"]) == ("hq", "app", "failed", None)
+    assert str(source) in row["error"]
+    (sent.root / "away").rename(source)
+    assert not sent.ted("hq", "build")["distributions"][0]["changed"]
+    assert sent.ted("hq", "report", "failures") == []
+
+
 def test_a_subscriber_is_told_where_the_inventory_is(sent: Fleet) -> None:
     with pytest.raises(CommandError) as caught:
         sent.ted("e01", "tree")
