@@ -207,9 +207,10 @@ class Journal:
         row = NodeState(self.node, distributor, distribution, revision, state, now_text(), error,
                         time.time_ns(), bytes_done, bytes_total, had, installed)  # fmt: skip
         with self._writing() as db:
-            former = db.execute(select(_states.c.seq).where(_key(_states, row))).scalar()
-            if former is not None and former >= row.seq:  # the clock went back
-                row = NodeState(**(row.to_dict() | {"seq": former + 1, "state": state}))
+            former = db.execute(select(_states).where(_key(_states, row))).first()
+            if former is not None and former.seq >= row.seq:  # the clock went back
+                row = NodeState(**(row.to_dict() | {"seq": former.seq + 1, "state": state}))
+            _note_former(db, former)
             _put(db, _states, _values(row), _key(_states, row))
             _put(db, _outbox, _values(row), _key(_outbox, row))
             _note_installed(db, row)
@@ -236,6 +237,7 @@ class Journal:
                 kept = _values(row)
                 if former is not None and row.seq == 0:
                     kept["seq"] = former.seq  # a guess keeps the node's own count: its next news is still newer
+                _note_former(db, former)
                 _put(db, _states, kept, _key(_states, row))
                 _note_installed(db, row)
                 if forward and not told:
@@ -553,6 +555,14 @@ def _note_installed(db: Connection, row: NodeState) -> None:
         values = {"node": row.node, "distributor": row.distributor, "distribution": row.distribution,
                   "revision": revision}  # fmt: skip
         _put(db, _installed, values, _key(_installed, row))
+
+
+def _note_former(db: Connection, former: Any) -> None:
+    """Keep what only a state tells that is about to be replaced: an older ted wrote no more than the states."""
+    if former is not None and former.state in IN_SERVICE:
+        row = _state(former)
+        if db.execute(select(_installed.c.node).where(_key(_installed, row))).first() is None:
+            _note_installed(db, row)
 
 
 def _state(row: Any) -> NodeState:

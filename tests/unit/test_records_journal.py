@@ -87,6 +87,30 @@ def test_a_receipt_says_what_is_installed_even_if_the_one_of_then_was_never_take
     assert [each.installed for each in journal.outbox()] == [R1, R1]
 
 
+@pytest.mark.parametrize("state", [State.EXTRACTED, State.ROLLED_BACK])
+def test_what_is_installed_is_known_after_an_upgrade_from_a_ted_that_kept_states_only(
+    tmp_path: Path, state: State
+) -> None:
+    journal = Journal.at(tmp_path, "hq")
+    journal.report("hq", "dat", R1, state)
+    journal.learn([row(state, node=name, seq=20) for name in ("e01", "e02", "e03")], forward=False)
+    journal.close()
+    with closing(sqlite3.connect(tmp_path / ".ted" / "records.sqlite")) as db:
+        db.execute("DROP TABLE installed")
+    journal = Journal.at(tmp_path, "hq")
+    journal.report("hq", "dat", R2, State.RECEIVING)
+    journal.learn([row(State.PENDING, node="e01", revision=R2)], forward=False)
+    journal.learn([row(State.RECEIVED, node="e02", revision=R2, seq=30)], forward=False)
+    assert {name: installed(journal, name) for name in ("hq", "e01", "e02", "e03")} == dict.fromkeys(
+        ("hq", "e01", "e02", "e03"), R1
+    )
+    assert [receipt.installed for receipt in journal.outbox()] == [R1], "those above learn it again"
+    journal.learn([row(State.ROLLED_BACK, node="e03", revision=None, seq=30)], forward=False)
+    journal.learn([row(State.PENDING, node="e03", revision=R2)], forward=False)
+    assert installed(journal, "e03") is None
+    journal.close()
+
+
 def test_nobody_else_says_what_a_node_has_installed(journal: Journal) -> None:
     journal.learn([row(State.PENDING, installed=R2)], forward=False)
     assert installed(journal) is None
