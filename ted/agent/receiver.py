@@ -13,7 +13,7 @@ Rules:
  * When the window of a send is over, its transfer ends between two blocks: nothing that crossed a line is thrown away.
    A patch that is being applied then waits for the next send as well.
  * A node that holds the revision fetches nothing, and still passes the offer on.
- * What patches led over stays until the nodes behind have come up by the same patches.
+ * What nodes behind may need to come up by the same patches stays until they have, over a restart too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -34,6 +34,7 @@ from ted.agent.patching import Step, most_bytes, plan_steps, use_patch
 from ted.agent.sender import Sender, window_closed
 from ted.content import retention
 from ted.content.durable import read_bounded, replace_file
+from ted.content.patch.kept import patches_of
 from ted.content.record import MAX_RECORD_BYTES, PackRef, RevisionRecord
 from ted.errors import (
     MissingContentError,
@@ -92,7 +93,7 @@ class Receiver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._one_at_a_time: dict[tuple[str, str], asyncio.Lock] = {}
         self._between: dict[tuple[str, str], frozenset[str]] = {}
-        """What lies between for nodes behind this one that come up by patches, by distribution."""
+        """What is kept for nodes behind this one that come up by patches, by distribution."""
 
     # -- offers ------------------------------------------------------------------------------------------
 
@@ -222,6 +223,31 @@ class Receiver:
             except TedError as error:
                 log.warning("offer of %s %s is dropped: %s", offer["distributor"], offer["distribution"], error)
                 await self._node.run(self._node.journal.close_offer, offer["send"], "failed")
+        self._background(self._tidy(), "tidy")
+
+    async def _tidy(self) -> None:
+        """Go on with what a former life of this agent kept for others, or remove it."""
+        working = self._node.working
+        for pair in await self._node.run(working.distributions):
+            if pair[0] == self._node.name or pair in self._transfers:  # a build, or the transfer, does it
+                continue
+            try:
+                async with self._lock_of(pair):
+                    here = await self._node.run(working.received, *pair)
+                    if here:
+                        record = await self._node.run(working.record, *pair, here[-1])
+                        await self._keep_or_prune((*pair, here[-1]), record)
+            except (TedError, OSError) as error:
+                log.error("%s: old revisions stay: %s", "/".join(pair), error)
+
+    def _background(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _lock_of(self, pair: tuple[str, str]) -> asyncio.Lock:
+        """Return what is held while revisions of a distribution are fetched or removed."""
+        return self._one_at_a_time.setdefault(pair, asyncio.Lock())
 
     # -- fetching ----------------------------------------------------------------------------------------
 
@@ -241,9 +267,7 @@ class Receiver:
         transfer = self._transfers[key[:2]] = _Transfer(
             self._node, key, slip, self._source(slip), self._sender, bytes_done=count
         )
-        task = asyncio.create_task(self._receive(key, transfer), name=f"receive {'/'.join(key)}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background(self._receive(key, transfer), f"receive {'/'.join(key)}")
 
     async def _joined(self, key: Key, slip: RoutingSlip) -> bool:
         """Have a slip served by the transfer that brings its revision already; return whether there is one."""
@@ -257,9 +281,8 @@ class Receiver:
     async def _receive(self, key: Key, transfer: _Transfer) -> None:
         """Carry a transfer to its end; nothing it may raise is lost."""
         failure: Exception | None = None
-        lock = self._one_at_a_time.setdefault(key[:2], asyncio.Lock())
         try:
-            async with lock:
+            async with self._lock_of(key[:2]):
                 try:
                     await self._try_until_done(key, transfer)
                     await self._received(key, transfer)
@@ -332,19 +355,39 @@ class Receiver:
         run, journal, total = self._node.run, self._node.journal, transfer.bytes_done
         await self._mark_target(transfer.slips)
         await run(journal.report, *key, State.RECEIVED, bytes_done=total, bytes_total=total)
-        await self._close_offers(transfer, "done")
-        self._between.pop(key[:2], None)
-        awaited: bool = await run(self._is_awaited, key)
-        if transfer.between and awaited:
-            self._between[key[:2]] = transfer.between
-            task = asyncio.create_task(self._prune_later(key, transfer), name=f"keep for others {'/'.join(key)}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        await self._prune_now(key, transfer)
+        try:
+            await self._close_offers(transfer, "done")
+        except RecordsError as error:  # it is here, and on record: the next start closes them
+            log.error("%s: its offers stay open: %s", "/".join(key), error)
+        await self._keep_or_prune(key, transfer.record)
 
-    async def _prune_later(self, key: Key, transfer: _Transfer) -> None:
+    async def _keep_or_prune(self, key: Key, record: RevisionRecord | None) -> None:
+        """Remove old revisions, as soon as nobody needs them to come up to ``key``; the caller holds the lock."""
+        self._between.pop(key[:2], None)
+        try:
+            between = await self._node.run(self._needed_by_others, key)
+        except (TedError, OSError) as error:  # the next one prunes
+            log.error("%s: old revisions stay: %s", "/".join(key), error)
+            return
+        if between:
+            self._between[key[:2]] = between
+            self._background(self._prune_later(key, record, between), f"keep for others {'/'.join(key)}")
+        else:
+            await self._prune_now(key, record)
+
+    def _needed_by_others(self, key: Key) -> frozenset[str]:
+        """Return the revisions in whose directories nodes behind this one may look for patches that lead to ``key``.
+
+        They may be further back than this node was: the patches to what it had are among them.
+        """
+        working = self._node.working
+        if not patches_of(working.revision(*key)) or not self._is_awaited(key):
+            return frozenset()
+        return frozenset(working.revisions(*key[:2])) - {key[2]}
+
+    async def _prune_later(self, key: Key, record: RevisionRecord | None, between: frozenset[str]) -> None:
         """Keep what lies between until the nodes behind have the revision, or nothing was heard of them for long."""
-        between, config = transfer.between, self._node.config
+        config = self._node.config
         silent_for_s = 2 * config.retry_for + config.timeout
         heard, heard_at_s = -1, time.monotonic()
         try:
@@ -358,9 +401,10 @@ class Receiver:
         except RecordsError as error:  # the next revision prunes
             log.error("%s: what lies between stays: %s", "/".join(key), error)
             return
-        if self._between.get(key[:2]) is between:
-            del self._between[key[:2]]
-            await self._prune_now(key, transfer)
+        async with self._lock_of(key[:2]):
+            if self._between.get(key[:2]) is between:  # else a newer revision came, and pruned
+                del self._between[key[:2]]
+                await self._prune_now(key, record)
 
     def _is_awaited(self, key: Key) -> bool:
         """Return whether nodes behind this one are still to have the revision."""
@@ -376,10 +420,10 @@ class Receiver:
         rows = self._node.journal.states(distributor=key[0], distribution=key[1])
         return max((row.seq for row in rows), default=0)
 
-    async def _prune_now(self, key: Key, transfer: _Transfer) -> None:
+    async def _prune_now(self, key: Key, record: RevisionRecord | None) -> None:
         busy = {other.key[2] for other in self._transfers.values() if other.key[:2] == key[:2]}
         try:
-            await self._node.run(self._prune, key, transfer.record, busy | self._between.get(key[:2], frozenset()))
+            await self._node.run(self._prune, key, record, busy | self._between.get(key[:2], frozenset()))
         except (TedError, OSError) as error:  # what is here is here; the next one prunes
             log.error("%s: old revisions stay: %s", "/".join(key), error)
 
@@ -442,8 +486,6 @@ class _Transfer:
         self._with_patches = True
         self._patch_bytes = 0
         self._patched: set[str] = set()
-        self.between: frozenset[str] = frozenset()
-        """The revisions between that patches led over, where others come for those patches."""
         self._open = ExitStack()
         self.is_failing = False
         self.ended = asyncio.Event()
@@ -604,8 +646,6 @@ class _Transfer:
         self._patch_bytes = sum(runs_bytes(step.patch, self._incoming[step.patch.revision].pack.missing())
                                 for step in steps)  # fmt: skip
         self._patched = {step.record.revision for step in steps}
-        if self.slip.hop.children:
-            self.between |= self._patched - {record.revision}
         return steps
 
     def _use_patch(self, step: Step, loop: asyncio.AbstractEventLoop) -> None:
