@@ -20,6 +20,7 @@ from ted.content.working import WorkingDirectory
 from ted.errors import FormatError, RepositoryError, TedError, UnknownNameError, UsageError
 from ted.install.extract import ExtractResult
 from ted.install.host import Host
+from ted.install.state import FAILED
 from ted.install.variables import Variables, predefined
 from ted.records.journal import Journal
 from ted.records.states import State
@@ -210,9 +211,13 @@ def report(journal: Journal, host: Host, result: ExtractResult) -> None:
 
 
 def _in_service(host: Host, distributor: str, distribution: str) -> str | None:
+    """Return the revision installed here; ``None``: not known, or some of the newest was not done.
+
+    Then what is on record stays: a failed step may be of a newer revision, or of the installed one done again.
+    """
     with suppress(TedError):
         newest = host.states.load(distributor, distribution).newest
-        return newest.revision if newest is not None else None
+        return newest.revision if newest is not None and newest.state != FAILED else None
     return None
 
 

@@ -9,8 +9,14 @@ from typing import Any
 
 import pytest
 from fleet import CommandError, Fleet, same_trees, two_tiers
+from install_depot import DISTRIBUTOR, NAME, Depot
 
+from ted.cli.common_install import report_failure
 from ted.cli.main import main
+from ted.errors import TargetError
+from ted.install.state import EXTRACTED, FAILED, Installed, Step
+from ted.records.journal import Journal
+from ted.records.states import State
 
 Run = Callable[..., tuple[int, Any]]
 
@@ -172,3 +178,17 @@ def test_a_relay_extracts_only_what_it_subscribes_to_unless_forced(fleet: Fleet)
     assert "ted trust import" in caught.value.error["hint"]
     root.write_bytes(held)
     assert fleet.ted("e01", "extract")["changed"]
+
+
+@pytest.mark.parametrize("known", ["20260101T000000000000Z", "20260102T000000000000Z"])
+def test_a_failed_step_leaves_on_record_what_was_installed_last(tmp_path: Path, known: str) -> None:
+    """A newer revision that failed is not the installed one; one that failed when it was done again still is."""
+    depot, (first, second) = Depot(tmp_path), ("20260101T000000000000Z", "20260102T000000000000Z")
+    journal = Journal.at(depot.working.path, "s01")
+    journal.report(DISTRIBUTOR, NAME, known, State.EXTRACTED)
+    steps = [Step(revision, "", "file", "", state) for revision, state in ((first, EXTRACTED), (second, FAILED))]
+    depot.host.states.save(Installed(DISTRIBUTOR, NAME, steps))
+    report_failure(journal, depot.host, DISTRIBUTOR, NAME, second, TargetError("some of it was not done"))
+    (row,) = journal.states()
+    journal.close()
+    assert (row.state, row.revision, row.installed) == (State.FAILED, second, known)
