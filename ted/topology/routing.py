@@ -203,7 +203,7 @@ def routing_problems(topology: Topology) -> list[Problem]:
 
 def routing_warnings(topology: Topology) -> list[Problem]:
     """Return what is legal and doubtful: parents never followed, orphans, crowded senders, nodes at one address."""
-    found = [*_uncut_loops(topology), *_at_one_address(topology)]
+    found = [*_uncut_loops(topology), *_at_one_address(topology), *_in_one_directory(topology)]
     receivers: dict[str, set[str]] = {}
     for slip in slips(topology):
         found += [warning for warning in slip.warnings if warning.variable is not None]
@@ -222,6 +222,19 @@ def _at_one_address(topology: Topology) -> Iterator[Problem]:
         if other != name:
             text = f"{node.address} port {node.port} is {other}'s too: one of them cannot listen"
             yield Problem(name, "ted_port", text, "give each node of one machine a ted_port of its own")
+
+
+def _in_one_directory(topology: Topology) -> Iterator[Problem]:
+    """Yield nodes of one machine that would write over each other's state or configuration."""
+    first: dict[tuple[str, str, str], str] = {}
+    for name, node in topology.nodes.items():
+        for variable, directory in (
+            ("ted_working_directory", node.working_directory), ("ted_config_directory", node.config_directory),
+        ):  # fmt: skip
+            other = first.setdefault((variable, node.address, directory), name)
+            if other != name:
+                text = f"{directory} at {node.address} is {other}'s too: one node would write over the other"
+                yield Problem(name, variable, text, f"give each node of one machine a {variable} of its own")
 
 
 # Slips.

@@ -372,3 +372,15 @@ def test_two_nodes_at_one_address_and_port_are_warned_about() -> None:
     ]
     data["_meta"]["hostvars"]["b"]["ted_port"] = 7466
     assert [text for text in warnings(data) if "ted_port" in text] == []
+
+
+def test_two_nodes_of_one_machine_in_one_directory_are_warned_about() -> None:
+    data = inventory({"a": None, "b": None})
+    own = data["_meta"]["hostvars"]
+    own["a"]["ted_address"] = own["b"]["ted_address"] = "192.0.2.1"
+    own["a"]["ted_working_directory"], own["b"]["ted_working_directory"] = "/var/lib/a", "/var/lib/b"
+    assert [text for text in warnings(data) if "directory" in text] == [
+        "b: ted_config_directory: /etc/ted at 192.0.2.1 is a's too: one node would write over the other"
+    ]
+    own["b"]["ted_config_directory"] = "/etc/ted-b"
+    assert [text for text in warnings(data) if "directory" in text] == []
