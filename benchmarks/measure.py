@@ -7,6 +7,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import resource
@@ -66,7 +67,8 @@ class Samples(dict[str, list[Sample]]):
 
     def ratio(self, name: str, peer: str, what: str) -> float:
         """Return the median of one over the median of the other."""
-        return self.median(name, what) / self.median(peer, what)
+        of_peer = self.median(peer, what)
+        return self.median(name, what) / of_peer if of_peer else math.nan
 
 
 def interleaved(contenders: Sequence[Contender], rounds: int) -> Samples:
