@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from ted.agent.patching import chain_of_patches, is_worth_it
@@ -86,9 +86,9 @@ def plan_bytes(plan: PlannedSend, journal: Journal, working: WorkingDirectory) -
     rows = journal.states(distributor=plan.distributor, distribution=plan.distribution)
     held = {row.node: row for row in rows}
     brought = journal.brought(plan.distributor, plan.distribution, plan.record.revision)
-    catalog = Catalog(working.catalog(plan.distributor), working.state / "no-keys")
+    bytes_from = cache(partial(_missing_bytes, plan.record, working=working))  # thousands hold one of a few
     return {
-        receiver: 0 if receiver in brought else _missing_bytes(plan.record, held.get(receiver), working, catalog)
+        receiver: 0 if receiver in brought else bytes_from(_held_revision(held.get(receiver)))
         for _, receiver in plan.tree.edges()
     }
 
@@ -119,25 +119,28 @@ def plan_result(plan: PlannedSend, line_bytes: dict[str, int], journal: Journal)
     }
 
 
-def _missing_bytes(
-    record: RevisionRecord, row: NodeState | None, working: WorkingDirectory, catalog: Catalog
-) -> int:
+def _held_revision(row: NodeState | None) -> str | None:
+    return row.revision if row is not None and row.state in HOLDS else None
+
+
+def _missing_bytes(record: RevisionRecord, before: str | None, *, working: WorkingDirectory) -> int:
+    """Return the bytes that bring ``record`` to a node that holds the revision ``before`` (``None``: nothing)."""
+    if before == record.revision:
+        return 0
     held: set[str] = set()
     patches_bytes = 0
-    if row is not None and row.revision is not None and row.state in HOLDS:
-        if row.revision == record.revision:
-            return 0
+    if before is not None:
         with suppress(UnknownNameError):  # no longer kept here: reckoned as nothing
-            former = working.record(record.distributor, record.distribution, row.revision)
+            former = working.record(record.distributor, record.distribution, before)
             held = {ref.revision for ref in former.packs}
-        steps = chain_of_patches(record.revision, [row.revision], partial(catalog.patches, record.distribution))
-        patches_bytes = sum(patch.bytes for _, _, patch in steps)
+        leads = partial(_catalog(working, record.distributor).patches, record.distribution)
+        patches_bytes = sum(patch.bytes for _, _, patch in chain_of_patches(record.revision, [before], leads))
     packs_bytes = sum(ref.live_bytes for ref in record.packs if ref.revision not in held)
     return patches_bytes if patches_bytes and is_worth_it(patches_bytes, packs_bytes) else packs_bytes
 
 
 def _record(working: WorkingDirectory, distributor: str, name: str, revision: str | None) -> RevisionRecord:
-    published = Catalog(working.catalog(distributor), working.state / "no-keys").revisions(name)
+    published = _catalog(working, distributor).revisions(name)
     stamps = [stamp for stamp in published if working.is_received(distributor, name, stamp)]
     if not stamps:
         raise UnknownNameError(f"{name} of {distributor} was never built",
@@ -146,6 +149,11 @@ def _record(working: WorkingDirectory, distributor: str, name: str, revision: st
         raise UnknownNameError(f"{name} of {distributor} has no revision {revision}",
                                hint=f"kept are {', '.join(stamps)}")  # fmt: skip
     return working.record(distributor, name, revision or stamps[-1])
+
+
+def _catalog(working: WorkingDirectory, distributor: str) -> Catalog:
+    """Return the signed catalog, to be read: no key is needed for that."""
+    return Catalog(working.catalog(distributor), working.state / "no-keys")
 
 
 def _hops(tree: RouteTree, topology: Topology) -> Hop:

@@ -423,7 +423,7 @@ class Receiver:
     async def _prune_now(self, key: Key, record: RevisionRecord | None) -> None:
         busy = {other.key[2] for other in self._transfers.values() if other.key[:2] == key[:2]}
         try:
-            await self._node.run(self._prune, key, record, busy | self._between.get(key[:2], frozenset()))
+            await self._node.run(self._prune, key, record, busy)
         except (TedError, OSError) as error:  # what is here is here; the next one prunes
             log.error("%s: old revisions stay: %s", "/".join(key), error)
 

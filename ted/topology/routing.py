@@ -202,7 +202,7 @@ def routing_problems(topology: Topology) -> list[Problem]:
 
 
 def routing_warnings(topology: Topology) -> list[Problem]:
-    """Return what is legal and doubtful: parents never followed, orphans, crowded senders, nodes at one address."""
+    """Return what is legal and doubtful: parents never followed, orphans, crowded senders, nodes in one place."""
     found = [*_uncut_loops(topology), *_at_one_address(topology), *_in_one_directory(topology)]
     receivers: dict[str, set[str]] = {}
     for slip in slips(topology):

@@ -40,7 +40,7 @@ WRITE_BYTES = 256 * 1024
 TURN_BYTES, TURN_READS = 1024 * 1024, 64
 HIGH_BYTES = 64 * 1024
 LEAST_POUR_BYTES, FAST_AFTER = 64 * 1024, 4
-POUR_BYTES = 256 * 1024  # half of a usual second-level cache
+POUR_BYTES = WRITE_BYTES  # no more: what is half out must be offered again whole; half of a usual second-level cache
 NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 Fill = Callable[[int, memoryview], bool]
