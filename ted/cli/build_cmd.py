@@ -13,6 +13,7 @@ from ted.cli.main import Settings, emit, tabulated
 from ted.cli.progress import download_bar, human_bytes
 from ted.config import NodeConfig
 from ted.errors import TedError
+from ted.topology.inventory import STDIN
 
 
 @click.command("build")
@@ -67,6 +68,6 @@ def _show(settings: Settings, rows: list[dict[str, Any]], *, check: bool) -> Non
 
 
 def _base(settings: Settings) -> Any:
-    if settings.inventory is None:
+    if settings.inventory in (None, STDIN):
         return settings.config
     return settings.inventory if settings.inventory.is_dir() else settings.inventory.parent

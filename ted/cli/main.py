@@ -119,7 +119,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "TED"}
 
 @click.group(cls=_Lazy, context_settings=_CONTEXT)
 @click.option("-i", "--inventory", type=click.Path(path_type=Path), show_envvar=True,
-              help="An Ansible inventory, or the JSON of one.")
+              help="An Ansible inventory, or the JSON of one; -: that JSON on standard input.")
 @click.option("--config", type=click.Path(path_type=Path), default=Path("/etc/ted"), show_default=True,
               show_envvar=True, help="This node's configuration directory.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -19,6 +19,7 @@ from ted.config import NodeConfig
 from ted.errors import ConfigError, IncompleteError, UnknownNameError, UsageError, WindowClosedError
 from ted.records.journal import Journal
 from ted.records.sends import send_result
+from ted.topology.inventory import STDIN
 from ted.topology.schedule import parse_end
 
 POLL_S = 0.2
@@ -68,6 +69,9 @@ def command(
         if check:
             _show(settings, _planned(settings, config, journal, names, channel, targets, revision), ends_at)
             return
+        if settings.inventory == STDIN:
+            raise UsageError("an inventory on standard input foretells only: the agent sends by one that stays",
+                             hint="name a file with --inventory, or add --check")  # fmt: skip
         inventory = None if settings.inventory is None else str(Path(settings.inventory).resolve())
         ids = call_agent(config.working.state, "send", names=names, channel=channel, limit=targets,
                          revision=revision, inventory=inventory,

@@ -3,6 +3,7 @@
 Rules:
  * A ``*.json`` file that holds ``_meta`` is read as it is: it is the output of ``ansible-inventory --list``,
    and nothing in it is a template any more.
+ * ``-`` is that JSON on standard input.
  * Anything else goes through ``ansible-inventory -i SOURCE --list``, found beside this Python or on PATH. A
    source that Ansible could only read in part is refused: half an inventory would send to half the hosts.
  * Ansible leaves templates in that output, so the contract's variables and ``ansible_host`` are rendered here, by
@@ -35,6 +36,8 @@ from ted.topology.variables import ROLE_VARIABLES, is_vaulted, shorten
 
 MAX_INVENTORY_BYTES = 1 << 30
 ANSIBLE_TIMEOUT_S = 600.0
+STDIN = Path("-")
+"""The JSON of an inventory comes by standard input."""
 
 _TEMPLATE = re.compile(r"\{\{|\{%")
 _UNSAFE = "__ansible_unsafe"
@@ -59,8 +62,8 @@ def load_inventory(source: Path) -> Topology:
     """Return the topology of an inventory.
 
     Args:
-        source: JSON in the shape of ``ansible-inventory --list``, or whatever Ansible takes as an inventory:
-            a YAML or INI file, a directory, a script, the configuration of a plugin.
+        source: JSON in the shape of ``ansible-inventory --list`` (``-``: on standard input), or whatever Ansible
+            takes as an inventory: a YAML or INI file, a directory, a script, the configuration of a plugin.
 
     Raises:
         InventoryError: It breaks the inventory contract; holds every problem.
@@ -88,7 +91,7 @@ def read_inventory(source: Path) -> Loaded:
     Raises:
         ConfigError: It cannot be read at all.
     """
-    if not source.exists():
+    if source != STDIN and not source.exists():
         raise ConfigError(f"there is no inventory {source}", hint="name a file or directory with --inventory")
     static = _static(source)
     try:
@@ -103,7 +106,12 @@ def read_inventory(source: Path) -> Loaded:
 
 
 def _static(source: Path) -> dict[str, Any] | None:
-    """Return the data of a JSON file in the shape of --list, ``None`` for every other source."""
+    """Return the data of JSON in the shape of --list (a file, or standard input), ``None`` for every other source."""
+    if source == STDIN:
+        data = _object(sys.stdin.buffer.read(MAX_INVENTORY_BYTES + 1), "standard input")
+        if "_meta" not in data:
+            raise ConfigError("standard input: no `_meta`, so not the output of ansible-inventory --list")
+        return data
     if source.suffix != ".json" or not source.is_file() or os.access(source, os.X_OK):
         return None
     try:

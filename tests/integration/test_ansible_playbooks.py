@@ -199,6 +199,23 @@ def test_refresh_takes_a_changed_inventory_over(site: Any) -> None:
     assert site.ted("e01", "agent", "status") == before, "a changed limit needs no new start"
 
 
+def test_a_check_of_site_foretells_what_a_changed_inventory_leads_to(site: Any) -> None:
+    settings = site.inventory / "group_vars" / "distributors.yml"
+    owned = yaml.safe_load(settings.read_text())
+    notes = {"targets": [{"path": "%DEST_VOLUME%/notes", "from": [f"{site.library}/this.py"]}]}
+    owned["ted_distributions"]["notes"] = {"type": "file", "channels": ["notices"], "options": notes}
+    settings.write_text(yaml.safe_dump(owned))
+    edit(site, "Foretold by one check.")
+    before, listed = newest(site), sorted(site.run_directory.rglob("*.TED"))
+    foretold = site.play("site", "--check")
+    assert (newest(site), sorted(site.run_directory.rglob("*.TED"))) == (before, listed)
+    assert site.play("site").changed == foretold.changed
+    assert all(foretold.changed.values()), foretold.output
+    assert site.play("site", "--check").changed == dict.fromkeys(EVERYBODY, 0)
+    for host in RECEIVERS:
+        assert (site.run_directory / host / "root" / "notes" / "this.py").exists()
+
+
 def test_a_mistake_in_the_inventory_is_refused_before_it_reaches_anybody(site: Any) -> None:
     everybody = site.inventory / "group_vars" / "all.yml"
     before, nodes = everybody.read_text(), list(site.run_directory.glob("*/etc/node.yml"))

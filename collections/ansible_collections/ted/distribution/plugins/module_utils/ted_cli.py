@@ -197,6 +197,12 @@ def flag(word, wanted):
     return [word] if wanted else []
 
 
+def foretold_tree(module):
+    """Return the words, and what goes to standard input, to go by the tree that a check foretold."""
+    tree = module.params["topology"] if module.check_mode else None
+    return (["--inventory", "-"], {"stdin": tree}) if tree else ([], {})
+
+
 def lifted(document, key, fields):
     """Return C(document) with the C(fields) of its only item beside it, so that they need no loop."""
     result = dict(document)

@@ -38,6 +38,12 @@ options:
       - Make a new revision even if nothing changed.
     type: bool
     default: false
+  topology:
+    description:
+      - In check mode, go by this tree (JSON, as the filter P(ted.distribution.topology#filter) returns it) and not by
+        the one that is installed. So a check of F(playbooks/site.yml) foretells what a changed inventory leads to.
+      - Without check mode the tree that is installed counts.
+    type: str
 """
 
 EXAMPLES = r"""
@@ -129,6 +135,7 @@ duration_s:
 from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
     Ted,
     flag,
+    foretold_tree,
     lifted,
     names,
     ted_module,
@@ -157,13 +164,13 @@ def main():
     module = ted_module(
         name={"type": "list", "elements": "str", "aliases": ["distribution"]},
         force={"type": "bool", "default": False},
+        topology={"type": "str"},
     )
     ted = Ted(module)
     ted.foretell_unset(distributions=[])
-    said = ted.ask(
-        "build",
-        *(flag("--check", module.check_mode) + flag("--force", module.params["force"]) + ["--"]) + names(module.params),
-    )
+    tree, given = foretold_tree(module)
+    options = flag("--check", module.check_mode) + flag("--force", module.params["force"])
+    said = ted.ask(*tree, "build", *options, "--", *names(module.params), **given)
     result = lifted(said, "distributions", ("revision", "bytes", "frames", "files", "content_bytes", "duration_s"))
     if module._diff:  # noqa: SLF001
         result["diff"] = [diff_of(row) for row in said.get("distributions") or [] if row.get("changed")]

@@ -83,6 +83,12 @@ options:
       - Do not fail when a receiver does not have it in the end. RV(incomplete) names those that do not.
     type: bool
     default: false
+  topology:
+    description:
+      - In check mode, go by this tree (JSON, as the filter P(ted.distribution.topology#filter) returns it) and not by
+        the one that is installed. So a check of F(playbooks/site.yml) foretells what a changed inventory leads to.
+      - Without check mode the tree that is installed counts.
+    type: str
 """
 
 EXAMPLES = r"""
@@ -193,7 +199,14 @@ config:
   sample: /etc/ted
 """
 
-from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import Ted, flag, names, option, ted_module
+from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
+    Ted,
+    flag,
+    foretold_tree,
+    names,
+    option,
+    ted_module,
+)
 
 # Here C(timeout) is for the whole way down the tree; the process that starts or foretells it has this long at least.
 START_LIMIT_S = 600
@@ -226,6 +239,7 @@ def main():
         interval={"type": "int", "default": 5},
         watch={"type": "list", "elements": "str"},
         allow_incomplete={"type": "bool", "default": False},
+        topology={"type": "str"},
         rules={"mutually_exclusive": [("watch", "name"), ("watch", "channel"), ("watch", "limit")]},
     )
     ted = Ted(module)
@@ -235,7 +249,8 @@ def main():
         seen = [ted.ask("send", "--watch", identity) for identity in module.params["watch"]]
         said = {"changed": False, "sends": [send for one in seen for send in one.get("sends", [one])]}
     else:
-        said = ted.ask(*words(module.params, module.check_mode))
+        tree, given = foretold_tree(module)
+        said = ted.ask(*tree, *words(module.params, module.check_mode), **given)
     module.exit_json(executable=ted.executable, config=ted.config, **said)
 
 

@@ -278,6 +278,31 @@ def channels_of(hostvars, owner, distribution=None):
     return [str(name) for what in chosen(hostvars, owner, distribution) for name in what.get("channels") or []]
 
 
+def to_be_built(hostvars, distributor, channel=None):
+    """Return the distributions of which this run's check foretold a new revision (that goes out on ``channel``)."""
+    said = get(hostvars, distributor, "build_done", {}) or {}
+    mine = get(hostvars, distributor, "ted_distributions", {}) or {}
+    names = [row["distribution"] for row in said.get("distributions") or [] if row.get("check") and row.get("changed")]
+    return [name for name in names if not channel or channel in (mine.get(name) or {}).get("channels", [])]
+
+
+def to_come(hostvars, groups, host, channel=None):
+    """Return the distributions of which this run's check foretold that a revision would come to ``host``."""
+    names = {
+        name
+        for owner in distributors(groups)
+        for name in to_be_built(hostvars, owner, channel)
+        if host in targets(hostvars, groups, name, channel)
+    }
+    for turn in (get(hostvars, host, "send_done", {}) or {}).get("results") or []:
+        names.update(
+            send["distribution"]
+            for send in turn.get("sends") or []
+            if not send.get("send") and any(edge["receiver"] == host and edge["bytes"] for edge in send["edges"])
+        )
+    return sorted(names)
+
+
 def executable(host_variables):
     """Return the path of ted on a host, given its variables."""
     if "ted_executable" in host_variables:
