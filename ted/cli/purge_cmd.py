@@ -11,6 +11,7 @@ from ted.cli.common import topology_if_any
 from ted.cli.main import Settings, emit, tabulated
 from ted.cli.progress import human_bytes
 from ted.config import NodeConfig
+from ted.topology.names import suggestion
 
 
 @click.command("purge")
@@ -25,6 +26,10 @@ def command(settings: Settings, apply: bool, only: tuple[str, ...]) -> None:
     """
     config = NodeConfig.load(settings.config)
     topology = topology_if_any(settings) if config.distributor else None
+    here = {distribution for _, distribution in config.working.distributions()}
+    for name in sorted(set(only) - here):  # no error: one play may purge on many nodes
+        hint = suggestion(name, here) or "nothing is removed of it"
+        click.echo(f"ted: warning: no distribution {name!r} is here; {hint}", err=True)
     removed: list[dict[str, Any]] = purge(config, topology, only=only, apply=apply)
     text = tabulated([[row["path"], row["why"], human_bytes(row["bytes"])] for row in removed],
                     headers=["removed" if apply else "would go", "why", "size"])  # fmt: skip

@@ -8,6 +8,7 @@ import click
 
 from ted.agent.records import open_journal
 from ted.cli.main import Settings, emit, tabulated
+from ted.cli.progress import human_bytes
 from ted.config import NodeConfig
 from ted.records.journal import Journal
 from ted.records.sends import send_result
@@ -23,7 +24,7 @@ EMPTY = {
 
 HEADERS = {
     "at": "at (UTC)", "kind": "what", "done": "ended", "duration_s": "seconds", "without": "without it",
-    "content_bytes": "bytes of content", "pack_bytes": "bytes of its pack",
+    "content_bytes": "content", "pack_bytes": "its pack", "bytes": "over all links",
 }  # fmt: skip
 """Keys of rows that are no words for people, and the words; the others are."""
 
@@ -59,6 +60,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def _cell(key: str, value: Any) -> Any:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if key == "bytes" or key.endswith("_bytes"):
+        return human_bytes(value)
     return value[:19] if key == "at" else value
 
 
@@ -92,8 +95,9 @@ def _rows(journal: Journal, name: str, last: int) -> list[dict[str, Any]]:
         send = journal.send(head["send"])
         if send is not None:
             result = send_result(send)
-            rows.append({key: result[key] for key in ("send", "distribution", "channel", "revision", "done", "bytes",
-                                                      "duration_s")}
+            rows.append({"at": head["started_at"]}
+                        | {key: result[key] for key in ("send", "distribution", "channel", "revision", "done", "bytes",
+                                                        "duration_s")}
                         | {"receivers": len(result["states"]), "without": len(result["incomplete"])})  # fmt: skip
     return rows
 

@@ -641,7 +641,9 @@ def refusal(head: Head, what: str) -> Exception:
     """Return the error that an answer other than the expected one is."""
     shown = f"{what}: the server answers {head.status}"
     if head.status in (401, 403, 407):
-        return RefusedError(shown, hint="check username and password, or token")
+        unlisted = head.status == 403 and what.endswith("/")
+        other = "; or the server gives no index of that directory" if unlisted else ""
+        return RefusedError(shown, hint=f"check username and password, or token{other}")
     if head.status in (408, 425, 429) or head.status >= 500:
         return TransferError(shown)
     return RefusedError(shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -98,7 +99,11 @@ def test_reports_speak_to_people(sent: Fleet) -> None:
     sent.ted("hq", "send")
     assert "went well since is not in it" in " ".join(sent.ted_text("hq", "report", "-h").split())
     assert "nothing is failed now" in sent.ted_text("hq", "report", "failures")
-    assert "without it" in sent.ted_text("hq", "report", "sends").splitlines()[0]
+    head, _, line, *_ = sent.ted_text("hq", "report", "sends").splitlines()
+    assert head.startswith("at (UTC)")
+    assert "without it" in head
+    assert re.match(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d ", line)
+    assert re.search(r" \d[\d.]* (B|KiB|MiB|kB|MB) ", line)
 
 
 def test_a_failed_send_is_told_beside_what_is_in_service(fleet: Fleet) -> None:
@@ -133,6 +138,7 @@ def test_purge_shows_first_and_removes_only_what_nobody_needs(sent: Fleet) -> No
     shown = sent.ted("hq", "purge")
     assert [row["why"] for row in shown["removed"]] == ["left over from a build that was killed"]
     assert leftover.exists()
+    assert not sent.ted("hq", "purge", "--apply", "--distribution", "ap")["removed"]
     assert sent.ted("hq", "purge", "--apply")["changed"]
     assert not leftover.exists()
     assert not sent.ted("hq", "purge")["changed"]

@@ -152,12 +152,13 @@ def table(send, most=60):
         for depth, sender, receiver, size, state in rows[:most]
     ]
     widths = [max(len(str(row[column])) for row in [head] + cells) for column in range(len(head))]
-    title = "%s %s on %s: %s over %d links" % (
+    title = "%s %s on %s: %s over %d link%s" % (
         send.get("distribution"),
         send.get("revision"),
         send.get("channel"),
         amount(send.get("bytes") or sum(row[3] for row in rows)),
         len(rows),
+        "" if len(rows) == 1 else "s",
     )
     lines = [title, layout(head, widths), layout(["-" * width for width in widths], widths)]
     lines += [layout(row, widths) for row in cells]
