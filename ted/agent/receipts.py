@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections import defaultdict
 from functools import partial
@@ -19,7 +20,7 @@ from typing import Any
 
 from ted.agent.node import Node
 from ted.errors import FormatError, TedError
-from ted.records.states import NodeState
+from ted.records.states import NodeState, State
 from ted.transfer.client import Peer
 from ted.transfer.slip import RoutingSlip
 
@@ -56,7 +57,7 @@ class Receipts:
         here = [row for row in rows if row.distributor == self._node.name]
         self._node.journal.learn(here, forward=False)
         self._node.journal.deliver(here)
-        if above:
+        if any(row.state is not State.RECEIVING for row in above):  # how far they are waits for the next look
             self.poke()
 
     async def arrived(self, data: Any, peer: str) -> None:
@@ -111,12 +112,12 @@ class Receipts:
     def _behind(self, peer: str, distributor: str, distribution: str) -> set[str]:
         """Return the nodes that were sent to through ``peer``, by any slip still kept."""
         names: set[str] = set()
-        for offer in self._node.journal.offers(child=peer, distributor=distributor, distribution=distribution):
-            key = (offer["send"], peer)
+        for send, slip in self._node.journal.slips(peer, distributor, distribution):
+            key = (send, peer)
             if key not in self._names:
                 if len(self._names) > NAMES_KEPT:
                     self._names.clear()
-                self._names[key] = RoutingSlip.decode(offer["slip"]).hop.names()
+                self._names[key] = RoutingSlip.decode(json.loads(slip)).hop.names()
             names |= self._names[key]
         return names
 
@@ -163,9 +164,9 @@ class Receipts:
 
     def _above(self, distributor: str, distribution: str) -> Peer | None:
         """Return who offered that distribution here last; ``None`` when nobody did."""
-        for offer in self._node.journal.offers(child="", distributor=distributor, distribution=distribution):
+        for _, slip in self._node.journal.slips("", distributor, distribution):
             try:
-                sender = RoutingSlip.decode(offer["slip"]).sender
+                sender = RoutingSlip.decode(json.loads(slip)).sender
             except TedError:
                 continue
             if sender is not None:

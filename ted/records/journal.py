@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +33,7 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    bindparam,
     create_engine,
     delete,
     event,
@@ -119,6 +120,65 @@ _events = Table(
     Column("revision", _name),
     Column("message", Text, nullable=False),
 )  # fmt: skip
+
+
+_NODE_STATE = ("node", "distributor", "distribution")
+
+
+def _same(table: Table, *names: str) -> Any:
+    """Return the condition that these columns are what the parameters ``of_...`` say."""
+    return and_(*[table.c[name] == bindparam(f"of_{name}") for name in names])
+
+
+class _Keyed:
+    """Rows of a table that are found and replaced by some of their columns.
+
+    The statements are made once: composing one costs more than asking it, and each node's news asks several.
+    """
+
+    def __init__(self, table: Table, *names: str) -> None:
+        self._names, same = names, _same(table, *names)
+        self._find, self._update, self._insert = select(table).where(same), update(table).where(same), insert(table)
+
+    def find(self, db: Connection, values: Mapping[str, Any]) -> Any:
+        """Return the row with the key that is in ``values``, or ``None``."""
+        return db.execute(self._find, self._key(values)).first()
+
+    def put(self, db: Connection, values: dict[str, Any]) -> None:
+        """Insert or replace; the caller holds the transaction."""
+        if db.execute(self._update, values | self._key(values)).rowcount:
+            return
+        try:
+            with db.begin_nested():
+                db.execute(self._insert, values)
+        except IntegrityError:  # another process was first
+            db.execute(self._update, values | self._key(values))
+
+    def _key(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {f"of_{name}": values[name] for name in self._names}
+
+
+_STATES, _OUTBOX, _INSTALLED = (_Keyed(table, *_NODE_STATE) for table in (_states, _outbox, _installed))
+_OFFERS = _Keyed(_offers, "send", "child")
+_TAKEN = delete(_outbox).where(_same(_outbox, *_NODE_STATE, "seq", "at"))
+_OPEN_SENDS = select(_sends.c.send).where(
+    _same(_sends, "distributor", "distribution", "revision"), _sends.c.ended_at.is_(None)
+)
+_NOT_ARRIVED = update(_deliveries).where(
+    _same(_deliveries, "send", "node"), _deliveries.c.state.not_in(list(HOLDS))
+)
+_SLIPS = select(_offers.c.send, _offers.c.slip).where(
+    _same(_offers, "child", "distributor", "distribution")
+).order_by(_offers.c.put_at_s.desc(), _offers.c.send)  # fmt: skip
+
+
+def _with_installed(table: Table) -> Select[Any]:
+    """Return the question for states, each with the revision that is in service."""
+    same = and_(*[table.c[name] == _installed.c[name] for name in _NODE_STATE])
+    return select(table, _installed.c.revision.label("installed")).outerjoin(_installed, same)
+
+
+_WAITING = _with_installed(_outbox).order_by(_outbox.c.seq)
 
 BUSY_S = 20
 EVENTS_KEPT = 10_000
@@ -207,27 +267,29 @@ class Journal:
         row = NodeState(self.node, distributor, distribution, revision, state, now_text(), error,
                         time.time_ns(), bytes_done, bytes_total, had, installed)  # fmt: skip
         with self._writing() as db:
-            former = db.execute(select(_states).where(_key(_states, row))).first()
+            former = _STATES.find(db, _values(row))
             if former is not None and former.seq >= row.seq:  # the clock went back
                 row = NodeState(**(row.to_dict() | {"seq": former.seq + 1, "state": state}))
             _note_former(db, former)
-            _put(db, _states, _values(row), _key(_states, row))
-            _put(db, _outbox, _values(row), _key(_outbox, row))
+            _STATES.put(db, _values(row))
+            _OUTBOX.put(db, _values(row))
             _note_installed(db, row)
             if state is not State.RECEIVING:
                 _event(db, row.state, row.node, row.distributor, row.distribution, row.revision, row.error or "")
         return row
 
-    def learn(self, rows: Iterable[NodeState], *, forward: bool) -> list[NodeState]:
+    def learn(self, rows: Collection[NodeState], *, forward: bool) -> list[NodeState]:
         """Record other nodes' news; old news is left out. ``forward`` puts it into the outbox as well.
 
         Returns:
             The rows that were news.
         """
-        news = []
+        news: list[NodeState] = []
+        if not rows:
+            return news
         with self._writing() as db:
             for row in rows:
-                former = db.execute(select(_states).where(_key(_states, row))).first()
+                former = _STATES.find(db, _values(row))
                 if former is not None and not supersedes(row, _state(former)):
                     if forward and row.had and (row.state, row.revision) != (former.state, former.revision):
                         _forward_only(db, row)
@@ -238,10 +300,10 @@ class Journal:
                 if former is not None and row.seq == 0:
                     kept["seq"] = former.seq  # a guess keeps the node's own count: its next news is still newer
                 _note_former(db, former)
-                _put(db, _states, kept, _key(_states, row))
+                _STATES.put(db, kept)
                 _note_installed(db, row)
                 if forward and not told:
-                    _put(db, _outbox, _values(row), _key(_outbox, row))
+                    _OUTBOX.put(db, _values(row))
                 if row.state is not State.RECEIVING and not told:
                     _event(db, row.state, row.node, row.distributor, row.distribution, row.revision, row.error or "")
                 news.append(row)
@@ -270,15 +332,13 @@ class Journal:
     def outbox(self) -> list[NodeState]:
         """Return the receipts not yet taken by the node above."""
         with self._reading() as db:
-            return [_state(row) for row in db.execute(_with_installed(_outbox).order_by(_outbox.c.seq))]
+            return [_state(row) for row in db.execute(_WAITING)]
 
     def taken(self, rows: Iterable[NodeState]) -> None:
         """Forget receipts that the node above has, unless newer ones came meanwhile."""
         with self._writing() as db:
             for row in rows:
-                db.execute(delete(_outbox).where(
-                    _key(_outbox, row), _outbox.c.seq == row.seq, _outbox.c.at == row.at
-                ))  # fmt: skip
+                db.execute(_TAKEN, _of(row, *_NODE_STATE, "seq", "at"))
 
     # -- offers ------------------------------------------------------------------------------------------
 
@@ -295,7 +355,7 @@ class Journal:
                     "distribution": header.distribution, "revision": header.revision,
                     "slip": json.dumps(slip.encode()), "status": "open", "put_at_s": int(time.time()),
                 }  # fmt: skip
-                _put(db, _offers, row, and_(_offers.c.send == header.send, _offers.c.child == child))
+                _OFFERS.put(db, row)
 
     def close_offer(self, send: str, status: str, *, child: str = "") -> None:
         """Say how an offer ended: done, taken, failed or superseded."""
@@ -313,6 +373,12 @@ class Journal:
             found = db.execute(query.order_by(_offers.c.put_at_s.desc(), _offers.c.send).limit(most)).all()
         rows = [dict(row._mapping) for row in found]  # noqa: SLF001
         return [row | {"slip": json.loads(row["slip"])} for row in rows]
+
+    def slips(self, child: str, distributor: str, distribution: str) -> list[tuple[str, str]]:
+        """Return (send, slip as JSON text) of the offers to a child (``""``: of those to this node), newest first."""
+        key = {"of_child": child, "of_distributor": distributor, "of_distribution": distribution}
+        with self._reading() as db:
+            return [(row.send, row.slip) for row in db.execute(_SLIPS, key)]
 
     # -- sends -------------------------------------------------------------------------------------------
 
@@ -332,27 +398,23 @@ class Journal:
                 ])  # fmt: skip
             self._end_if_done(db, send)
 
-    def deliver(self, rows: Iterable[NodeState]) -> None:
+    def deliver(self, rows: Collection[NodeState]) -> None:
         """Apply news to the deliveries of every open send that it concerns.
 
         A delivery that has arrived stays what it was then: what the node does later with the revision is a matter
         of its state.
         """
+        if not rows:
+            return
         with self._writing() as db:
             touched: set[str] = set()
             for row in rows:
-                sends = db.execute(select(_sends.c.send).where(
-                    _sends.c.distributor == row.distributor, _sends.c.distribution == row.distribution,
-                    _sends.c.revision == row.revision, _sends.c.ended_at.is_(None),
-                )).scalars().all()  # fmt: skip
+                sends = db.execute(_OPEN_SENDS, _of(row, "distributor", "distribution", "revision")).scalars().all()
                 values: dict[str, Any] = {"state": row.state, "error": row.error, "had": row.had}
                 if row.bytes_total and not row.had:
                     values |= {"bytes_done": row.bytes_done, "bytes_total": row.bytes_total}
                 for send in sends:
-                    db.execute(update(_deliveries).values(values).where(
-                        _deliveries.c.send == send, _deliveries.c.node == row.node,
-                        _deliveries.c.state.not_in(list(HOLDS)),
-                    ))  # fmt: skip
+                    db.execute(_NOT_ARRIVED, values | {"of_send": send, "of_node": row.node})
                     touched.add(send)
             for send in touched:
                 db.execute(update(_sends).values(news_at_s=int(time.time())).where(_sends.c.send == send))
@@ -514,37 +576,20 @@ def _without_password(url: str) -> str:
         return "(not an URL)"
 
 
-def _key(table: Table, row: NodeState) -> Any:
-    return and_(table.c.node == row.node, table.c.distributor == row.distributor,
-                table.c.distribution == row.distribution)  # fmt: skip
-
-
-def _put(db: Connection, table: Table, values: dict[str, Any], key: Any) -> None:
-    """Insert or replace; the caller holds the transaction."""
-    if db.execute(update(table).values(values).where(key)).rowcount:
-        return
-    try:
-        with db.begin_nested():
-            db.execute(insert(table).values(values))
-    except IntegrityError:  # another process was first
-        db.execute(update(table).values(values).where(key))
+def _of(row: NodeState, *names: str) -> dict[str, Any]:
+    return {f"of_{name}": getattr(row, name) for name in names}
 
 
 def _forward_only(db: Connection, row: NodeState) -> None:
     """Send on what a node said in answer to an offer although its state is another: it holds that revision."""
-    waiting = db.execute(select(_outbox.c.seq).where(_key(_outbox, row))).scalar()
-    if waiting is None or waiting <= row.seq:
-        _put(db, _outbox, _values(row), _key(_outbox, row))
+    waiting = _OUTBOX.find(db, _values(row))
+    if waiting is None or waiting.seq <= row.seq:
+        _OUTBOX.put(db, _values(row))
 
 
 def _values(row: NodeState) -> dict[str, Any]:
     """Return the columns of a state; what is installed has a table of its own."""
     return {name: value for name, value in row.to_dict().items() if name != "installed"}
-
-
-def _with_installed(table: Table) -> Select[Any]:
-    same = and_(*[table.c[name] == _installed.c[name] for name in ("node", "distributor", "distribution")])
-    return select(table, _installed.c.revision.label("installed")).outerjoin(_installed, same)
 
 
 def _note_installed(db: Connection, row: NodeState) -> None:
@@ -554,14 +599,14 @@ def _note_installed(db: Connection, row: NodeState) -> None:
         revision = row.revision if says else row.installed
         values = {"node": row.node, "distributor": row.distributor, "distribution": row.distribution,
                   "revision": revision}  # fmt: skip
-        _put(db, _installed, values, _key(_installed, row))
+        _INSTALLED.put(db, values)
 
 
 def _note_former(db: Connection, former: Any) -> None:
     """Keep what only a state tells that is about to be replaced: an older ted wrote no more than the states."""
     if former is not None and former.state in IN_SERVICE:
         row = _state(former)
-        if db.execute(select(_installed.c.node).where(_key(_installed, row))).first() is None:
+        if _INSTALLED.find(db, _values(row)) is None:
             _note_installed(db, row)
 
 
