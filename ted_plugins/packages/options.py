@@ -18,7 +18,7 @@ from ted_plugins.sources.rate import Size
 from ted_plugins.sources.web import WebAccess, web_address
 
 _SHA256 = re.compile("[0-9a-f]{64}")
-_FTP = re.compile(r"(ftp|ftps|ftpes)://[A-Za-z0-9.:\[\]-]+/[^\s?#\x00-\x1f]+")
+_FTP = re.compile(r"(ftp|ftps|ftpes)://[A-Za-z0-9.:\[\]-]+/[^\s?#\x00-\x1f]*")
 _WEB_ONLY = (
     "token", "token_file", "token_env", "headers", "query", "proxy_username", "proxy_password", "proxy_password_file",
     "certificate", "key", "key_password",
@@ -50,12 +50,21 @@ def _file_address(url: str) -> None:
     Raises:
         ValueError: It is none, or holds a user or password.
     """
+    _address(url)
+    if url.endswith("/"):
+        raise ValueError("the address is a directory: name a package file")
+
+
+def _address(url: str) -> None:
+    """Check an address of a file or a directory.
+
+    Raises:
+        ValueError: It is none, or holds a user or password.
+    """
     if not is_ftp(url):
         web_address(url)
     elif not _FTP.fullmatch(url) or not _has_port(url):
         raise ValueError("an FTP address is ftp://HOST[:PORT]/PATH (or ftpes, ftps), without user and password")
-    if url.endswith("/"):
-        raise ValueError("the address is a directory: name a package file")
 
 
 def _root(path: str) -> str:
@@ -82,7 +91,7 @@ class Source(WebAccess):
     path: LocalPath | None = Field(None, description="Package on the Distributor's disk; a pattern adds all, by name.")
     url: str | None = Field(None, description="Package at an http, https, ftp, ftpes or ftps address.")
     sha256: str | None = Field(None, description="What the file at the URL must be, hex.")
-    repository: str | None = Field(None, description="Address or directory of a repository.")
+    repository: str | None = Field(None, description="Address (as of `url`) or directory of a repository.")
     name: PackageName | None = Field(None, description="Package of the repository.")
     version: str | None = Field(None, description="Version in the repository; the newest one when unset.")
     arch: str | None = Field(None, description="Architecture in the repository; needed where it has several.")
@@ -120,7 +129,8 @@ class Source(WebAccess):
     def _words(self) -> Self:
         where = self.repository
         if where is not None and not where.startswith(("/", "{{")):
-            web_address(where)
+            _address(where)
+            self._refuse_web_only(where)
         for pattern, word in ((VERSION, self.version), (ARCHITECTURE, self.arch)):
             if word is not None and not pattern.fullmatch(word):
                 raise ValueError(f"{word!r} is no version or architecture")

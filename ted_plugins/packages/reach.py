@@ -93,18 +93,17 @@ class Mirrors:
         """
         url = str(source.url)
         name = file_name(url) or "package"
+        digest = f"sha256:{source.sha256}" if source.sha256 is not None else None
         if is_ftp(url):
-            file = FtpFile(url, source, name, source.sha256)
-            if file.login.scheme == "ftp" and source.username is not None:
-                self.context.log.warning("%s: the password travels unencrypted; use ftpes:// if the server can", url)
-            return str(self.refreshed(file, url) / name)
-        digests = {name: f"sha256:{source.sha256}"} if source.sha256 is not None else None
+            path = unquote_to_bytes(urlsplit(url).path)
+            return str(self.refreshed(_FtpFiles(url, self._login(source, url), {name: (path, digest)}), url) / name)
+        digests = {name: digest} if digest is not None else None
         web = WebSource(
             url, self._access(source, url), name_of_file=name, digests=digests, piece_bytes=self.rate.piece_bytes
         )
         return str(self.refreshed(web, url) / name)
 
-    def repository(self, index: tuple[str, ...], source: Source) -> WebRepository:
+    def repository(self, index: tuple[str, ...], source: Source) -> WebRepository | FtpRepository:
         """Return the repository at an address, reached as ``source`` says.
 
         Args:
@@ -112,7 +111,10 @@ class Mirrors:
             source: The first source that names it.
         """
         url = f"{index[0].rstrip('/')}/"
-        return WebRepository(url, self._access(source, url), self, "\n".join((url, *index[1:])))
+        key = "\n".join((url, *index[1:]))
+        if is_ftp(url):
+            return FtpRepository(url, self._login(source, url), self, key)
+        return WebRepository(url, self._access(source, url), self, key)
 
     def tidy(self) -> None:
         """Remove copies of what is listed no more."""
@@ -127,6 +129,17 @@ class Mirrors:
         if access.secrets and url.startswith("http:") and access.origin.host not in _HERE:
             self.context.log.warning("%s: the password crosses the network in plain text; use https", shown)
         return access
+
+    def _login(self, source: Source, url: str) -> FtpLogin:
+        parts = urlsplit(url)
+        login = FtpLogin(parts.scheme, parts.hostname or "", parts.port or PORTS[parts.scheme], ca_file=source.ca,
+                         timeout_s=source.timeout, proxy=None if source.proxy == "none" else source.proxy)  # fmt: skip
+        if source.username is None:
+            return login
+        if login.scheme == "ftp":
+            self.context.log.warning("%s: the password travels unencrypted; use ftpes:// if the server can", url)
+        password = reveal(source.password, file=source.password_file, env=source.password_env)
+        return replace(login, username=source.username, password=password or "")
 
     def refreshed(self, source: mirror.Source, key: str) -> Path:
         """Return the directory that holds what ``source`` has now."""
@@ -157,49 +170,93 @@ class _Files:
         return self.files[0].connect_all(count)
 
 
-class FtpFile:
-    """One file of an FTP server, as the source of a mirror."""
+@dataclass(frozen=True)
+class _FtpFiles:
+    """Single files of one FTP server, as the source of a mirror."""
 
-    def __init__(self, url: str, access: Source, name: str, sha256: str | None) -> None:
-        parts = urlsplit(url)
-        self.name = url
-        self._place, self._path = name, unquote_to_bytes(parts.path)
-        self._digest = f"sha256:{sha256}" if sha256 is not None else None
-        login = FtpLogin(parts.scheme, parts.hostname or "", parts.port or PORTS[parts.scheme], ca_file=access.ca,
-                         timeout_s=access.timeout, proxy=None if access.proxy == "none" else access.proxy)  # fmt: skip
-        if access.username is not None:
-            password = reveal(access.password, file=access.password_file, env=access.password_env)
-            login = replace(login, username=access.username, password=password or "")
-        self.login = login
+    name: str
+    login: FtpLogin
+    files: dict[str, tuple[bytes, str | None]]
+    """Place in the copy: path on the server, and the digest that is promised."""
 
     def listing(self) -> Iterator[Remote]:
-        """Yield it.
+        """Yield each of them.
 
         Raises:
-            EmptySourceError: It is not there.
+            EmptySourceError: One is not there.
         """
         with closing(FtpSession(self.login)) as session:
-            found = session.look(self._path)
-        if found is None or found.kind is not Kind.FILE:
-            raise EmptySourceError(f"{self.name}: no such file", hint="is the address right?")
-        at = found.modified_at
-        validator = f"{found.size} {found.stamp}"
-        # what was changed long ago cannot change again without another time
-        settled = self._digest is not None or (at is not None and time.time() - at > _SETTLED_S)
-        mtime_ns = None if at is None else at * 10**9
-        yield Remote(self._place, found.size, mtime_ns, validator, self._digest, settled)
+            for place, (path, digest) in self.files.items():
+                found = session.look(path)
+                if found is None or found.kind is not Kind.FILE:
+                    shown = self.name if len(self.files) == 1 else f"{self.name}{place}"
+                    raise EmptySourceError(f"{shown}: no such file", hint="is the address right?")
+                at = found.modified_at
+                # what was changed long ago cannot change again without another time
+                settled = digest is not None or (at is not None and time.time() - at > _SETTLED_S)
+                mtime_ns = None if at is None else at * 10**9
+                yield Remote(place, found.size, mtime_ns, f"{found.size} {found.stamp}", digest, settled)
 
     @contextmanager
     def connect(self) -> Iterator[mirror.Fetch]:
-        """Lend what fetches it."""
+        """Lend what fetches them."""
         yield self._fetch
 
     def _fetch(self, remote: Remote, download: Download) -> None:
-        """Fetch it, on a login of its own: one that failed is of no use to another try."""
-        with closing(FtpSession(self.login)) as session, closing(session.download(self._path)) as pieces:
+        """Fetch one, on a login of its own: one that failed is of no use to another try."""
+        path, _ = self.files[remote.path]
+        with closing(FtpSession(self.login)) as session, closing(session.download(path)) as pieces:
             download.begin(mtime_ns=remote.mtime_ns)
             for piece in pieces:
                 download.write(piece)
+
+
+@dataclass(frozen=True)
+class FtpRepository:
+    """A repository on an FTP server."""
+
+    name: str
+    """Its address."""
+    login: FtpLogin
+    mirrors: Mirrors
+    key: str
+    """Which local copy is its own."""
+
+    def read(self, place: str, max_bytes: int) -> bytes | None:
+        """Return a file of it; ``None`` when it is not there.
+
+        Raises:
+            BuildError: It is larger, or the server refuses it.
+            TransferError: It cannot be read now, however often it was tried.
+        """
+        rate, log, path = self.mirrors.rate, self.mirrors.context.log, self._path(place)
+
+        def read() -> bytes | None:
+            with closing(FtpSession(self.login)) as session:
+                found = session.look(path)
+                if found is None or found.kind is not Kind.FILE:
+                    return None
+                data = bytearray()
+                with closing(session.download(path)) as pieces:
+                    for piece in pieces:
+                        rate.take(len(piece))
+                        data += piece
+                        if len(data) > max_bytes:
+                            raise BuildError(f"{self.name}{place}: is larger than {max_bytes} bytes")
+            return bytes(data)
+
+        return tried(read, _RETRIES, lambda error: log.info("trying again: %s", error.message))
+
+    def packages(self, offers: list[Offered]) -> dict[Offered, str]:
+        """Return where each package lies in the local copy; fetched if it is not there yet, its digest checked."""
+        files: dict[str, tuple[bytes, str | None]] = {
+            offer.place: (self._path(offer.place), offer.digest) for offer in offers
+        }
+        directory = self.mirrors.refreshed(_FtpFiles(self.name, self.login, files), self.key)
+        return {offer: str(directory / offer.place) for offer in offers}
+
+    def _path(self, place: str) -> bytes:
+        return unquote_to_bytes(urlsplit(self.name).path) + os.fsencode(place)
 
 
 @dataclass(frozen=True)

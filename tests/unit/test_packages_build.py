@@ -267,6 +267,27 @@ def test_a_package_of_an_ftp_server_is_fetched_once(depot: PackageDepot, tmp_pat
     assert depot.installed() == {"app": "1"}
 
 
+def test_a_repository_on_an_ftp_server(depot: PackageDepot, repository: Path, tmp_path: Path, signer: Signer) -> None:
+    make_repository(depot, repository, signer)
+    keys = {"repository_keys": [str(signer.key)]}
+    with Vsftpd(tmp_path / "ftp", repository) as server:
+        address = f"ftp://127.0.0.1:{server.port}/"
+        sources = [wanted(address, name) for name in ("lib", "app")]
+        stamp = depot.pack(*sources, **keys)
+        assert index(depot, stamp) == [("lib", "1.10"), ("app", "1")]
+        assert depot.pack(*sources, **keys) == stamp
+        assert sum(each.endswith(f".{depot.kind}") for each in server.downloads()) == 2, "fetched once each"
+        for package in repository.glob(f"app*.{depot.kind}"):
+            package.write_bytes(package.read_bytes()[:-1] + b"x")
+        shutil.rmtree(depot.working.state / "build")
+        with pytest.raises(TedError):
+            depot.pack(*sources, **keys)
+        with pytest.raises(BuildError):
+            depot.pack(wanted(f"{address}none", "app"))
+    depot.extract()
+    assert depot.installed() == {"lib": "1.10", "app": "1"}
+
+
 @pytest.mark.parametrize("url", ["ftp://u:p@h/a.rpm", "ftp://h/", "ftp://h/d/", "ftp://h/a b", "ftp://h/a?x", "sftp://h/a",
                                  "ftp://h:99999/a", "ftp://[:/a"])  # fmt: skip
 def test_addresses_that_are_none_of_one_file_are_refused(url: str) -> None:
