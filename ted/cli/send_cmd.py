@@ -34,16 +34,18 @@ SHOWN_CAUSES = 5
 @click.option("--check", is_flag=True, help="Show the lines and their bytes; send nothing.")
 @click.option("--no-wait", is_flag=True, help="Return when the send has begun.")
 @click.option("--timeout", "timeout_s", type=float, default=None,
-              help="Seconds to wait for the last receiver; default is until every one has ended.")  # fmt: skip
+              help="Seconds to wait for the last receiver; default: until every one has ended, "
+                   "with --watch 0.")  # fmt: skip
 @click.option("--until", metavar="TIME",
               help="End of the send's window: a time of day (05:00), a duration (2h) or a date and time. What is not "
                    "received by then waits for the next send, and goes on where it stopped.")  # fmt: skip
-@click.option("--watch", metavar="ID", help="Show how far the send ID is, once.")
+@click.option("--watch", metavar="ID", multiple=True,
+              help="Send nothing; show how far the send ID is. May be repeated.")  # fmt: skip
 @click.pass_obj
 def command(
     settings: Settings, names: tuple[str, ...], channel: str | None, limit: str | None, revision: str | None,
     check: bool, no_wait: bool, timeout_s: float | None, until: str | None,
-    watch: str | None,
+    watch: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Send the newest revision of each DISTRIBUTION (default: of all) to the subscribers of its channels.
 
@@ -56,7 +58,7 @@ def command(
     journal = open_journal(config)
     try:
         if watch:
-            _show(settings, [_result(journal, watch)])
+            _show(settings, _follow(journal, list(watch), timeout_s or 0))
             return
         if not config.distributor:
             raise ConfigError(f"{config.node} is no Distributor",

@@ -199,8 +199,11 @@ def test_a_receiver_that_is_down_is_tried_again_until_it_is_up(fleet: Fleet) -> 
     fleet.ted("hq", "build")
     send = fleet.ted("hq", "send", "--no-wait")["sends"][0]["send"]
     fleet.until(lambda: fleet.ted("hq", "send", "--watch", send)["sends"][0]["states"]["e01"] == "received")
+    assert not fleet.ted("hq", "send", "--watch", send, "--timeout", "0.1")["sends"][0]["done"]
     fleet.start("e02")
-    fleet.until(lambda: fleet.ted("hq", "send", "--watch", send)["sends"][0]["done"])
+    (seen, again) = fleet.ted("hq", "send", "--watch", send, "--watch", send, "--timeout", "60")["sends"]
+    assert seen["done"]
+    assert again == seen
     assert fleet.states("hq", "app")["e02"] == "received"
 
 

@@ -3,7 +3,8 @@
 """Start a send on the Distributor, then look at its progress until it is done.
 
 Rules:
- * One module run starts it. Each look is one plain command over the same connection, never a module.
+ * One module run starts it. Each look is one plain command over the same connection, never a module. It waits there,
+   so the end is seen at once.
  * Nothing waits for ever: every look has a limit, the whole wait has one, and a lost connection is tried a few times.
    The send itself belongs to the agents and goes on whatever happens here.
  * Check mode starts nothing and looks at nothing.
@@ -33,8 +34,8 @@ from ansible_collections.ted.distribution.plugins.plugin_utils.progress import (
 display = Display()
 
 MODULE = "ted.distribution.send"
-FIRST_PAUSE_S = 0.5
-PAUSE_GROWTH = 1.4
+FIRST_WAIT_S = 0.5
+WAIT_GROWTH = 1.4
 LOOK_LIMIT_S = 60
 LOST_LIMIT = 5
 AT_ONCE = 20
@@ -84,13 +85,14 @@ class ActionModule(ActionBase):
         """Look until all is done; return the newest news and what went wrong, if anything."""
         news = {str(send.get("send")): send for send in sends}
         live = [name for name, send in news.items() if not send.get("done")]
-        began, pause, lost, shown = time.monotonic(), FIRST_PAUSE_S, 0, None
+        began, wait_s, lost, shown = time.monotonic(), FIRST_WAIT_S, 0, None
         deadline = began + int(options.get("timeout") or 3600)
-        longest = max(float(options.get("interval") or 5), FIRST_PAUSE_S)
+        longest = max(float(options.get("interval") or 5), FIRST_WAIT_S)
         trouble = None
         while live:
+            looked = time.monotonic()
             try:
-                for send in self._look(result, live):
+                for send in self._look(result, live, min(wait_s, max(deadline - looked, 0))):
                     news[str(send.get("send"))] = send
                 lost = 0
             except LookFailed as error:
@@ -104,22 +106,25 @@ class ActionModule(ActionBase):
             if time.monotonic() >= deadline:
                 trouble = "the time is over; the send goes on without this play" if live else None
                 break
-            if live:
-                time.sleep(min(pause, max(deadline - time.monotonic(), 0)))
-                pause = min(pause * PAUSE_GROWTH, longest)
+            if live:  # a look waits itself; one that failed, or an older ted, did not
+                least_s = wait_s if lost else FIRST_WAIT_S
+                time.sleep(min(max(looked + least_s - time.monotonic(), 0), max(deadline - time.monotonic(), 0)))
+                wait_s = min(wait_s * WAIT_GROWTH, longest)
         self._show_end(shown)
         return list(news.values()), trouble
 
-    def _look(self, result, names):
-        """Return the news of the sends ``names``."""
-        prefix = [result["executable"], "--config", result["config"], "--json", "send", "--watch"]
+    def _look(self, result, names, wait_s):
+        """Return the news of the sends ``names``, after ``wait_s`` or as soon as all of them are done."""
+        prefix = [result["executable"], "--config", result["config"], "--json", "send"]
+        ends = time.monotonic() + wait_s
         news = []
         for first in range(0, len(names), AT_ONCE):
             part = names[first : first + AT_ONCE]
-            command = "; ".join(" ".join(shlex.quote(str(word)) for word in prefix + [name]) for name in part)
-            said = self._bounded(command)
+            left_s = max(ends - time.monotonic(), 0)
+            words = prefix + ["--timeout", "%.1f" % left_s] + [word for name in part for word in ("--watch", name)]
+            said = self._bounded(" ".join(shlex.quote(str(word)) for word in words), LOOK_LIMIT_S + left_s)
             found = documents(said.get("stdout") or "")
-            if len(found) != len(part):
+            if not found:
                 raise LookFailed((said.get("stderr") or said.get("stdout") or "no answer").strip()[-300:])
             for document in found:
                 if "error" in document:
@@ -133,8 +138,8 @@ class ActionModule(ActionBase):
         sends = document.get("sends", [document])
         return [dict(send, done=send.get("done", document.get("done", False))) for send in sends]
 
-    def _bounded(self, command):
-        """Run a command over the connection, but wait no longer than ``LOOK_LIMIT_S``."""
+    def _bounded(self, command, limit_s):
+        """Run a command over the connection, but wait no longer than ``limit_s``."""
         answer = {}
 
         def look():
@@ -146,9 +151,9 @@ class ActionModule(ActionBase):
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(look,), daemon=True)
         thread.start()
-        thread.join(LOOK_LIMIT_S)
+        thread.join(limit_s)
         if "said" not in answer:
-            raise LookFailed(str(answer.get("error") or "no answer in %d s" % LOOK_LIMIT_S))
+            raise LookFailed(str(answer.get("error") or "no answer in %d s" % limit_s))
         return answer["said"]
 
     def _forget_connection(self):

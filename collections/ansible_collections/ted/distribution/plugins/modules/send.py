@@ -246,8 +246,8 @@ def main():
     ted.limit_s = max(module.params["timeout"], START_LIMIT_S)
     ted.foretell_unset(sends=[])
     if module.params["watch"]:
-        seen = [ted.ask("send", "--watch", identity) for identity in module.params["watch"]]
-        said = {"changed": False, "sends": [send for one in seen for send in one.get("sends", [one])]}
+        said = ted.ask("send", *[word for identity in module.params["watch"] for word in ("--watch", identity)])
+        said["changed"] = False
     else:
         tree, given = foretold_tree(module)
         said = ted.ask(*tree, *words(module.params, module.check_mode), **given)
