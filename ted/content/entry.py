@@ -112,6 +112,31 @@ def components(path: bytes) -> Components:
     return tuple(path.split(b"/"))
 
 
+class Order:
+    """Tells whether paths come sorted by their components."""
+
+    __slots__ = ("_directory", "_key", "_path")
+
+    def __init__(self) -> None:
+        self._directory = b"/"  # of no path
+        self._path = b""
+        self._key: Components | None = ()
+
+    def follows(self, path: bytes) -> bool:
+        """Return whether ``path`` comes after the one before; the first does."""
+        directory = path.rpartition(b"/")[0]
+        if directory == self._directory:  # as most do: then they are sorted as their bytes are
+            sorted_ = path > self._path
+            self._key = None
+        else:
+            before = components(self._path) if self._key is None else self._key
+            self._key = components(path)
+            sorted_ = self._key > before
+            self._directory = directory
+        self._path = path
+        return sorted_
+
+
 def path_problem(path: object) -> str | None:
     """Return what is wrong with an entry's path, ``None`` if nothing is."""
     if not isinstance(path, bytes) or not path:
@@ -200,6 +225,8 @@ def entry_from_row(row: object, where: str) -> Entry:
     """
     if not isinstance(row, list) or len(row) != _FIELDS:
         raise FormatError(f"{where}: a row is not an entry of {_FIELDS} fields")
+    if (entry := _plain_file(row)) is not None:
+        return entry
     path, kind, mode, mtime_ns, owner, group, size, extents, link, digest, xattrs = row
     problem = path_problem(path)
     if problem is None:
@@ -224,6 +251,35 @@ def entry_from_row(row: object, where: str) -> Entry:
     except _WrongError as wrong:
         raise FormatError(f"{where}: {_name(path)} {wrong}") from None
     return Entry(path, _KINDS[kind], mode, mtime_ns, owner, group, size, pieces, link, digest, pairs, lists)
+
+
+def _plain_file(row: list[Any]) -> Entry | None:
+    """Return the entry of a row as most are: a file in one piece. ``None`` for others, and for all that is wrong."""
+    path, kind, mode, mtime_ns, owner, group, size, extents, link, digest, xattrs = row
+    if kind != "f" or link is not None or xattrs != [] or type(extents) is not list or len(extents) != 1:
+        return None
+    piece = extents[0]
+    if type(piece) is not list or len(piece) != 3:
+        return None
+    frame, offset, length = piece
+    sound = (
+        type(path) is bytes
+        and len(path) <= MAX_PATH_BYTES
+        and _SOUND_PATH.fullmatch(path) is not None
+        and type(mode) is type(mtime_ns) is type(size) is type(offset) is type(length) is int
+        and 0 <= mode <= 0o7777
+        and -(1 << 63) <= mtime_ns < 1 << 64
+        and 1 <= length == size <= MAX_FRAME_BYTES
+        and 0 <= offset <= MAX_FRAME_BYTES
+        and type(frame) is bytes
+        and len(frame) == DIGEST_BYTES
+        and (digest is None or (type(digest) is bytes and len(digest) == DIGEST_BYTES))
+        and _is_owner(owner)
+        and _is_owner(group)
+    )
+    if not sound:
+        return None
+    return Entry(path, _FILE, mode, mtime_ns, owner, group, size, (Extent(frame, offset, length),), None, digest)
 
 
 class _WrongError(Exception):
@@ -336,6 +392,7 @@ def _xattrs(rows: object) -> Xattrs:
 
 _CHECKED = ("kind", "mode", "time", "owner", "group", "size", "list of extents", "link", "digest")
 _KINDS = {kind.value: kind for kind in Kind}
+_FILE = Kind.FILE
 _CARRIED = {b"system.posix_acl_access", b"system.posix_acl_default", b"security.capability"}
 
 

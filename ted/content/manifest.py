@@ -19,6 +19,7 @@ from ted.content.entry import (
     MAX_ROW_BYTES,
     Components,
     Entry,
+    Order,
     components,
     entry_from_row,
     pack_entry,
@@ -179,7 +180,7 @@ def parse_frame(plain: bytes, frame: ManifestFrame, where: str) -> Iterator[Entr
     if len(plain) > MAX_ROW_BYTES:
         raise FormatError(f"{where}: a manifest frame of {len(plain)} bytes")
     reader = unpacker(plain, _MAX_ROW_ARRAY)
-    last: Components = ()
+    order = Order()
     for number in range(frame.entries):
         try:
             row = reader.unpack()
@@ -188,10 +189,8 @@ def parse_frame(plain: bytes, frame: ManifestFrame, where: str) -> Iterator[Entr
         entry = entry_from_row(row, where)
         if not number and entry.path != frame.first_path:
             raise FormatError(f"{where}: a manifest frame does not begin where the index says")
-        key = tuple(entry.path.split(b"/"))
-        if key <= last:
+        if not order.follows(entry.path):
             raise FormatError(f"{where}: {printable(entry.path)} is out of order")
-        last = key
         yield entry
     if reader.tell() != len(plain):
         raise FormatError(f"{where}: a manifest frame holds more than the index says")

@@ -25,6 +25,7 @@ from ted.content.frame import (
     Location,
     check_location,
     decode,
+    inflate,
 )
 from ted.errors import DigestMismatchError, FormatError, MissingContentError
 
@@ -272,6 +273,10 @@ class PackReader:
     def read(self, digest: bytes, location: Location) -> bytes:
         """Return the plain bytes of a frame, checked against ``digest``."""
         return decode(self.stored(location), location, digest, str(self.path))
+
+    def inflated(self, location: Location) -> bytes:
+        """Return the plain bytes of a frame, not checked; of another size than declared: none."""
+        return inflate(self.stored(location), location)
 
     @property
     def index_offset(self) -> int:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ted.content.blocks import PACK_NAME
 from ted.content.entry import (
@@ -26,6 +26,7 @@ from ted.content.entry import (
     Entry,
     Extent,
     Kind,
+    Order,
     components,
     extents_from_list,
     path_problem,
@@ -37,6 +38,7 @@ from ted.content.pack import PackReader
 from ted.content.record import PackRef, RevisionRecord
 from ted.errors import DigestMismatchError, FormatError, MissingContentError, UsageError
 
+_FILE = Kind.FILE
 _CACHED_BYTES = 8 << 20
 _CACHED_MANIFEST_FRAMES = 4
 _THREADS = 2
@@ -53,6 +55,18 @@ class Hole:
     """``length`` bytes of a file that are not stored: they read as zeros."""
 
     length: int
+
+
+class Piece(NamedTuple):
+    """Where all bytes of a file are: in one frame, or nowhere when it is empty (``frame`` is ``None``).
+
+    ``digest`` is the SHA-256 of the file where the frame has more than it.
+    """
+
+    frame: bytes | None
+    offset: int
+    length: int
+    digest: bytes | None
 
 
 class Revision:
@@ -81,6 +95,7 @@ class RevisionReader:
         self._where = f"{record.distribution} {record.revision}"
         self._packs = _Packs(directory, record)
         self._manifest_cache: OrderedDict[int, list[Entry]] = OrderedDict()
+        self._inflated: tuple[bytes, bytes] = (b"", b"")
         try:
             plain = self._packs.read(bytes.fromhex(record.manifest))
             self._index = parse_index(plain, self._where)
@@ -178,6 +193,39 @@ class RevisionReader:
             if entry.content_digest == extent.frame and not whole:
                 raise FormatError(f"{self._where}: {printable(entry.path)}: part of a frame without a digest")
             yield part
+
+    @staticmethod
+    def piece(entry: Entry) -> Piece | None:
+        """Return where all bytes of a file are, ``None`` when they are not in one place."""
+        if len(entry.extents) == 1 and not entry.lists:
+            return Piece(*entry.extents[0], entry.digest) if entry.extents[0].frame is not None else None
+        return None if entry.size else Piece(None, 0, 0, None)
+
+    def rest(self) -> None:
+        """End the threads that read ahead; they come back when something is prepared."""
+        self._packs.rest()
+
+    def read_piece(self, piece: Piece) -> bytes:
+        """Return the bytes of a piece, checked: by the file's digest, or by the frame's where it has none. No threads.
+
+        Raises:
+            RepositoryError: As ``chunks``.
+        """
+        frame, offset, length, digest = piece
+        if frame is None:
+            return b""
+        if digest is None:
+            part = self._packs.read(frame)
+        else:
+            if self._inflated[0] != frame:
+                self._inflated = (frame, self._packs.inflated(frame))
+            part = self._inflated[1][offset : offset + length]
+            offset = 0
+            if frame_digest(part) != digest:
+                raise DigestMismatchError(f"{self._where}: a file is not what its entry says")
+        if offset or len(part) != length:
+            raise FormatError(f"{self._where}: an extent leaves its frame, or is part of one without a digest")
+        return part
 
     def prepare(self, entry: Entry) -> None:
         """Say that the bytes of a file will be asked for soon: other threads read, inflate and check them meanwhile."""
@@ -284,11 +332,14 @@ class _TreeCheck:
     def __init__(self, reader: RevisionReader, *, known: bool) -> None:
         self._reader = reader
         self._directory: Components | None = () if known else None
-        self._last: Components = ()
+        self._order = Order()
+        self._above: bytes | None = None
+        """The directory of the entry before: it was looked at."""
 
     def skipped(self) -> None:
         """Entries were left out: in which directory the next one lies is to be looked up."""
         self._directory = None
+        self._above = None
 
     def check(self, entry: Entry) -> None:
         """Check the next entry.
@@ -296,16 +347,20 @@ class _TreeCheck:
         Raises:
             FormatError: It breaks the order, lies in no directory, or is a hard link to no earlier file.
         """
-        key = tuple(entry.path.split(b"/"))
-        if key <= self._last:
-            raise FormatError(f"{printable(entry.path)} is out of order")
-        self._last = key
+        path = entry.path
+        if not self._order.follows(path):
+            raise FormatError(f"{printable(path)} is out of order")
+        above = path.rpartition(b"/")[0]
+        if entry.kind is _FILE and above == self._above:
+            return
+        key = components(path)
         parent = key[:-1]
         if self._directory is None:
             self._look_up(parent)
             self._directory = parent
         if parent != self._directory[: len(parent)]:
-            raise FormatError(f"{printable(entry.path)} lies in no directory")
+            raise FormatError(f"{printable(path)} lies in no directory")
+        self._above = above
         if entry.kind is Kind.DIRECTORY:
             self._directory = key
         elif entry.kind is Kind.HARDLINK:
@@ -337,9 +392,14 @@ class _Packs:
             self.close()
             raise
 
-    def close(self) -> None:
+    def rest(self) -> None:
+        self._forget_coming()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def close(self) -> None:
+        self.rest()
         for _, reader in self._open:
             reader.close()
 
@@ -362,6 +422,11 @@ class _Packs:
         while self._cached_bytes > _CACHED_BYTES:
             self._cached_bytes -= len(self._cache.popitem(last=False)[1])
         return plain
+
+    def inflated(self, digest: bytes) -> bytes:
+        """Return the bytes of a frame as they are, not checked: for who checks each part of it that is used."""
+        reader, location = self._find(digest)
+        return reader.inflated(location)
 
     def prepare(self, digest: bytes) -> bool:
         """Begin to read a frame in another thread; false where enough is on its way already."""

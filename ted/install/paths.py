@@ -16,6 +16,7 @@ import ctypes
 import errno
 import os
 import re
+import signal
 import stat
 import struct
 from collections import OrderedDict
@@ -305,6 +306,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 _KEEP_SIZE = 1
 _NO_REPLACE = 1
+_PARENT_DEATH_SIGNAL = 1
 _NO_FOLLOW = 0x100
 _STATX_BTIME = 0x800
 _STATX_BYTES = 256
@@ -321,6 +323,13 @@ def reserve_room(fd: int, offset: int, length: int) -> None:
         code = ctypes.get_errno()
         if code in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(code, os.strerror(code))
+
+
+def die_with(parent: int) -> None:
+    """Have the system kill this process when ``parent``, which forked it, ends. Source: prctl(2)."""
+    _libc.prctl(_PARENT_DEATH_SIGNAL, ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def sync_filesystem(path: str) -> None:

@@ -40,16 +40,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from ted.content.durable import replace_file, sync_directory
+from ted.content.revision import Piece
 from ted.errors import FormatError, InstallError, TargetError, TedError, UnsafePathError
 from ted.hookspecs import Attributes, Item
 from ted.install import attributes as attrs
 from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, TREE, WRITE, Act, Bases, Failure
 from ted.install.attributes import Rights
+from ted.install.crew import Crew, Noted, Source, is_plain, workers_possible
 from ted.install.execution import Execution, OnAct, Policy, State, UndoResult, written_failures
 from ted.install.log import LogReader, LogWriter
 from ted.install.paths import Base, join, mount_of, refuse_unplain, show, sync_filesystem
@@ -279,6 +282,9 @@ class Transaction:
         self._plan: LogWriter | None = None
         self._dirs: LogWriter | None = None
         self._grown: TreeWriter | None = None
+        self._source: Source | None = None
+        self._crew: tuple[int, Crew | None] = (-1, None)
+        """The base for whose staging directory workers were sought, and they, if there are any."""
         self._lock_fd = -1
 
     # --- opening what is there ------------------------------------------------------------------------------------
@@ -330,8 +336,12 @@ class Transaction:
         *,
         size: int,
         attributes: Attributes | None = None,
+        piece: Piece | None = None,
     ) -> None:
         """Make ``path`` below the directory ``root`` a file of ``size`` bytes; in check mode ``chunks`` is not touched.
+
+        ``piece`` says where all of ``chunks`` lie, of the source that ``employ`` named: another process may
+        make the file then, and what is wrong with it is told later.
 
         Raises:
             UnsafePathError: The path would leave the root, or a link stands on the way.
@@ -346,6 +356,13 @@ class Transaction:
         if self.check:
             self._act(WRITE, base, where, size)
             return
+        tree = self._tree
+        if piece is not None and tree is not None and tree.holds(base, where) and is_plain(held):
+            crew = self._crew_for(base)
+            if crew is not None:
+                inside = b"%d%s" % (tree.act, where[len(tree.path) :])
+                crew.order(tree.act, inside, piece, held, partial(self._write_again, base, where, inside, chunks, held))
+                return
         try:
             act, at, name = self._staged_place(WRITE, base, where, size)
             inode, mtime_ns = self._stage_file(where, at, name, chunks, size, held)
@@ -386,6 +403,7 @@ class Transaction:
         if tree is None or not (tree.holds(base, where) and tree.holds(base, other)):
             self._act(HARDLINK, base, where, other)
             return
+        self._finish_ordered()  # the first name may be among it
         with self._translating(base, where):
             at, name = self._in_tree(tree, where)
             status = self._create(where, lambda: self._link_staged(tree, other, at, name))
@@ -588,6 +606,8 @@ class Transaction:
                 self.discard()
             else:
                 assert self._plan is not None
+                self._finish_ordered()
+                self._dismiss()
                 self._plan.flush()
                 self._guard.check(self.directory / "plan")
                 self._seal()
@@ -601,6 +621,7 @@ class Transaction:
 
     def discard(self) -> None:
         """Drop a plan that was not committed: the target is as it was."""
+        self._dismiss()
         self._close_logs()
         if self._bases.places and not self.check:
             self._bases.remove_staging()
@@ -620,6 +641,7 @@ class Transaction:
 
     def close(self) -> None:
         """Let go of descriptors and of the lock; the directory stays."""
+        self._dismiss()
         self._close_logs()
         self._bases.close()
         if self.check and self._kept is not None:
@@ -788,11 +810,68 @@ class Transaction:
             self._plan_act(act)
             self._execution.step("stage", act.number)
             return
-        tree, notes = self._tree, self._grown
+        tree = self._tree
         assert tree is not None
-        assert notes is not None
-        notes.note(tree.act, where[len(tree.path) + 1 : -len(name) - 1], name, noted)
-        self._execution.step("stage", tree.act)
+        self._note_grown(tree.act, where[len(tree.path) + 1 : -len(name) - 1], name, noted)
+
+    def _note_grown(self, act: int, directory: bytes, name: bytes, noted: Noted) -> None:
+        """Write down what was made in a directory that is staged whole, after all that was ordered before."""
+        crew = self._crew[1]
+        if crew is not None:
+            crew.noted(act, directory, name, noted)
+        else:
+            self._write_note(act, directory, name, noted)
+
+    def _write_note(self, act: int, directory: bytes, name: bytes, noted: Noted) -> None:
+        assert self._grown is not None
+        self._grown.note(act, directory, name, noted)
+        self._execution.step("stage", act)
+
+    def employ(self, source: Source | None) -> bool:
+        """Have other processes make files that come with a ``piece`` of ``source``; return whether that is possible."""
+        self._source = source if source is not None and not self.check and workers_possible(source) else None
+        return self._source is not None
+
+    def _crew_for(self, base: int) -> Crew | None:
+        """Return the workers for a base's staging directory, forked when the first file for them comes."""
+        if self._source is None:
+            return None
+        number, crew = self._crew
+        if number != base:
+            self._finish_ordered()
+            self._dismiss()
+            crew = Crew(self._bases.staged(base), self._source, self._write_note)
+            self._crew = (base, crew if crew.start() else None)
+        return self._crew[1]
+
+    def _finish_ordered(self) -> None:
+        """Wait until all files that were ordered are made and noted.
+
+        Raises:
+            TedError: One of them could not be made.
+        """
+        if (crew := self._crew[1]) is not None:
+            crew.finish()
+
+    def _dismiss(self) -> None:
+        """End the workers."""
+        crew, self._crew = self._crew[1], (-1, None)
+        if crew is not None:
+            crew.close()
+
+    def _write_again(
+        self, base: int, where: bytes, inside: bytes, chunks: Iterable[bytes | Hole], held: Attributes, size: int
+    ) -> Noted | None:
+        """Make a file that a worker could not make; ``None`` when it is left out (``on_error: continue``)."""
+        try:
+            at, name = self._bases.staged(base).parent(inside)
+            inode, mtime_ns = self._stage_file(where, at, name, chunks, size, held)
+        except UnsafePathError:
+            raise
+        except (OSError, TargetError) as error:
+            self.fail(self._bases[base].path, where, error)
+            return None
+        return stat.S_IFREG, inode, size, mtime_ns
 
     def _create(self, where: bytes, make: Callable[[], Made]) -> Made:
         """Call ``make``, which makes something at ``where`` in the staging directory.
@@ -878,6 +957,7 @@ class Transaction:
         tree = self._tree_above(base, where)
         if tree is None:
             return None
+        self._finish_ordered()
         return self._bases.staged(base).look(b"%d%s" % (tree.act, where[len(tree.path) :]))
 
     def _admit(self, act: Act) -> None:

@@ -20,7 +20,7 @@ import os
 import pwd
 import stat
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Literal
@@ -36,6 +36,10 @@ from ted.install.transaction import Transaction
 
 _READ_BYTES = 1 << 20
 _FORESEEN = 256
+_FILE, _DIRECTORY = Kind.FILE, Kind.DIRECTORY
+_NO_XATTRS: Mapping[str, bytes] = {}
+MANY = 2000
+"""Entries of a revision from which on the files of new directories are made by other processes."""
 
 Overwrite = Literal["always", "newer", "never"]
 
@@ -103,6 +107,8 @@ class Placing:
         self._emptied: set[bytes] = set()
         self._base: Base | None = None
         self._below_base = b""
+        self._many = False
+        """Whether other processes make the files of new directories."""
         self._accounts: dict[tuple[str | int, str | int], tuple[int | None, int | None]] = {}
 
     def run(self) -> None:
@@ -116,6 +122,8 @@ class Placing:
         if not self._below_base and not stat.S_ISDIR(os.stat(self._root).st_mode):
             raise TargetError(f"{self._root}: is no directory", path=self._root, errno=errno.ENOTDIR)
         self._remove()
+        entries = sum(frame.entries for frame in self._reader.manifest_frames)
+        self._many = self._transaction.employ(self._reader if entries >= MANY else None)
         for entry, was in self._foreseen():
             path = entry.path[len(self._prefix) + 1 :]
             self._leave_to(path)
@@ -151,6 +159,9 @@ class Placing:
 
     def _foreseen(self) -> Iterator[tuple[Entry, Entry | None]]:
         """Yield the pairs; in a directory that is made, the content of those that follow is on its way."""
+        if self._many:  # they read it
+            yield from self._paired()
+            return
         waiting: deque[tuple[Entry, Entry | None]] = deque()
         for pair in self._paired():
             waiting.append(pair)
@@ -248,6 +259,9 @@ class Placing:
         if parent is not None:
             parent.names.discard(path.rpartition(b"/")[2])
         made = parent is not None and not parent.there
+        if made and entry.kind is _FILE:
+            self._write(entry, path)
+            return
         status = None if made else self._transaction.look(self._root, path)
         if entry.kind is Kind.DIRECTORY:
             if parent is not None and status is None:
@@ -282,8 +296,8 @@ class Placing:
         return self._file(entry, was, path, status)
 
     def _file(self, entry: Entry, was: Entry | None, path: bytes, status: os.stat_result | None) -> bool:
-        wanted = self._wanted(entry)
         if status is not None and stat.S_ISREG(status.st_mode):
+            wanted = self._wanted(entry)
             shared = status.st_nlink > 1
             identity = (status.st_dev, status.st_ino)
             apart = shared and identity in self._seen_links
@@ -297,8 +311,14 @@ class Placing:
                     return True
             if shared:
                 self._broken.add(identity)
-        self._transaction.write(self._root, path, self._reader.chunks(entry), size=entry.size, attributes=wanted)
+        self._write(entry, path)
         return True
+
+    def _write(self, entry: Entry, path: bytes) -> None:
+        self._transaction.write(
+            self._root, path, self._reader.chunks(entry), size=entry.size, attributes=self._wanted(entry),
+            piece=self._reader.piece(entry) if self._many else None,
+        )  # fmt: skip
 
     def _symlink(self, entry: Entry, path: bytes, status: os.stat_result | None) -> bool:
         wanted = replace(self._wanted(entry), mode=None, xattrs=None)
@@ -399,11 +419,11 @@ class Placing:
         mode = entry.mode
         if self._how.mode is not None:
             mode = self._how.mode
-            if entry.kind is Kind.DIRECTORY:
+            if entry.kind is _DIRECTORY:
                 mode |= (mode & 0o444) >> 2
         owner = self._how.owner if self._how.owner is not None else entry.owner
         group = self._how.group if self._how.group is not None else entry.group
-        xattrs = {os.fsdecode(name): value for name, value in entry.xattrs} if entry.xattrs else {}
+        xattrs = {os.fsdecode(name): value for name, value in entry.xattrs} if entry.xattrs else _NO_XATTRS
         known = self._accounts.get((owner, group))
         if known is None:
             known = self._number("user", owner), self._number("group", group)

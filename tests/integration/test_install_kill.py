@@ -113,6 +113,15 @@ def test_an_extraction_killed_at_any_step_is_finished_or_undone(
         kill_at_every_step(the_way(Path(work), source, target), source, target)
 
 
+def test_an_extraction_with_workers_killed_at_any_step_is_finished_or_undone(
+    tmp_path: Path, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ted.install.tree.MANY", 1)
+    for number in range(40):
+        (source / "fresh" / "inner" / f"many{number}").write_bytes(os.urandom(100))
+    kill_at_every_step(the_way(tmp_path, source, target), source, target)
+
+
 def kill_at_every_step(depot: Depot, source: Path, target: Path) -> None:
     before = snapshot(target)
     after: Snapshot | None = None

@@ -1,0 +1,309 @@
+"""Other processes that make the small files of directories which are staged whole, so that every core works.
+
+Rules:
+ * A worker makes a new plain file, whole and with its attributes, or leaves nothing of it. What it could not make is
+   ordered back: the transaction makes it itself then, so that what is wrong is told as without workers.
+ * What a worker writes was checked by its frame, and lies in a staging directory, reached without following a link: the
+   target sees nothing of it before the transaction is committed.
+ * Workers are forked, and only from a process of one thread: no lock can be held that nobody would ever let go. A
+   process with more threads (the agent) does the work itself.
+ * They have the transaction's lock and the distribution's with their parent, and die with it: whoever takes up what a
+   crash left has these locks, so nobody writes there any more.
+ * Answers are taken in the order of the orders, and what was noted between them keeps its place. Orders are
+   bounded, in number and in bytes, so neither side waits for the other for ever, and memory is flat.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+import msgpack
+
+from ted.content.revision import Piece
+from ted.errors import InstallError, TedError
+from ted.hookspecs import Attributes
+from ted.install.paths import Base, die_with
+
+MAX_WORKERS = 4
+_BATCH_FILES = 96
+_BATCH_BYTES = 24 << 10
+"""Of paths; a batch ends with a frame, so that one worker inflates it, or at twice its size."""
+_UNDER_WAY = 3
+"""Batches that one worker has at most."""
+_MAX_WAITING = 8192
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PERMISSIONS, _MODE = 0o777, 0o7777
+_TRIES, _TRY_S = 50, 0.001
+
+Noted = tuple[int, int, int, int]
+"""File type, inode, size (bytes), modified (ns)."""
+Note = Callable[[int, bytes, bytes, Noted], None]
+
+
+class Source(Protocol):
+    """What the bytes of files come from."""
+
+    def rest(self) -> None:
+        """End the threads it has."""
+
+    def read_piece(self, piece: Piece, /) -> bytes:
+        """Return the bytes of a piece, checked, without a thread; raises ``RepositoryError``."""
+
+
+def is_plain(held: Attributes) -> bool:
+    """Return whether a worker can make a new file with these attributes."""
+    return not held.xattrs and held.mtime_ns is not None and held.mode is not None and held.mode & ~_PERMISSIONS == 0
+
+
+def workers_possible(source: Source) -> int:
+    """Return how many workers are worth it here: one a core, none where there is but one core or another thread."""
+    source.rest()
+    cores = len(os.sched_getaffinity(0))
+    return min(cores, MAX_WORKERS) if cores > 1 and _is_single_threaded() else 0
+
+
+def _is_single_threaded() -> bool:
+    """Return whether this process has one thread only; one that ended a moment ago is waited for."""
+    if threading.active_count() > 1:
+        return False
+    for _ in range(_TRIES):
+        try:
+            if len(os.listdir("/proc/self/task")) == 1:
+                return True
+        except OSError:
+            return False
+        time.sleep(_TRY_S)
+    return False
+
+
+class _Waiting(NamedTuple):
+    """What will be noted: at once when its turn comes, or when the worker has made it (``noted`` is ``None``)."""
+
+    act: int
+    directory: bytes
+    name: bytes
+    noted: Noted | None
+    size: int = 0
+    mtime_ns: int = 0
+    again: Callable[[int], Noted | None] | None = None
+
+
+@dataclass(slots=True)
+class _Worker:
+    pid: int
+    connection: Connection
+    under_way: int = 0
+
+
+@dataclass(slots=True)
+class Crew:
+    """The workers of one transaction, for one staging directory.
+
+    Args:
+        staged: The staging directory.
+        source: What gives a piece's bytes; asked in the workers.
+        note: Told, in order, of everything made.
+    """
+
+    staged: Base
+    source: Source
+    note: Note
+    _workers: list[_Worker] = field(default_factory=list)
+    _given: deque[_Worker] = field(default_factory=deque)
+    _batch: list[tuple[object, ...]] = field(default_factory=list)
+    _batch_bytes: int = 0
+    _waiting: deque[_Waiting] = field(default_factory=deque)
+
+    def start(self) -> bool:
+        """Fork the workers, as many as are worth it and the system has room for; return whether there are any."""
+        parent = os.getpid()
+        for _ in range(workers_possible(self.source)):
+            ours, theirs = Pipe()
+            try:
+                pid = os.fork()
+            except OSError:
+                ours.close()
+                theirs.close()
+                break
+            if pid == 0:
+                others = [ours, *(each.connection for each in self._workers)]
+                _be_worker(parent, theirs, others, self.staged, self.source)
+            theirs.close()
+            self._workers.append(_Worker(pid, ours))
+        return bool(self._workers)
+
+    def order(
+        self, act: int, where: bytes, piece: Piece, held: Attributes, again: Callable[[int], Noted | None]
+    ) -> None:
+        """Have a file made.
+
+        Args:
+            act: Of the directory that is staged whole.
+            where: Path below the staging directory.
+            piece: Its content.
+            held: Its attributes; see ``is_plain``.
+            again: Makes it here, of so many bytes, where the worker could not; ``None``: it is left out.
+
+        Raises:
+            TedError: What an earlier file could not be made for.
+        """
+        assert held.mtime_ns is not None
+        inside = where.partition(b"/")[2]
+        directory, _, name = inside.rpartition(b"/")
+        self._waiting.append(_Waiting(act, directory, name, None, piece.length, held.mtime_ns, again))
+        batch = self._batch
+        if len(batch) >= _BATCH_FILES or self._batch_bytes >= _BATCH_BYTES:
+            whole = batch[-1][1] != piece.frame
+            if whole or len(batch) >= 2 * _BATCH_FILES or self._batch_bytes >= 2 * _BATCH_BYTES:
+                self._give()
+        self._batch.append((where, *piece, held.mode, held.owner, held.group, held.mtime_ns))
+        self._batch_bytes += len(where)
+
+    def noted(self, act: int, directory: bytes, name: bytes, noted: Noted) -> None:
+        """Note what was made here, after all that was ordered before."""
+        if not self._waiting:
+            self.note(act, directory, name, noted)
+            return
+        self._waiting.append(_Waiting(act, directory, name, noted))
+        if len(self._waiting) >= _MAX_WAITING:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until all that was ordered is made and noted.
+
+        Raises:
+            TedError: As ``order``.
+        """
+        self._give()
+        while self._given:
+            self._take()
+
+    def close(self) -> None:
+        """End the workers, in the middle of whatever they do."""
+        for worker in self._workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(worker.pid, 0)
+            worker.connection.close()
+        self._workers.clear()
+
+    def _give(self) -> None:
+        if not self._batch:
+            return
+        while len(self._given) >= _UNDER_WAY * len(self._workers):
+            self._take()
+        worker = min(self._workers, key=lambda each: each.under_way)
+        with _told_if_gone():
+            worker.connection.send_bytes(msgpack.packb(self._batch))
+        worker.under_way += 1
+        self._given.append(worker)
+        self._batch.clear()
+        self._batch_bytes = 0
+
+    def _take(self) -> None:
+        worker = self._given.popleft()
+        with _told_if_gone():
+            inodes = msgpack.unpackb(worker.connection.recv_bytes())
+        worker.under_way -= 1
+        for inode in inodes:
+            self._note_ready()
+            self._note_made(self._waiting.popleft(), inode)
+        self._note_ready()
+
+    def _note_ready(self) -> None:
+        while self._waiting and (noted := self._waiting[0].noted) is not None:
+            made = self._waiting.popleft()
+            self.note(made.act, made.directory, made.name, noted)
+
+    def _note_made(self, made: _Waiting, inode: int | None) -> None:
+        noted: Noted | None = None
+        if inode is not None:
+            noted = (stat.S_IFREG, inode, made.size, made.mtime_ns)
+        elif made.again is not None:
+            noted = made.again(made.size)
+        if noted is not None:
+            self.note(made.act, made.directory, made.name, noted)
+
+
+@contextlib.contextmanager
+def _told_if_gone() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise InstallError(
+            "a process that wrote files for this extraction was ended",
+            hint="by somebody, or by the system for want of memory; nothing was changed: extract again",
+        ) from error
+
+
+def _be_worker(parent: int, connection: Connection, others: list[Connection], staged: Base, source: Source) -> NoReturn:
+    """Make what is ordered until nobody is there to order; never returns."""
+    code = 1
+    try:
+        die_with(parent)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal it comes to all: the parent ends its workers
+        for other in others:
+            other.close()
+        os.umask(0)
+        with contextlib.suppress(EOFError, ConnectionError):
+            while True:
+                orders = msgpack.unpackb(connection.recv_bytes())
+                connection.send_bytes(msgpack.packb(_make(staged, source, orders)))
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _make(staged: Base, source: Source, orders: list[list[Any]]) -> list[int | None]:
+    """Make files; return the inode of each, ``None`` when there is nothing of it."""
+    made: list[int | None] = []
+    head, at = b"", staged.fd
+    for where, frame, offset, length, digest, *attributes in orders:
+        try:
+            data = source.read_piece(Piece(frame, offset, length, digest))
+            above, _, name = where.rpartition(b"/")
+            if above != head:
+                head, at = above, staged.directory(above)
+            made.append(_make_one(at, name, data, *attributes))
+        except (OSError, TedError):
+            made.append(None)
+            head, at = b"", staged.fd
+    return made
+
+
+def _make_one(at: int, name: bytes, data: bytes, mode: int, owner: int | None, group: int | None, mtime_ns: int) -> int:
+    """Make a file and return its inode.
+
+    Raises:
+        OSError: It could not be made, and nothing is left of it.
+    """
+    fd = os.open(name, _NEW_FILE, mode, dir_fd=at)
+    try:
+        if os.write(fd, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        status = os.fstat(fd)
+        if owner not in (None, status.st_uid) or group not in (None, status.st_gid):
+            os.chown(fd, -1 if owner is None else owner, -1 if group is None else group)
+        if status.st_mode & _MODE != mode:
+            os.fchmod(fd, mode)
+        os.utime(fd, ns=(mtime_ns, mtime_ns))
+        return status.st_ino
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=at)
+        raise
+    finally:
+        os.close(fd)
