@@ -58,12 +58,9 @@ class Hole:
 
 
 class Piece(NamedTuple):
-    """Where all bytes of a file are: in one frame, or nowhere when it is empty (``frame`` is ``None``).
+    """Where all bytes of a file are, in one frame; ``digest`` is the file's SHA-256 where the frame has more."""
 
-    ``digest`` is the SHA-256 of the file where the frame has more than it.
-    """
-
-    frame: bytes | None
+    frame: bytes
     offset: int
     length: int
     digest: bytes | None
@@ -194,13 +191,6 @@ class RevisionReader:
                 raise FormatError(f"{self._where}: {printable(entry.path)}: part of a frame without a digest")
             yield part
 
-    @staticmethod
-    def piece(entry: Entry) -> Piece | None:
-        """Return where all bytes of a file are, ``None`` when they are not in one place."""
-        if len(entry.extents) == 1 and not entry.lists:
-            return Piece(*entry.extents[0], entry.digest) if entry.extents[0].frame is not None else None
-        return None if entry.size else Piece(None, 0, 0, None)
-
     def rest(self) -> None:
         """End the threads that read ahead; they come back when something is prepared."""
         self._packs.rest()
@@ -212,8 +202,6 @@ class RevisionReader:
             RepositoryError: As ``chunks``.
         """
         frame, offset, length, digest = piece
-        if frame is None:
-            return b""
         if digest is None:
             part = self._packs.read(frame)
         else:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import signal
 import stat
@@ -32,23 +33,33 @@ import msgpack
 
 from ted.content.revision import Piece
 from ted.errors import InstallError, TedError
-from ted.hookspecs import Attributes
-from ted.install.paths import Base, die_with
+from ted.install.paths import Base, die_with, join
 
 MAX_WORKERS = 4
 _BATCH_FILES = 96
-_BATCH_BYTES = 24 << 10
-"""Of paths; a batch ends with a frame, so that one worker inflates it, or at twice its size."""
+"""A batch ends with a frame, so that one worker inflates it, or at twice its size."""
 _UNDER_WAY = 3
 """Batches that one worker has at most."""
 _MAX_WAITING = 8192
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_PERMISSIONS, _MODE = 0o777, 0o7777
+_MODE = 0o7777
 _TRIES, _TRY_S = 50, 0.001
 
 Noted = tuple[int, int, int, int]
 """File type, inode, size (bytes), modified (ns)."""
 Note = Callable[[int, bytes, bytes, Noted], None]
+Again = Callable[[int], Noted | None]
+
+
+class Order(NamedTuple):
+    """A file to be made: its name, where its bytes are, and its attributes (``None`` leaves an owner as it is)."""
+
+    name: bytes
+    piece: Piece
+    mode: int
+    owner: int | None
+    group: int | None
+    mtime_ns: int
 
 
 class Source(Protocol):
@@ -59,11 +70,6 @@ class Source(Protocol):
 
     def read_piece(self, piece: Piece, /) -> bytes:
         """Return the bytes of a piece, checked, without a thread; raises ``RepositoryError``."""
-
-
-def is_plain(held: Attributes) -> bool:
-    """Return whether a worker can make a new file with these attributes."""
-    return not held.xattrs and held.mtime_ns is not None and held.mode is not None and held.mode & ~_PERMISSIONS == 0
 
 
 def workers_possible(source: Source) -> int:
@@ -88,15 +94,13 @@ def _is_single_threaded() -> bool:
 
 
 class _Waiting(NamedTuple):
-    """What will be noted: at once when its turn comes, or when the worker has made it (``noted`` is ``None``)."""
+    """What will be noted of a directory: what was made here, when its turn comes, or what workers have made then."""
 
     act: int
     directory: bytes
-    name: bytes
-    noted: Noted | None
-    size: int = 0
-    mtime_ns: int = 0
-    again: Callable[[int], Noted | None] | None = None
+    made: tuple[bytes, Noted] | None
+    orders: list[Order]
+    again: Again
 
 
 @dataclass(slots=True)
@@ -121,8 +125,8 @@ class Crew:
     note: Note
     _workers: list[_Worker] = field(default_factory=list)
     _given: deque[_Worker] = field(default_factory=deque)
-    _batch: list[tuple[object, ...]] = field(default_factory=list)
-    _batch_bytes: int = 0
+    _batch: list[tuple[bytes, list[Order]]] = field(default_factory=list)
+    _batch_files: int = 0
     _waiting: deque[_Waiting] = field(default_factory=deque)
 
     def start(self) -> bool:
@@ -141,41 +145,36 @@ class Crew:
                 _be_worker(parent, theirs, others, self.staged, self.source)
             theirs.close()
             self._workers.append(_Worker(pid, ours))
+        if self._workers:
+            gc.freeze()  # what is there is not looked through again and again while much comes and goes
         return bool(self._workers)
 
-    def order(
-        self, act: int, where: bytes, piece: Piece, held: Attributes, again: Callable[[int], Noted | None]
-    ) -> None:
-        """Have a file made.
+    def order(self, act: int, directory: bytes, orders: list[Order], again: Again) -> None:
+        """Have files made in one directory; best those of one frame together.
 
         Args:
             act: Of the directory that is staged whole.
-            where: Path below the staging directory.
-            piece: Its content.
-            held: Its attributes; see ``is_plain``.
-            again: Makes it here, of so many bytes, where the worker could not; ``None``: it is left out.
+            directory: Path below that.
+            orders: The files.
+            again: Makes one here, by its place among the orders, that the worker could not make.
 
         Raises:
             TedError: What an earlier file could not be made for.
         """
-        assert held.mtime_ns is not None
-        inside = where.partition(b"/")[2]
-        directory, _, name = inside.rpartition(b"/")
-        self._waiting.append(_Waiting(act, directory, name, None, piece.length, held.mtime_ns, again))
-        batch = self._batch
-        if len(batch) >= _BATCH_FILES or self._batch_bytes >= _BATCH_BYTES:
-            whole = batch[-1][1] != piece.frame
-            if whole or len(batch) >= 2 * _BATCH_FILES or self._batch_bytes >= 2 * _BATCH_BYTES:
+        self._waiting.append(_Waiting(act, directory, None, orders, again))
+        if self._batch_files >= _BATCH_FILES:
+            goes_on = self._batch[-1][1][-1].piece.frame == orders[0].piece.frame
+            if not goes_on or self._batch_files >= 2 * _BATCH_FILES:
                 self._give()
-        self._batch.append((where, *piece, held.mode, held.owner, held.group, held.mtime_ns))
-        self._batch_bytes += len(where)
+        self._batch.append((join(b"%d" % act, directory), orders))
+        self._batch_files += len(orders)
 
     def noted(self, act: int, directory: bytes, name: bytes, noted: Noted) -> None:
         """Note what was made here, after all that was ordered before."""
         if not self._waiting:
             self.note(act, directory, name, noted)
             return
-        self._waiting.append(_Waiting(act, directory, name, noted))
+        self._waiting.append(_Waiting(act, directory, (name, noted), [], _never))
         if len(self._waiting) >= _MAX_WAITING:
             self.finish()
 
@@ -197,6 +196,8 @@ class Crew:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(worker.pid, 0)
             worker.connection.close()
+        if self._workers:
+            gc.unfreeze()
         self._workers.clear()
 
     def _give(self) -> None:
@@ -210,31 +211,34 @@ class Crew:
         worker.under_way += 1
         self._given.append(worker)
         self._batch.clear()
-        self._batch_bytes = 0
+        self._batch_files = 0
 
     def _take(self) -> None:
         worker = self._given.popleft()
         with _told_if_gone():
-            inodes = msgpack.unpackb(worker.connection.recv_bytes())
+            answers = msgpack.unpackb(worker.connection.recv_bytes())
         worker.under_way -= 1
-        for inode in inodes:
-            self._note_ready()
-            self._note_made(self._waiting.popleft(), inode)
-        self._note_ready()
+        for inodes in answers:
+            self._note_made_here()
+            self._note_made(self._waiting.popleft(), inodes)
+        self._note_made_here()
 
-    def _note_ready(self) -> None:
-        while self._waiting and (noted := self._waiting[0].noted) is not None:
-            made = self._waiting.popleft()
-            self.note(made.act, made.directory, made.name, noted)
+    def _note_made_here(self) -> None:
+        while self._waiting and (made := self._waiting[0].made) is not None:
+            waiting = self._waiting.popleft()
+            self.note(waiting.act, waiting.directory, *made)
 
-    def _note_made(self, made: _Waiting, inode: int | None) -> None:
-        noted: Noted | None = None
-        if inode is not None:
-            noted = (stat.S_IFREG, inode, made.size, made.mtime_ns)
-        elif made.again is not None:
-            noted = made.again(made.size)
-        if noted is not None:
-            self.note(made.act, made.directory, made.name, noted)
+    def _note_made(self, waiting: _Waiting, inodes: list[int | None]) -> None:
+        act, directory, _, orders, again = waiting
+        for at, (order, inode) in enumerate(zip(orders, inodes, strict=True)):
+            if inode is not None:
+                self.note(act, directory, order[0], (stat.S_IFREG, inode, order[1][2], order[5]))
+            elif (noted := again(at)) is not None:
+                self.note(act, directory, order[0], noted)
+
+
+def _never(_at: int) -> None:
+    raise AssertionError
 
 
 @contextlib.contextmanager
@@ -258,29 +262,25 @@ def _be_worker(parent: int, connection: Connection, others: list[Connection], st
         for other in others:
             other.close()
         os.umask(0)
+        gc.disable()  # it would touch, and so copy, all that is shared with the parent; nothing here needs it
         with contextlib.suppress(EOFError, ConnectionError):
             while True:
-                orders = msgpack.unpackb(connection.recv_bytes())
-                connection.send_bytes(msgpack.packb(_make(staged, source, orders)))
+                batch = msgpack.unpackb(connection.recv_bytes())
+                connection.send_bytes(msgpack.packb([_make(staged, source, *orders) for orders in batch]))
         code = 0
     finally:
         os._exit(code)
 
 
-def _make(staged: Base, source: Source, orders: list[list[Any]]) -> list[int | None]:
-    """Make files; return the inode of each, ``None`` when there is nothing of it."""
+def _make(staged: Base, source: Source, directory: bytes, orders: list[list[Any]]) -> list[int | None]:
+    """Make the files ``orders`` in a directory; return the inode of each, ``None`` when there is nothing of it."""
     made: list[int | None] = []
-    head, at = b"", staged.fd
-    for where, frame, offset, length, digest, *attributes in orders:
+    for name, piece, *attributes in orders:
         try:
-            data = source.read_piece(Piece(frame, offset, length, digest))
-            above, _, name = where.rpartition(b"/")
-            if above != head:
-                head, at = above, staged.directory(above)
-            made.append(_make_one(at, name, data, *attributes))
+            data = source.read_piece(Piece(*piece))
+            made.append(_make_one(staged.directory(directory), name, data, *attributes))
         except (OSError, TedError):
             made.append(None)
-            head, at = b"", staged.fd
     return made
 
 

@@ -40,19 +40,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from ted.content.durable import replace_file, sync_directory
-from ted.content.revision import Piece
 from ted.errors import FormatError, InstallError, TargetError, TedError, UnsafePathError
 from ted.hookspecs import Attributes, Item
 from ted.install import attributes as attrs
 from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, TREE, WRITE, Act, Bases, Failure
 from ted.install.attributes import Rights
-from ted.install.crew import Crew, Noted, Source, is_plain, workers_possible
+from ted.install.crew import Crew, Noted, Order, Source, workers_possible
 from ted.install.execution import Execution, OnAct, Policy, State, UndoResult, written_failures
 from ted.install.log import LogReader, LogWriter
 from ted.install.paths import Base, join, mount_of, refuse_unplain, show, sync_filesystem
@@ -73,6 +71,7 @@ _NEW_FOR_S = 60.0
 _PASSED = ("unchanged", "skipped")
 _MADE_DIRECTORY = Attributes(mode=0o755)
 _DEFAULT_FILE_MODE = 0o644
+_PERMISSIONS = 0o777
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_TREES = 10_000
 """Directories that one transaction stages whole; memory grows with them. What comes then is planned file by file."""
@@ -336,12 +335,8 @@ class Transaction:
         *,
         size: int,
         attributes: Attributes | None = None,
-        piece: Piece | None = None,
     ) -> None:
         """Make ``path`` below the directory ``root`` a file of ``size`` bytes; in check mode ``chunks`` is not touched.
-
-        ``piece`` says where all of ``chunks`` lie, of the source that ``employ`` named: another process may
-        make the file then, and what is wrong with it is told later.
 
         Raises:
             UnsafePathError: The path would leave the root, or a link stands on the way.
@@ -356,19 +351,62 @@ class Transaction:
         if self.check:
             self._act(WRITE, base, where, size)
             return
-        tree = self._tree
-        if piece is not None and tree is not None and tree.holds(base, where) and is_plain(held):
-            crew = self._crew_for(base)
-            if crew is not None:
-                inside = b"%d%s" % (tree.act, where[len(tree.path) :])
-                crew.order(tree.act, inside, piece, held, partial(self._write_again, base, where, inside, chunks, held))
-                return
         try:
             act, at, name = self._staged_place(WRITE, base, where, size)
             inode, mtime_ns = self._stage_file(where, at, name, chunks, size, held)
         except OSError as error:
             raise target_error(self._bases[base].full(where), error) from error
         self._staged(act, where, name, (stat.S_IFREG, inode, size, mtime_ns))
+
+    def employ(self, source: Source | None) -> bool:
+        """Have other processes make what ``write_plain`` is called for; return whether that is possible.
+
+        Args:
+            source: What they read pieces from; ``None``: there is nothing for them to do.
+        """
+        possible = source is not None and not self.check and not self._diff and workers_possible(source) > 0
+        self._source = source if possible else None
+        return possible
+
+    def write_plain(
+        self, root: str, directory: bytes, orders: list[Order], chunks: Callable[[int], Iterable[bytes | Hole]]
+    ) -> bool:
+        """Make plain files in a directory that this transaction makes; what is wrong with one is told later.
+
+        Args:
+            root: As ``write``.
+            directory: Path of the directory below the root.
+            orders: The files, their bytes from ``employ``'s source; best those of one frame together.
+            chunks: Returns the content of one, by its place among the orders.
+
+        Returns:
+            False when nothing was done: the directory is not staged whole, or an order is not for other processes.
+
+        Raises:
+            UnsafePathError: As ``write``.
+            TedError: What an earlier file could not be made for.
+        """
+        base, where = self._locate(root, directory)
+        tree = self._tree
+        if tree is None or not ((where == tree.path and base == tree.base) or tree.holds(base, where)):
+            return False
+        crew = self._crew_for(base)
+        if crew is None or any(order.mode & ~_PERMISSIONS for order in orders):
+            return False
+        for order in orders:
+            refuse_unplain(order.name)
+        if not self.rights.root:
+            orders = [self._reduced_order(order) for order in orders]
+        self.counts["written"] += len(orders)
+        crew.order(
+            tree.act, where[len(tree.path) + 1 :], orders,
+            lambda at: self._write_again(tree, where, orders[at], chunks(at)),
+        )  # fmt: skip
+        return True
+
+    def _reduced_order(self, order: Order) -> Order:
+        held = self._reduced(Attributes(order.mode, order.owner, order.group))
+        return order._replace(owner=held.owner, group=held.group)
 
     def symlink(self, root: str, path: bytes, target: bytes, *, attributes: Attributes | None = None) -> None:
         """Make ``path`` a symbolic link to ``target``, which is not looked at.
@@ -827,11 +865,6 @@ class Transaction:
         self._grown.note(act, directory, name, noted)
         self._execution.step("stage", act)
 
-    def employ(self, source: Source | None) -> bool:
-        """Have other processes make files that come with a ``piece`` of ``source``; return whether that is possible."""
-        self._source = source if source is not None and not self.check and workers_possible(source) else None
-        return self._source is not None
-
     def _crew_for(self, base: int) -> Crew | None:
         """Return the workers for a base's staging directory, forked when the first file for them comes."""
         if self._source is None:
@@ -860,18 +893,20 @@ class Transaction:
             crew.close()
 
     def _write_again(
-        self, base: int, where: bytes, inside: bytes, chunks: Iterable[bytes | Hole], held: Attributes, size: int
+        self, tree: _Tree, directory: bytes, order: Order, chunks: Iterable[bytes | Hole]
     ) -> Noted | None:
         """Make a file that a worker could not make; ``None`` when it is left out (``on_error: continue``)."""
+        where = join(directory, order.name)
+        held = Attributes(order.mode, order.owner, order.group, order.mtime_ns)
         try:
-            at, name = self._bases.staged(base).parent(inside)
-            inode, mtime_ns = self._stage_file(where, at, name, chunks, size, held)
+            at, name = self._in_tree(tree, where)
+            inode, mtime_ns = self._stage_file(where, at, name, chunks, order.piece.length, held)
         except UnsafePathError:
             raise
         except (OSError, TargetError) as error:
-            self.fail(self._bases[base].path, where, error)
+            self.fail(self._bases[tree.base].path, where, error)
             return None
-        return stat.S_IFREG, inode, size, mtime_ns
+        return stat.S_IFREG, inode, order.piece.length, mtime_ns
 
     def _create(self, where: bytes, make: Callable[[], Made]) -> Made:
         """Call ``make``, which makes something at ``where`` in the staging directory.

@@ -26,11 +26,12 @@ from functools import cache
 from typing import Literal
 
 from ted.content.entry import Entry, Kind
-from ted.content.revision import RevisionReader
+from ted.content.revision import Piece, RevisionReader
 from ted.content.walk import Excludes
 from ted.errors import OptionsError, TargetError, UnsafePathError
 from ted.hookspecs import Attributes
 from ted.install import attributes as attrs
+from ted.install.crew import Order
 from ted.install.paths import Base, join, names, show, walk_below
 from ted.install.transaction import Transaction
 
@@ -109,6 +110,12 @@ class Placing:
         self._below_base = b""
         self._many = False
         """Whether other processes make the files of new directories."""
+        self._new = b"/"
+        """Directory of the content tree that is made here, the last one of which a file came; at first none."""
+        self._gathered: list[Entry] = []
+        """Files of that directory, the bytes of all in one frame."""
+        self._frame: bytes | None = None
+        self._rights: dict[tuple[int, str | int, str | int], tuple[int, int | None, int | None] | None] = {}
         self._accounts: dict[tuple[str | int, str | int], tuple[int | None, int | None]] = {}
 
     def run(self) -> None:
@@ -125,6 +132,9 @@ class Placing:
         entries = sum(frame.entries for frame in self._reader.manifest_frames)
         self._many = self._transaction.employ(self._reader if entries >= MANY else None)
         for entry, was in self._foreseen():
+            if self._many and self._gathers(entry):
+                continue
+            self._hand_over()
             path = entry.path[len(self._prefix) + 1 :]
             self._leave_to(path)
             try:
@@ -133,6 +143,7 @@ class Placing:
                 raise
             except (OSError, TargetError) as error:
                 self._transaction.fail(self._root, path, error)
+        self._hand_over()
         self._leave_to(None)
 
     def _remove(self) -> None:
@@ -150,10 +161,14 @@ class Placing:
 
     def _paired(self) -> Iterator[tuple[Entry, Entry | None]]:
         """Yield each entry with the one that the revision installed before had there."""
+        if self._before is not None and self._before.record.manifest == self._reader.record.manifest:
+            for entry in self._reader.entries(self._prefix):
+                yield entry, entry
+            return
         before = iter(self._before.entries(self._prefix)) if self._before is not None else iter(())
         was = next(before, None)
         for entry in self._reader.entries(self._prefix):
-            while was is not None and was.components < entry.components:
+            while was is not None and was.path != entry.path and was.components < entry.components:
                 was = next(before, None)
             yield entry, was if was is not None and was.path == entry.path else None
 
@@ -170,6 +185,55 @@ class Placing:
             if len(waiting) > _FORESEEN:
                 yield waiting.popleft()
         yield from waiting
+
+    # --- files that other processes make --------------------------------------------------------------------------
+
+    def _gathers(self, entry: Entry) -> bool:
+        """Take up a file that is handed over with others of its directory; return whether it is such a one."""
+        if entry.kind is not _FILE or entry.xattrs or len(entry.extents) != 1 or entry.lists:
+            return False
+        frame = entry.extents[0].frame
+        if frame is None or entry.path.rpartition(b"/")[0] != self._new or self._plain_rights(entry) is None:
+            return False
+        if frame != self._frame:
+            self._hand_over()
+            self._frame = frame
+        self._gathered.append(entry)
+        return True
+
+    def _plain_rights(self, entry: Entry) -> tuple[int, int | None, int | None] | None:
+        """Return mode, owner and group of a new file; ``None`` where there is something to be told about them."""
+        key = (entry.mode, entry.owner, entry.group)
+        if key not in self._rights:
+            wanted = self._wanted(entry)
+            told = wanted.owner is None or wanted.group is None
+            self._rights[key] = None if told else (wanted.mode or 0, wanted.owner, wanted.group)
+        return self._rights[key]
+
+    def _hand_over(self) -> None:
+        """Have what was gathered made."""
+        if not self._gathered:
+            return
+        files, self._gathered, self._frame = self._gathered, [], None
+        before, skipped = len(self._new) + 1, len(self._prefix) + 1
+        rights = self._rights
+        orders: list[Order] = []
+        for file in files:
+            held, (frame, offset, length) = rights[file.mode, file.owner, file.group], file.extents[0]
+            assert held is not None
+            assert frame is not None
+            piece = Piece(frame, offset, length, file.digest)
+            orders.append(Order(file.path[before:], piece, *held, file.mtime_ns))
+        chunks = self._reader.chunks
+        if not self._transaction.write_plain(self._root, self._new[skipped:], orders, lambda at: chunks(files[at])):
+            for file in files:
+                path = file.path[skipped:]
+                try:
+                    self._write(file, path)
+                except UnsafePathError:
+                    raise
+                except (OSError, TargetError) as error:
+                    self._transaction.fail(self._root, path, error)
 
     # --- directories ----------------------------------------------------------------------------------------------
 
@@ -260,7 +324,9 @@ class Placing:
             parent.names.discard(path.rpartition(b"/")[2])
         made = parent is not None and not parent.there
         if made and entry.kind is _FILE:
-            self._write(entry, path)
+            self._new = entry.path.rpartition(b"/")[0]
+            if not (self._many and self._gathers(entry)):
+                self._write(entry, path)
             return
         status = None if made else self._transaction.look(self._root, path)
         if entry.kind is Kind.DIRECTORY:
@@ -316,9 +382,8 @@ class Placing:
 
     def _write(self, entry: Entry, path: bytes) -> None:
         self._transaction.write(
-            self._root, path, self._reader.chunks(entry), size=entry.size, attributes=self._wanted(entry),
-            piece=self._reader.piece(entry) if self._many else None,
-        )  # fmt: skip
+            self._root, path, self._reader.chunks(entry), size=entry.size, attributes=self._wanted(entry)
+        )
 
     def _symlink(self, entry: Entry, path: bytes, status: os.stat_result | None) -> bool:
         wanted = replace(self._wanted(entry), mode=None, xattrs=None)
