@@ -441,11 +441,9 @@ class _Packs:
         waiting: deque[Extent] = deque()
         for extent in extents:
             waiting.append(extent)
-            if len(waiting) > 1 and extent.frame is not None:
-                room = self.prepare(extent.frame)
-                if room and len(waiting) <= _AHEAD_FRAMES:
-                    continue
-            yield waiting.popleft()
+            room = extent.frame is None or self.prepare(extent.frame)
+            if not room or len(waiting) > _AHEAD_FRAMES:
+                yield waiting.popleft()
         yield from waiting
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +17,9 @@ from ted.content.blocks import BlockList
 from ted.content.builder import RevisionBuilder
 from ted.content.entry import Entry, Kind
 from ted.content.frame import encode
-from ted.content.pack import PackWriter
+from ted.content.pack import PackReader, PackWriter
 from ted.content.record import PackRef, RevisionRecord
-from ted.content.revision import Revision, RevisionReader, diff
+from ted.content.revision import Piece, Revision, RevisionReader, diff
 from ted.errors import DigestMismatchError, FormatError, MissingContentError, RepositoryError, UsageError
 
 STAMP = "20261122T125447123456Z"
@@ -342,3 +343,39 @@ def test_comparing_reads_only_what_differs(tmp_path: Path) -> None:
         assert len(new.manifest_frames) > 20
         assert old.read <= 6
         assert new.read <= 6
+
+
+def test_the_frames_of_a_file_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = [bytes([number]) * 1000 for number in range(40)]
+    extents = [[hashlib.sha256(each).digest(), 0, 1000] for each in frames]
+    rows = msgpack.packb(row(b"f", "f", size=40_000, extents=extents))
+    listed = [[b"f", hashlib.sha256(rows).digest(), 1]]
+    index = msgpack.packb({"format": 1, "frames": listed, "options": {}, "settings": {}, "type": "file"})
+    record = packed(tmp_path, [*frames, rows, index])
+    readers: set[str] = set()
+    read = PackReader.read
+
+    def noted(self: PackReader, *what: Any) -> bytes:
+        readers.add(threading.current_thread().name.partition("_")[0])
+        return read(self, *what)
+
+    with Revision(tmp_path, record).open() as reader:
+        (entry,) = reader.entries()
+        monkeypatch.setattr(PackReader, "read", noted)
+        assert list(reader.chunks(entry)) == frames
+    assert readers == {"ted-read"}
+
+
+def test_a_piece_is_what_the_chunks_of_a_file_are(tmp_path: Path) -> None:
+    part = CONTENT[3:9]
+    digest = hashlib.sha256(part).digest()
+    record = written(tmp_path, [row(b"f", "f", size=6, extents=[[FRAME, 3, 6]], digest=digest), row(b"g", "f")])
+    with Revision(tmp_path, record).open() as reader:
+        assert reader.read_piece(Piece(FRAME, 3, 6, digest)) == part
+        assert reader.read_piece(Piece(FRAME, 0, len(CONTENT), None)) == CONTENT
+        for wrong in (Piece(FRAME, 2, 6, digest), Piece(FRAME, 3, 99, digest)):
+            with pytest.raises(DigestMismatchError):
+                reader.read_piece(wrong)
+        for wrong in (Piece(FRAME, 3, 6, None), Piece(FRAME, 1, len(CONTENT), None)):
+            with pytest.raises(FormatError):
+                reader.read_piece(wrong)
