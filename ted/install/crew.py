@@ -1,16 +1,16 @@
 """Other processes that make the small files of directories which are staged whole, so that every core works.
 
 Rules:
- * A worker makes a new plain file, whole and with its attributes, or leaves nothing of it. What it could not make is
-   ordered back: the transaction makes it itself then, so that what is wrong is told as without workers.
- * What a worker writes was checked by its frame, and lies in a staging directory, reached without following a link: the
-   target sees nothing of it before the transaction is committed.
+ * A worker makes a new plain file, whole and with its attributes, or leaves nothing of it. What it could not make the
+   transaction makes itself then, so that what is wrong is told as without workers.
+ * What a worker writes was checked by its digest, and lies in a staging directory, reached without following a link:
+   the target sees nothing of it before the transaction is committed.
  * Workers are forked, and only from a process of one thread: no lock can be held that nobody would ever let go. A
    process with more threads (the agent) does the work itself.
  * They have the transaction's lock and the distribution's with their parent, and die with it: whoever takes up what a
    crash left has these locks, so nobody writes there any more.
- * Answers are taken in the order of the orders, and what was noted between them keeps its place. Orders are
-   bounded, in number and in bytes, so neither side waits for the other for ever, and memory is flat.
+ * Answers are taken in the order of the orders, and what was noted between them keeps its place. Orders under way are
+   bounded, and answers shorter than a socket's buffer: neither side waits for the other for ever, and memory is flat.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from ted.errors import InstallError, TedError
 from ted.install.paths import Base, die_with, join
 
 MAX_WORKERS = 4
+MAX_ORDERS = 500
+"""At once, of one directory."""
 _BATCH_FILES = 96
 """A batch ends with a frame, so that one worker inflates it, or at twice its size."""
 _UNDER_WAY = 3
@@ -274,12 +276,15 @@ def _be_worker(parent: int, connection: Connection, others: list[Connection], st
 
 def _make(staged: Base, source: Source, directory: bytes, orders: list[list[Any]]) -> list[int | None]:
     """Make the files ``orders`` in a directory; return the inode of each, ``None`` when there is nothing of it."""
+    try:
+        at = staged.directory(directory)
+    except (OSError, TedError):
+        return [None] * len(orders)
     made: list[int | None] = []
     for name, piece, *attributes in orders:
         try:
-            data = source.read_piece(Piece(*piece))
-            made.append(_make_one(staged.directory(directory), name, data, *attributes))
-        except (OSError, TedError):
+            made.append(_make_one(at, name, source.read_piece(Piece(*piece)), *attributes))
+        except (OSError, OverflowError, TedError):
             made.append(None)
     return made
 
@@ -288,7 +293,7 @@ def _make_one(at: int, name: bytes, data: bytes, mode: int, owner: int | None, g
     """Make a file and return its inode.
 
     Raises:
-        OSError: It could not be made, and nothing is left of it.
+        OSError: It could not be made, and nothing is left of it. So with ``OverflowError``.
     """
     fd = os.open(name, _NEW_FILE, mode, dir_fd=at)
     try:
@@ -301,7 +306,7 @@ def _make_one(at: int, name: bytes, data: bytes, mode: int, owner: int | None, g
             os.fchmod(fd, mode)
         os.utime(fd, ns=(mtime_ns, mtime_ns))
         return status.st_ino
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name, dir_fd=at)
         raise

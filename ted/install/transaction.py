@@ -376,7 +376,7 @@ class Transaction:
         Args:
             root: As ``write``.
             directory: Path of the directory below the root.
-            orders: The files, their bytes from ``employ``'s source; best those of one frame together.
+            orders: ``MAX_ORDERS`` at most, their bytes from ``employ``'s source; best those of one frame together.
             chunks: Returns the content of one, by its place among the orders.
 
         Returns:

@@ -31,7 +31,7 @@ from ted.content.walk import Excludes
 from ted.errors import OptionsError, TargetError, UnsafePathError
 from ted.hookspecs import Attributes
 from ted.install import attributes as attrs
-from ted.install.crew import Order
+from ted.install.crew import MAX_ORDERS, Order
 from ted.install.paths import Base, join, names, show, walk_below
 from ted.install.transaction import Transaction
 
@@ -195,7 +195,7 @@ class Placing:
         frame = entry.extents[0].frame
         if frame is None or entry.path.rpartition(b"/")[0] != self._new or self._plain_rights(entry) is None:
             return False
-        if frame != self._frame:
+        if frame != self._frame or len(self._gathered) >= MAX_ORDERS:
             self._hand_over()
             self._frame = frame
         self._gathered.append(entry)
@@ -205,9 +205,10 @@ class Placing:
         """Return mode, owner and group of a new file; ``None`` where there is something to be told about them."""
         key = (entry.mode, entry.owner, entry.group)
         if key not in self._rights:
-            wanted = self._wanted(entry)
-            told = wanted.owner is None or wanted.group is None
-            self._rights[key] = None if told else (wanted.mode or 0, wanted.owner, wanted.group)
+            owner = account("user", entry.owner if self._how.owner is None else self._how.owner)
+            group = account("group", entry.group if self._how.group is None else self._how.group)
+            mode = entry.mode if self._how.mode is None else self._how.mode
+            self._rights[key] = None if None in (owner, group) else (mode, owner, group)
         return self._rights[key]
 
     def _hand_over(self) -> None:
