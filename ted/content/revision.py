@@ -1,7 +1,8 @@
 """Read a revision: its entries and their bytes.
 
 Rules:
- * Every frame is checked against its digest each time it is read, every entry before it is handed out.
+ * Every frame is checked against its digest each time it is read (a piece of it: against the digest of the file that it
+   is, if there is one), every entry before it is handed out.
  * Entries stream: at most some manifest frames are in memory. So do a file's bytes.
  * A frame is looked for in the record's packs in order, and only where the record says its blocks are live.
 
