@@ -19,13 +19,23 @@ import re
 import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from ted.content.cache import Look
-from ted.content.entry import MAX_XATTR_BYTES, Components, Xattrs, is_carried_xattr, path_problem, printable
+from ted.content.entry import (
+    MAX_COMPONENT_BYTES,
+    MAX_PATH_BYTES,
+    MAX_XATTR_BYTES,
+    Components,
+    Xattrs,
+    is_carried_xattr,
+    path_problem,
+    printable,
+)
 from ted.errors import BuildError, SourceChangedError, UnsupportedFileError
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -57,6 +67,9 @@ class Excludes:
         expression = self._directory if is_directory else self._any
         return expression is not None and expression.fullmatch(os.fsdecode(relative)) is not None
 
+    def __bool__(self) -> bool:
+        return self._directory is not None
+
 
 def _compiled(expressions: list[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(expressions), re.DOTALL) if expressions else None
@@ -79,8 +92,7 @@ def _expression(pattern: str) -> str:
 _WILD = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """Something found in a source. ``path`` is where it goes in the content tree."""
 
     tree: SourceTree
@@ -203,9 +215,10 @@ class SourceTree:
         self, directory: bytes, status: os.stat_result, owners: set[tuple[int, int]]
     ) -> tuple[list[bytes], list[tuple[bytes, os.stat_result]], int]:
         """Return a row for each name, the directories among them, and the last change."""
-        rows: list[tuple[bytes, bytes]] = []
+        rows: list[bytes] = []
         directories: list[tuple[bytes, os.stat_result]] = []
         newest_ns = 0
+        excludes, prefix = self._excludes, directory + b"/" if directory else b""
         fd = os.open(directory or b".", _OPEN | os.O_DIRECTORY, dir_fd=self._root_fd)
         try:
             opened = os.fstat(fd)
@@ -215,19 +228,19 @@ class SourceTree:
                 for each in found:
                     name, held = os.fsencode(each.name), each.stat(follow_symlinks=False)
                     is_directory = stat.S_ISDIR(held.st_mode)
-                    path = b"%s/%s" % (directory, name) if directory else name
-                    if self._excludes.match(path, is_directory=is_directory):
+                    if excludes and excludes.match(prefix + name, is_directory=is_directory):
                         continue
-                    rows.append((name, _status_row(name, held)))
-                    newest_ns = max(newest_ns, held.st_mtime_ns, held.st_ctime_ns)
+                    rows.append(_status_row(name, held))
+                    if held.st_ctime_ns > newest_ns or held.st_mtime_ns > newest_ns:
+                        newest_ns = max(held.st_mtime_ns, held.st_ctime_ns)
                     owners.add((held.st_uid, held.st_gid))
                     if is_directory:
-                        directories.append((path, held))
+                        directories.append((prefix + name, held))
         finally:
             os.close(fd)
         rows.sort()
-        directories.sort(key=lambda pair: pair[0])
-        return [row for _, row in rows], directories, newest_ns
+        directories.sort(key=itemgetter(0))
+        return rows, directories, newest_ns
 
     def items(self) -> Iterator[Item]:
         """Yield everything in the tree, sorted; the tree's own root first if it has a place.
@@ -247,7 +260,8 @@ class SourceTree:
         yield from self._below()
 
     def _below(self) -> Iterator[Item]:
-        levels = [_Level((), self._root_fd, self._names(self._root_fd, ()))]
+        key = _key(self._base) if self._base else ()
+        levels = [_Level((), key, self._root_fd, self._names(self._root_fd, ()))]
         try:
             while levels:
                 level = levels[-1]
@@ -264,8 +278,6 @@ class SourceTree:
                     if len(levels) > _MAX_OPEN_LEVELS:
                         levels[-_MAX_OPEN_LEVELS].suspend()
                     self._current = (below.relative, below.fd)
-                else:
-                    self._current = (level.relative, level.fd)
                 yield item
         finally:
             self._current = ((), self._root_fd)
@@ -290,9 +302,12 @@ class SourceTree:
     def _item(self, level: _Level, name: bytes) -> Item | None:
         relative = (*level.relative, name)
         status = self._stat(relative, level.fd)
-        if self._excludes.match(b"/".join(relative), is_directory=stat.S_ISDIR(status.st_mode)):
+        if self._excludes and self._excludes.match(b"/".join(relative), is_directory=stat.S_ISDIR(status.st_mode)):
             return None
-        return self._file_item(relative, level.fd, status)
+        path = level.prefix + name
+        if not stat.S_ISREG(status.st_mode) or len(name) > MAX_COMPONENT_BYTES or len(path) > MAX_PATH_BYTES:
+            return self._file_item(relative, level.fd, status)
+        return Item(self, relative, path, (*level.key, name), status)
 
     def _file_item(self, relative: Components, directory_fd: int, status: os.stat_result) -> Item:
         path = self._base if self._as_named else _joined(self._base, b"/".join(relative))
@@ -329,7 +344,7 @@ class SourceTree:
         try:
             status = os.fstat(fd)
             whole = Item(self, relative, item.path, item.key, status, None, read_xattrs(fd, lambda: item.source))
-            return whole, _Level(relative, fd, self._names(fd, relative), (status.st_dev, status.st_ino))
+            return whole, _Level(relative, item.key, fd, self._names(fd, relative), (status.st_dev, status.st_ino))
         except BaseException:
             os.close(fd)
             raise
@@ -377,10 +392,17 @@ def _status_row(name: bytes, status: os.stat_result) -> bytes:
 
 @dataclass(slots=True)
 class _Level:
+    """A directory that is being walked; ``key`` and ``prefix`` are its place in the content tree."""
+
     relative: Components
+    key: Components
     fd: int
     names: list[bytes]
     identity: tuple[int, int] = (0, 0)
+    prefix: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prefix = b"".join(name + b"/" for name in self.key)
 
     def suspend(self) -> None:
         if self.fd >= 0 and self.relative:
