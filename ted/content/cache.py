@@ -2,18 +2,21 @@
 
 Rules:
  * It may be deleted at any time, and is ignored from the first thing in it that makes no sense.
- * A file is the same if device, inode, size, times of content and status, mode and owner are; that covers its
-   extended attributes, whose change moves the status time.
+ * A file is the same if device, inode, size, times of content and status, mode and owner (number and name) are; that
+   covers its extended attributes, whose change moves the status time. Its row in the manifest is then the same too,
+   as long as its bytes lie where they lay.
  * A file that changed within 2 s before the build began is not noted: a change in the same tick would not show.
  * Its head holds what all sources looked like together (``SourceTree.look``), and the manifest that came of it: if they
    look the same again, the manifest is the same, and nothing else of the cache is read. Not noted if anything is young.
- * Written in the walk's order and read in it: neither side is ever in memory whole.
+ * Written in the walk's order and read in it, in pieces with their digests, so that rows can be taken as they are:
+   neither side is ever in memory whole.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -21,37 +24,53 @@ from typing import IO, NamedTuple
 import msgpack
 
 from ted.content.durable import drop
-from ted.content.entry import Components, Entry, components, entry_from_row
-from ted.errors import FormatError
+from ted.content.entry import Components, Entry, components, entry_from_row, unpack_one
 
-_MARK = ["ted build cache", 2]
+_MARK = ["ted build cache", 3]
 _UNKNOWN = bytes(32)
 _DOUBTFUL_NS = 2 * 10**9
+_PIECE_BYTES = 128 << 10
 _MAX_OBJECT_BYTES = 8 << 20
 _MAX_ARRAY = 20_000
 
-Signature = list[int]
+Signer = Callable[[os.stat_result, str | int, str | int], bytes]
 
 
 class Cached(NamedTuple):
-    """What is remembered of a file: ``entry`` holds its extents, digest and extended attributes."""
+    """What is remembered of a file.
 
-    signature: Signature
-    entry: Entry
+    ``row`` is its row in the manifest. ``frame`` and ``offset`` tell where a small file lies that may share its frame
+    with others, ``shares`` whether it does; all other files have no ``frame`` here.
+    """
+
+    path: bytes
+    signature: bytes
+    row: bytes
+    frame: bytes | None = None
+    offset: int = 0
+    shares: bool = False
+
+    def entry(self) -> Entry:
+        """Return the file's entry.
+
+        Raises:
+            FormatError: The row is none.
+        """
+        return entry_from_row(unpack_one(self.row, _MAX_ARRAY, "build cache"), "build cache")
 
 
-def signature_of(status: os.stat_result) -> Signature:
-    """Return what must be equal for a file to be the same."""
-    return [
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-        status.st_mode,
-        status.st_uid,
-        status.st_gid,
-    ]
+def signer() -> Signer:
+    """Return a function for one thread: from a file's status and its owner's names to what must stay equal."""
+    pack = msgpack.Packer().pack
+
+    def sign(status: os.stat_result, owner: str | int, group: str | int) -> bytes:
+        signature: bytes = pack((
+            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode,
+            status.st_uid, status.st_gid, owner, group,
+        ))  # fmt: skip
+        return signature
+
+    return sign
 
 
 class Look(NamedTuple):
@@ -78,11 +97,11 @@ class CacheReader:
         self.looked = _UNKNOWN
         self.manifest = _UNKNOWN
         self._rows = self._read()
-        self._next: tuple[Components, Signature, object] | None = next(self._rows, None)
+        self._next = next(self._rows, None)
 
     def close(self) -> None:
         """Close the file."""
-        self._rows.close()
+        self._next = None
         if self._file is not None:
             self._file.close()
 
@@ -90,31 +109,36 @@ class CacheReader:
         """Whether sources that look like ``looked`` gave the last build that manifest."""
         return looked != _UNKNOWN and (self.looked, self.manifest) == (looked, manifest)
 
-    def find(self, key: Components, status: os.stat_result) -> Cached | None:
-        """Return what is remembered of the file with that path's components, if it is the same file."""
-        while self._next is not None and self._next[0] < key:
-            self._next = next(self._rows, None)
-        if self._next is None or self._next[0] != key or self._next[1] != signature_of(status):
-            return None
-        try:
-            return Cached(self._next[1], entry_from_row(self._next[2], "build cache"))
-        except FormatError:
-            return None
+    @property
+    def is_used_up(self) -> bool:
+        """Whether nothing more can be found."""
+        return self._next is None
 
-    def _read(self) -> Generator[tuple[Components, Signature, object], None, None]:
+    def find(self, path: bytes, key: Components, signature: bytes) -> Cached | None:
+        """Return what is remembered of the file ``path`` (``key`` are its components), if it is the same file."""
+        known = self._next
+        while known is not None and known.path != path and components(known.path) < key:
+            known = self._next = next(self._rows, None)
+        if known is None or known.path != path or known.signature != signature:
+            return None
+        return known
+
+    def _read(self) -> Iterator[Cached]:
         if self._file is None:
             return
-        rows = msgpack.Unpacker(self._file, max_buffer_size=_MAX_OBJECT_BYTES, max_array_len=_MAX_ARRAY)
+        pieces = msgpack.Unpacker(self._file, max_buffer_size=_MAX_OBJECT_BYTES, max_array_len=_MAX_ARRAY)
         try:
-            *mark, looked, manifest = rows.unpack()
+            *mark, looked, manifest = pieces.unpack()
             if mark != _MARK:
                 return
             self.looked, self.manifest = looked, manifest
             while True:
-                signature, row = rows.unpack()
-                if not isinstance(row[0], bytes):
+                digest, piece = pieces.unpack()
+                if hashlib.sha256(piece).digest() != digest:
                     return
-                yield components(row[0]), signature, row
+                rows = msgpack.Unpacker(max_buffer_size=len(piece))
+                rows.feed(piece)
+                yield from (Cached(*row) for row in rows)
         except Exception:  # noqa: BLE001 -- the end, or damage: a cache is only ever a help
             return
 
@@ -130,14 +154,25 @@ class CacheWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._temporary(path), "wb")  # noqa: SIM115 -- closed by commit() or abandon()
             self._file.write(_head(_UNKNOWN, _UNKNOWN))
+        self._piece = bytearray()
+        self._pack = msgpack.Packer().pack
 
-    def add(self, status: os.stat_result, row: bytes) -> None:
-        """Note a file and its row in the manifest, unless it changed too short a while ago."""
-        if self._file is not None and not self._is_doubtful(max(status.st_mtime_ns, status.st_ctime_ns)):
-            self._file.write(b"\x92" + msgpack.packb(signature_of(status)) + row)
+    def takes(self, status: os.stat_result) -> bool:
+        """Whether a file of that status may be noted: not if it changed too short a while ago."""
+        doubtful_ns = self._oldest_doubtful_ns
+        return self._file is not None and status.st_ctime_ns < doubtful_ns and status.st_mtime_ns < doubtful_ns
 
-    def _is_doubtful(self, changed_at_ns: int) -> bool:
-        return changed_at_ns >= self._oldest_doubtful_ns
+    def add(self, known: Cached) -> None:
+        """Note a file."""
+        if self._file is not None:
+            self._piece += self._pack(known)
+            if len(self._piece) >= _PIECE_BYTES:
+                self._end_piece(self._file)
+
+    def _end_piece(self, file: IO[bytes]) -> None:
+        piece = bytes(self._piece)
+        self._piece.clear()
+        file.write(self._pack((hashlib.sha256(piece).digest(), piece)))
 
     def commit(self, looked: Look, manifest: bytes) -> None:
         """Put the new cache in the old one's place.
@@ -147,7 +182,9 @@ class CacheWriter:
             manifest: The digest of the manifest's index that came of them.
         """
         if self._file is not None and self._path is not None:
-            if not self._is_doubtful(looked.changed_at_ns):
+            if self._piece:
+                self._end_piece(self._file)
+            if looked.changed_at_ns < self._oldest_doubtful_ns:
                 self._file.seek(0)
                 self._file.write(_head(looked.digest, manifest))
             self._file.flush()

@@ -6,8 +6,9 @@ Rules:
  * A file is read between two looks at its status. If they differ it is read again, three times at most.
  * A file the cache knows is not read, if its frames are still kept and, for a small file, its whole group is unchanged.
  * Groups are hashed on the threads that compress; at most ``_HASHING`` of them at a time, so that the order in which
-   frames come does not depend on which thread was quicker.
- * Entries leave in order; those that wait for their group to end are at most ``MAX_GROUP_ENTRIES`` for each.
+   frames come does not depend on which thread was quicker. Files of up to ``_HASHED_AT_ONCE_BYTES`` are hashed when
+   they are read: to take turns at the interpreter costs more than that.
+ * Entries leave in order; those that wait for a group are at most ``_MAX_WAITING_ROWS``, or one group's.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgpack
 
-from ted.content.cache import Cached, CacheReader, CacheWriter
+from ted.content.cache import Cached, CacheReader, CacheWriter, signer
 from ted.content.cut import (
     GROUP_BYTES,
     MAX_GROUP_ENTRIES,
@@ -33,16 +35,27 @@ from ted.content.cut import (
     path_hash,
     pieces,
 )
-from ted.content.entry import Components, Entry, Extent, ExtentList, Kind, Xattrs, extents_from_list
+from ted.content.entry import (
+    Components,
+    Entry,
+    Extent,
+    ExtentList,
+    Kind,
+    Xattrs,
+    extents_from_list,
+    pack_entry,
+)
 from ted.content.frame import frame_digest
 from ted.content.manifest import ManifestWriter
 from ted.content.store import FrameStore
 from ted.content.walk import Item, fail, group_name, owner_name, read_xattrs
-from ted.errors import RepositoryError, SourceChangedError
+from ted.errors import FormatError, RepositoryError, SourceChangedError
 
 _ATTEMPTS = 3
 _PAUSE_S = 0.05
 _HASHING = 4
+_HASHED_AT_ONCE_BYTES = 32 << 10
+_MAX_WAITING_ROWS = 8 * MAX_GROUP_ENTRIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,49 +74,60 @@ class Given:
         return "what the distribution's type adds"
 
 
+class _Attributes(NamedTuple):
+    """What stands in a file's row of the manifest between kind and size."""
+
+    mode: int
+    mtime_ns: int
+    owner: str | int
+    group: str | int
+
+
 @dataclass(slots=True)
 class _Row:
-    """An entry on its way into the manifest; waits while ``entry`` is ``None``."""
+    """An entry on its way into the manifest; waits while ``packed`` is ``None``.
 
+    A small file waits for its group to end: its bytes are in ``data`` if it was read, else ``known`` is what is
+    remembered of it. In the end ``known`` is what the next build may know.
+    """
+
+    path: bytes
     marks: bytes
-    entry: Entry | None = None
+    packed: bytes | None = None
+    is_file: bool = False
+    size: int = 0
+    item: Item | None = None
     status: os.stat_result | None = None
+    attributes: _Attributes | None = None
+    xattrs: Xattrs = ()
+    data: bytes | None = None
+    digest: bytes | None = None
+    known: Cached | None = None
 
 
-@dataclass(slots=True)
-class _Read:
+class _Read(NamedTuple):
     """What reading a file gave: its bytes where it is small, else its extents."""
 
     status: os.stat_result
     xattrs: Xattrs
-    data: bytes | None = None
+    data: bytes | None
     extents: tuple[Extent, ...] = ()
     lists: tuple[ExtentList, ...] = ()
 
 
 @dataclass(slots=True)
-class _Member:
-    """A small file in the open group: read (``data``), or remembered (``cached``) and not read yet."""
-
-    row: _Row
-    base: Entry
-    item: Item | None
-    data: bytes | None = None
-    cached: Cached | None = None
-
-
-@dataclass(slots=True)
 class _Group:
-    members: list[_Member] = field(default_factory=list)
+    top: bytes = b""
+    rows: list[_Row] = field(default_factory=list)
     bytes: int = 0
     entries: int = 0
 
 
 @dataclass(slots=True)
 class _Hashing:
-    """A group that was read, while its bytes and its files are hashed."""
+    """A group that was read, while it is hashed, and those of its files that are not yet."""
 
-    members: list[_Member]
+    rows: list[_Row]
     plain: bytes
     digests: Future[list[bytes]]
 
@@ -124,6 +148,8 @@ class Gatherer:
         self._group = _Group()
         self._hashing: deque[_Hashing] = deque()
         self._links = HardLinks()
+        self._sign = signer()
+        self._pack = msgpack.Packer().pack
 
     def take(self, found: Item | Given) -> None:
         """Take the next thing found.
@@ -132,18 +158,20 @@ class Gatherer:
             SourceChangedError: It went on changing while it was read.
             BuildError: It cannot be read.
         """
-        row = _Row(path_hash(found.path))
+        row = _Row(found.path, path_hash(found.path))
         self._rows.append(row)
         if isinstance(found, Given):
             self._take_given(found, row)
         elif stat.S_ISREG(found.status.st_mode):
             self._take_file(found, row)
         else:
-            row.entry = _entry(found.path, found.status, found.xattrs, found.target)
-        if self._group.members:
+            row.packed = pack_entry(_entry(found, found.xattrs, found.target))
+        if self._group.rows:
             self._group.entries += 1
             if self._group.entries >= MAX_GROUP_ENTRIES:
                 self._end_group()
+        if self._hashing and len(self._rows) > _MAX_WAITING_ROWS:
+            self._store_hashed()
         self._emit()
 
     def finish(self) -> None:
@@ -154,51 +182,60 @@ class Gatherer:
         self._emit()
 
     def _emit(self) -> None:
-        while self._rows and (entry := self._rows[0].entry) is not None:
-            row = self._rows.popleft()
-            packed = self._manifest.add(entry, row.marks)
-            if entry.kind is Kind.FILE:
-                self.content_bytes += entry.size
-                if row.status is not None:
-                    self._cache_out.add(row.status, packed)
-            self.files += entry.kind in {Kind.FILE, Kind.HARDLINK}
+        rows = self._rows
+        while rows and (packed := rows[0].packed) is not None:
+            row = rows.popleft()
+            self._manifest.add(row.path, packed, row.marks)
+            self.files += row.is_file
+            self.content_bytes += row.size
+            if row.known is not None:
+                self._cache_out.add(row.known)
 
     def _take_given(self, given: Given, row: _Row) -> None:
-        kind = Kind.DIRECTORY if given.data is None else Kind.FILE
-        data = given.data or b""
-        entry = Entry(given.path, kind, given.mode, given.mtime_ns, "root", "root", len(data))
-        if not data:
-            row.entry = entry
-        elif len(data) <= GROUP_BYTES:
-            self._join_group(_Member(row, entry, None, data))
+        if given.data is None:
+            row.packed = pack_entry(Entry(given.path, Kind.DIRECTORY, given.mode, given.mtime_ns, "root", "root"))
+            return
+        row.is_file, row.size = True, len(given.data)
+        row.attributes = _Attributes(given.mode, given.mtime_ns, "root", "root")
+        if not given.data:
+            self._finish_row(row, ())
+        elif row.size <= GROUP_BYTES:
+            row.data = given.data
+            self._join_group(row, given.key[0])
         else:
-            extents, lists = self._cut_bytes(data)
-            row.entry = entry._replace(extents=extents, lists=lists)
+            extents, lists = self._cut_bytes(given.data)
+            self._finish_row(row, lists or extents)
 
     def _take_file(self, item: Item, row: _Row) -> None:
+        row.is_file, row.item = True, item
         first = self._links.seen(item)
         if first is not None:
             path, xattrs = first
-            row.entry = _entry(item.path, item.status, xattrs, path)
+            row.packed = pack_entry(_entry(item, xattrs, path))
             return
-        cached = self._cache.find(item.key, item.status)
-        if cached is not None and self._take_cached(item, row, cached):
-            return
+        status = item.status
+        if not self._cache.is_used_up:
+            signature = self._sign(status, owner_name(status.st_uid), group_name(status.st_gid))
+            known = self._cache.find(item.path, item.key, signature)
+            if known is not None and self._take_known(item, row, known):
+                return
         self._settle(row, item, self._read(item), grouped=True)
 
-    def _take_cached(self, item: Item, row: _Row, cached: Cached) -> bool:
-        known = cached.entry
-        entry = _entry(item.path, item.status, known.xattrs)._replace(
-            extents=known.extents, lists=known.lists, digest=known.digest
-        )
-        if known.size <= GROUP_BYTES and len(known.extents) == 1 and known.extents[0].frame is not None:
+    def _take_known(self, item: Item, row: _Row, known: Cached) -> bool:
+        """Take a file as it is remembered; false if it must be read."""
+        if known.frame is None or item.status.st_nlink > 1:
+            try:
+                entry = known.entry()
+            except FormatError:
+                return False
+            if known.frame is None and not self._need_all(entry):
+                return False
             self._links.first(item, entry.xattrs)
-            self._join_group(_Member(row, entry, item, cached=cached))
-            return True
-        if not self._need_all(known):
-            return False
-        self._links.first(item, entry.xattrs)
-        row.entry, row.status = entry, item.status
+        row.status, row.size, row.known = item.status, item.status.st_size, known
+        if known.frame is None:
+            row.packed = known.row
+        else:
+            self._join_group(row, item.key[0])
         return True
 
     def _need_all(self, entry: Entry) -> bool:
@@ -220,98 +257,103 @@ class Gatherer:
     def _settle(self, row: _Row, item: Item, read: _Read, *, grouped: bool) -> None:
         """Give a file that was read its place: in the open group, a frame of its own, or several."""
         self._links.first(item, read.xattrs)
-        row.status = read.status
-        entry = _entry(item.path, read.status, read.xattrs)
+        _take_up(row, read)
         if read.data is None:
-            row.entry = entry._replace(extents=read.extents, lists=read.lists)
+            self._finish_row(row, read.lists or read.extents)
         elif grouped:
-            self._join_group(_Member(row, entry, item, read.data))
+            self._join_group(row, item.key[0])
         else:
-            row.entry = entry._replace(extents=(Extent(self._frames.put(read.data), 0, len(read.data)),))
+            row.data = None
+            self._finish_row(row, ((self._frames.put(read.data), 0, row.size),))
+
+    def _finish_row(
+        self, row: _Row, extents: Sequence[tuple[object, ...]], *, frame: bytes | None = None, offset: int = 0,
+        digest: bytes | None = None,
+    ) -> None:  # fmt: skip
+        """Give a file its row in the manifest; ``frame`` and ``offset`` only where it may share a frame."""
+        attributes = row.attributes
+        assert attributes is not None
+        row.packed = self._pack((row.path, Kind.FILE.value, *attributes, row.size, extents, None, digest, row.xattrs))
+        if row.status is not None and self._cache_out.takes(row.status):
+            signature = self._sign(row.status, attributes.owner, attributes.group)
+            row.known = Cached(row.path, signature, row.packed, frame, offset, digest is not None)
 
     # groups
 
-    def _join_group(self, member: _Member) -> None:
-        group, size = self._group, member.base.size
-        if group.members and (
-            group.bytes + size > GROUP_BYTES or member.base.components[0] != group.members[0].base.components[0]
-        ):
+    def _join_group(self, row: _Row, top: bytes) -> None:
+        group = self._group
+        if group.rows and (group.bytes + row.size > GROUP_BYTES or top != group.top):
             self._end_group()
             group = self._group
-        group.members.append(member)
-        group.bytes += size
-        if ends_group(group.bytes, group.entries + 1, member.row.marks):
+        group.top = top
+        group.rows.append(row)
+        group.bytes += row.size
+        if ends_group(group.bytes, group.entries + 1, row.marks):
             self._end_group()
 
     def _end_group(self) -> None:
         group, self._group = self._group, _Group()
-        if group.members and not self._reuse(group):
-            self._store_group(group)
+        if group.rows and not self._reuse(group.rows):
+            self._store_group(group.rows)
 
-    def _reuse(self, group: _Group) -> bool:
+    def _reuse(self, rows: list[_Row]) -> bool:
         """Settle a group that is exactly as the cache has it, without reading; false if it is not."""
-        frame = group.members[0].base.extents[0].frame if group.members[0].cached else None
+        frame = rows[0].known.frame if rows[0].known is not None else None
         if frame is None:
             return False
-        offset = 0
-        for member in group.members:
-            shares = member.base.digest is not None
-            expected = (Extent(frame, offset, member.base.size),)
-            if member.cached is None or member.base.extents != expected or shares is (len(group.members) == 1):
+        offset, shares = 0, len(rows) > 1
+        for row in rows:
+            known = row.known
+            if known is None or known.frame != frame or known.offset != offset or known.shares is not shares:
                 return False
-            offset += member.base.size
+            offset += row.size
         if self._frames.size_of(frame) != offset:
             return False
         self._frames.need(frame)
-        for member in group.members:
-            self._finish_member(member, member.base)
+        for row in rows:
+            known, status = row.known, row.status
+            assert known is not None
+            assert status is not None
+            row.packed = known.row
+            if not self._cache_out.takes(status):
+                row.known = None
         return True
 
-    def _store_group(self, group: _Group) -> None:
-        members = [member for member in group.members if self._has_data(member)]
-        parts = [member.data or b"" for member in members]
+    def _store_group(self, rows: list[_Row]) -> None:
+        rows = [row for row in rows if self._has_data(row)]
+        parts = [row.data or b"" for row in rows]
         plain = b"".join(parts)
         if not plain:
             return
-        if len(parts) == 1:
-            parts = []  # the frame's digest is the file's
-        digests = self._frames.threads.submit(lambda: [frame_digest(part) for part in (plain, *parts)])
-        self._hashing.append(_Hashing(members, plain, digests))
+        shared = len(rows) > 1  # else the frame's digest is the file's
+        late = [part for row, part in zip(rows, parts, strict=True) if shared and row.digest is None]
+        digests = self._frames.threads.submit(lambda: [frame_digest(each) for each in (plain, *late)])
+        self._hashing.append(_Hashing(rows, plain, digests))
         if len(self._hashing) > _HASHING:
             self._store_hashed()
 
     def _store_hashed(self) -> None:
         """Keep the group that was read longest ago, and give its files their entries."""
         group = self._hashing.popleft()
-        frame, *of_files = group.digests.result()
-        digests: list[bytes] | list[None] = of_files or [None]
+        frame, *late = group.digests.result()
         self._frames.put(group.plain, digest=frame)
-        offset = 0
-        for member, digest in zip(group.members, digests, strict=True):
-            size = len(member.data or b"")
-            member.data = None
-            extents = (Extent(frame, offset, size),)
-            self._finish_member(member, member.base._replace(extents=extents, digest=digest))
-            offset += size
+        digests, shared, offset = iter(late), len(group.rows) > 1, 0
+        for row in group.rows:
+            digest = (row.digest or next(digests)) if shared else None
+            row.data = None
+            self._finish_row(row, ((frame, offset, row.size),), frame=frame, offset=offset, digest=digest)
+            offset += row.size
 
-    def _has_data(self, member: _Member) -> bool:
-        """Read a remembered member; false if it is now another file, which then was settled by itself."""
-        if member.data is not None or member.item is None:
+    def _has_data(self, row: _Row) -> bool:
+        """Read a remembered file; false if it is now another one, which then was settled by itself."""
+        if row.data is not None or row.item is None:
             return True
-        read = self._read(member.item)
-        if read.data is None or len(read.data) != member.base.size:
-            self._settle(member.row, member.item, read, grouped=False)
+        read, expected, row.known = self._read(row.item), row.size, None
+        if read.data is None or len(read.data) != expected:
+            self._settle(row, row.item, read, grouped=False)
             return False
-        member.data = read.data
-        member.base = _entry(member.item.path, read.status, read.xattrs)
-        member.row.status = read.status
-        member.cached = None
+        _take_up(row, read)
         return True
-
-    def _finish_member(self, member: _Member, entry: Entry) -> None:
-        member.row.entry = entry
-        if member.row.status is None and member.item is not None:
-            member.row.status = member.item.status
 
     # reading
 
@@ -324,7 +366,7 @@ class Gatherer:
             except OSError as error:
                 fail(error, item.source)
             try:
-                read = self._read_once(fd, item)
+                read = self._read_once(fd, item, is_first=not attempt)
             finally:
                 os.close(fd)
             if read is not None:
@@ -334,27 +376,39 @@ class Gatherer:
             hint="build again when nobody writes there, or `exclude` it",
         )
 
-    def _read_once(self, fd: int, item: Item) -> _Read | None:
+    def _read_once(self, fd: int, item: Item, *, is_first: bool) -> _Read | None:
+        """Read what is open as ``fd``; ``None`` if it is not what it was before, by the walk's look if ``is_first``."""
         try:
-            before = os.fstat(fd)
+            before = item.status if is_first else os.fstat(fd)
             if not stat.S_ISREG(before.st_mode):
                 raise SourceChangedError(
                     f"{item.source}: is no longer a file", hint="build again when nobody writes there"
                 )
-            read = _Read(before, read_xattrs(fd, lambda: item.source))
+            xattrs = read_xattrs(fd, lambda: item.source)
             size = before.st_size
+            data: bytes | None = None
+            extents: tuple[Extent, ...] = ()
+            lists: tuple[ExtentList, ...] = ()
             sparse = before.st_blocks * 512 < size and next(regions(fd, size)) != (0, size, False)
             if size > GROUP_BYTES or sparse:
-                read.extents, read.lists = self._cut_file(fd, size)
+                extents, lists = self._cut_file(fd, size)
             elif size:
-                read.data = _read_all(fd, size)
+                data = _read_all(fd, size)
             after = os.fstat(fd)
         except OSError as error:
+            if is_first:  # no longer what the walk saw, it may be: the next look tells
+                return None
             fail(error, item.source)
-        whole = read.data is None or len(read.data) == size
-        covered = sum(piece.length for piece in read.extents or read.lists) == size
-        same = (after.st_size, after.st_mtime_ns, after.st_ctime_ns) == (size, before.st_mtime_ns, before.st_ctime_ns)
-        return read if same and whole and (covered or read.data is not None) else None
+        if (
+            after.st_ctime_ns != before.st_ctime_ns
+            or after.st_mtime_ns != before.st_mtime_ns
+            or after.st_ino != before.st_ino
+            or after.st_dev != before.st_dev
+            or after.st_size != size
+            or (len(data) if data is not None else sum(piece.length for piece in extents or lists)) != size
+        ):
+            return None
+        return _Read(before, xattrs, data, extents, lists)
 
     def _cut_file(self, fd: int, size: int) -> tuple[tuple[Extent, ...], tuple[ExtentList, ...]]:
         lists: list[ExtentList] = []
@@ -418,13 +472,24 @@ class HardLinks:
         return (tree << 64 | item.status.st_dev, item.status.st_ino)
 
 
-def _entry(path: bytes, status: os.stat_result, xattrs: Xattrs, link: bytes | None = None) -> Entry:
+def _take_up(row: _Row, read: _Read) -> None:
+    status = read.status
+    row.status, row.xattrs, row.data, row.size = status, read.xattrs, read.data, status.st_size
+    row.attributes = _Attributes(
+        stat.S_IMODE(status.st_mode), status.st_mtime_ns, owner_name(status.st_uid), group_name(status.st_gid)
+    )
+    if read.data is not None and row.size <= _HASHED_AT_ONCE_BYTES:
+        row.digest = frame_digest(read.data)
+
+
+def _entry(item: Item, xattrs: Xattrs, link: bytes | None) -> Entry:
+    """Return the entry of a directory or link, symbolic or hard."""
+    status = item.status
+    kind, size = (Kind.DIRECTORY if stat.S_ISDIR(status.st_mode) else Kind.SYMLINK), 0
     if stat.S_ISREG(status.st_mode):
-        kind, size = (Kind.FILE if link is None else Kind.HARDLINK), status.st_size
-    else:
-        kind, size = (Kind.DIRECTORY if stat.S_ISDIR(status.st_mode) else Kind.SYMLINK), 0
+        kind, size = Kind.HARDLINK, status.st_size
     return Entry(
-        path, kind, stat.S_IMODE(status.st_mode), status.st_mtime_ns, owner_name(status.st_uid),
+        item.path, kind, stat.S_IMODE(status.st_mode), status.st_mtime_ns, owner_name(status.st_uid),
         group_name(status.st_gid), size, (), link, None, xattrs,
     )  # fmt: skip
 

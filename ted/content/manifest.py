@@ -22,7 +22,6 @@ from ted.content.entry import (
     Order,
     components,
     entry_from_row,
-    pack_entry,
     path_problem,
     printable,
     unpack_one,
@@ -68,26 +67,25 @@ class ManifestWriter:
         self._entries = 0
         self._frames: list[tuple[bytes, bytes, int]] = []
 
-    def add(self, entry: Entry, marks: bytes) -> bytes:
-        """Append an entry and return its row; ``marks`` is the ``path_hash`` of its path.
+    def add(self, path: bytes, row: bytes, marks: bytes) -> None:
+        """Append an entry; ``row`` is what ``pack_entry`` makes of it, ``marks`` the ``path_hash`` of its path.
 
         Raises:
             BuildError: Its row is longer than any may be.
         """
-        row = pack_entry(entry)
         if len(row) > MAX_ROW_BYTES:
             raise BuildError(
-                f"{printable(entry.path)}: too many extents or extended attributes", hint="exclude it, or split it"
+                f"{printable(path)}: too many extents or extended attributes", hint="exclude it, or split it"
             )
-        if self._rows and len(self._rows) + len(row) > MANIFEST_FRAME_BYTES:
+        rows = self._rows
+        if rows and len(rows) + len(row) > MANIFEST_FRAME_BYTES:
             self._end()
-        if not self._rows:
-            self._first = entry.path
-        self._rows += row
+        if not rows:
+            self._first = path
+        rows += row
         self._entries += 1
-        if ends_manifest_frame(len(self._rows), marks):
+        if ends_manifest_frame(len(rows), marks):
             self._end()
-        return row
 
     def finish(self, type_: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> bytes:
         """Store the last frame and the index frame; return the index frame's digest.

@@ -17,12 +17,14 @@ from typing import Any
 
 import pytest
 
+from ted.content import gather, walk
 from ted.content.builder import BuildResult, RevisionBuilder
 from ted.content.entry import Entry, Kind
+from ted.content.gather import _MAX_WAITING_ROWS, Gatherer
 from ted.content.pack import PackReader
 from ted.content.record import RevisionRecord
 from ted.content.revision import Hole, Revision, diff
-from ted.content.walk import Excludes, SourceTree
+from ted.content.walk import Excludes, Item, SourceTree
 from ted.content.working import WorkingDirectory
 from ted.errors import (
     BuildError,
@@ -582,6 +584,68 @@ def test_the_cache_spares_reading_and_never_changes_the_outcome(place: Place, tm
         assert result.record.manifest == fresh.build(check=True).record.manifest
     with Revision(place.directory, result.record).open() as reader:
         assert reader.verify_frames() > 400
+
+
+def test_what_waits_for_the_first_file_that_changed_is_bounded(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20_000):
+        if number % 1000 == 0:
+            (place.source / f"d{number // 1000:02}").mkdir()
+        (place.source / f"d{number // 1000:02}" / f"f{number:05}").write_bytes(b"setting %d" % number)
+    cache = place.working.build_cache("lib")
+    time.sleep(2.1)  # what changed within 2 s before a build is not remembered
+    place.build(cache=cache)
+    (place.source / "d00" / "f00000").write_bytes(b"another")
+    most, take = 0, Gatherer.take
+
+    def counted(self: Gatherer, found: Any) -> None:
+        nonlocal most
+        take(self, found)
+        most = max(most, len(self._rows))
+
+    monkeypatch.setattr(Gatherer, "take", counted)
+    result = place.build(cache=cache)
+    assert (result.files, result.frames_new) == (20_000, 3)
+    assert 0 < most <= _MAX_WAITING_ROWS
+    (tmp_path / "fresh").mkdir()
+    fresh = Place(tmp_path / "fresh")
+    fresh.source = place.source
+    assert result.record.manifest == fresh.build(check=True).record.manifest
+
+
+def test_a_user_of_another_name_makes_another_manifest(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place.source / "a").write_bytes(b"a")
+    cache = place.working.build_cache("lib")
+    time.sleep(2.1)
+    place.build(cache=cache)
+    for module in (gather, walk):
+        monkeypatch.setattr(module, "owner_name", lambda uid: f"user{uid}")
+    result = place.build(cache=cache)
+    assert place.read(result.record)["data/0/a"][0].owner == f"user{os.getuid()}"
+
+
+@pytest.mark.parametrize("other", ["pipe", "directory", "link", "file"])
+def test_what_stands_at_a_files_place_when_it_is_opened(
+    place: Place, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    path = place.source / "a"
+    path.write_bytes(b"before")
+    opened = Item.open
+
+    def swapped(self: Item) -> int:
+        if path.is_file() and path.read_bytes() == b"before":
+            path.unlink()
+            {"pipe": os.mkfifo, "directory": os.mkdir, "link": lambda at: os.symlink("/etc/hostname", at),
+             "file": lambda at: at.write_bytes(b"behind")}[other](path)  # fmt: skip
+        return opened(self)
+
+    monkeypatch.setattr(Item, "open", swapped)
+    if other == "file":
+        assert place.read(place.build().record)["data/0/a"][1] == b"behind"
+    else:
+        with pytest.raises(SourceChangedError, match=str(path)):
+            place.build()
 
 
 def test_a_cache_of_rubbish_is_only_a_slow_build(place: Place) -> None:
