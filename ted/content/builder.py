@@ -12,12 +12,13 @@ Rules:
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import heapq
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +52,7 @@ from ted.errors import BuildError, EmptySourceError, RepositoryError, UsageError
 _DIRECTORY_MODE = 0o755
 _RULES = 1
 """Raised when a build makes something else of the same source: what was noted of it is then forgotten."""
+_OBJECTS_BETWEEN_COLLECTIONS = 50_000
 _UNLIKE_ANYTHING = Look(b"", 1 << 62)
 
 
@@ -230,7 +232,8 @@ class RevisionBuilder:
         started_s = time.monotonic()
         self._begin()
         try:
-            return self._build(force=force, check=check, started_s=started_s)
+            with _rare_collections():
+                return self._build(force=force, check=check, started_s=started_s)
         except OSError as error:
             where = error.filename or self.directory
             raise BuildError(
@@ -412,6 +415,17 @@ class RevisionBuilder:
         assert self._temporary is not None
         self._temporary.rename(self.directory / self._stamp)
         sync_directory(self.directory)
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Look for cycles less often: many small objects come and go here, and hardly a cycle among them."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 def _is_whole(record: RevisionRecord, packs: Sequence[EarlierPack]) -> bool:

@@ -5,10 +5,9 @@ Rules:
    it is known before anything is read.
  * A file is read between two looks at its status. If they differ it is read again, three times at most.
  * A file the cache knows is not read, if its frames are still kept and, for a small file, its whole group is unchanged.
- * Groups are hashed on the threads that compress; at most ``_HASHING`` of them at a time, so that the order in which
-   frames come does not depend on which thread was quicker. Files of up to ``_HASHED_AT_ONCE_BYTES`` are hashed when
-   they are read: to take turns at the interpreter costs more than that.
- * Entries leave in order; those that wait for a group are at most ``_MAX_WAITING_ROWS``, or one group's.
+ * Small files are hashed here, not on the threads that compress: to take turns at the interpreter for each of
+   them would cost more.
+ * Entries leave in order; those that wait for their group to end are at most ``MAX_GROUP_ENTRIES``.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -53,9 +51,6 @@ from ted.errors import FormatError, RepositoryError, SourceChangedError
 
 _ATTEMPTS = 3
 _PAUSE_S = 0.05
-_HASHING = 4
-_HASHED_AT_ONCE_BYTES = 32 << 10
-_MAX_WAITING_ROWS = 8 * MAX_GROUP_ENTRIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +96,6 @@ class _Row:
     attributes: _Attributes | None = None
     xattrs: Xattrs = ()
     data: bytes | None = None
-    digest: bytes | None = None
     known: Cached | None = None
 
 
@@ -123,15 +117,6 @@ class _Group:
     entries: int = 0
 
 
-@dataclass(slots=True)
-class _Hashing:
-    """A group that was read, while it is hashed, and those of its files that are not yet."""
-
-    rows: list[_Row]
-    plain: bytes
-    digests: Future[list[bytes]]
-
-
 class Gatherer:
     """Takes what is found, in order, and fills manifest and frame store."""
 
@@ -146,7 +131,6 @@ class Gatherer:
         self._cache_out = cache_out
         self._rows: deque[_Row] = deque()
         self._group = _Group()
-        self._hashing: deque[_Hashing] = deque()
         self._links = HardLinks()
         self._sign = signer()
         self._pack = msgpack.Packer().pack
@@ -170,15 +154,11 @@ class Gatherer:
             self._group.entries += 1
             if self._group.entries >= MAX_GROUP_ENTRIES:
                 self._end_group()
-        if self._hashing and len(self._rows) > _MAX_WAITING_ROWS:
-            self._store_hashed()
         self._emit()
 
     def finish(self) -> None:
         """Nothing more comes: end the open group."""
         self._end_group()
-        while self._hashing:
-            self._store_hashed()
         self._emit()
 
     def _emit(self) -> None:
@@ -321,25 +301,13 @@ class Gatherer:
 
     def _store_group(self, rows: list[_Row]) -> None:
         rows = [row for row in rows if self._has_data(row)]
-        parts = [row.data or b"" for row in rows]
-        plain = b"".join(parts)
+        plain = b"".join([row.data or b"" for row in rows])
         if not plain:
             return
-        shared = len(rows) > 1  # else the frame's digest is the file's
-        late = [part for row, part in zip(rows, parts, strict=True) if shared and row.digest is None]
-        digests = self._frames.threads.submit(lambda: [frame_digest(each) for each in (plain, *late)])
-        self._hashing.append(_Hashing(rows, plain, digests))
-        if len(self._hashing) > _HASHING:
-            self._store_hashed()
-
-    def _store_hashed(self) -> None:
-        """Keep the group that was read longest ago, and give its files their entries."""
-        group = self._hashing.popleft()
-        frame, *late = group.digests.result()
-        self._frames.put(group.plain, digest=frame)
-        digests, shared, offset = iter(late), len(group.rows) > 1, 0
-        for row in group.rows:
-            digest = (row.digest or next(digests)) if shared else None
+        frame, shared, offset = self._frames.put(plain), len(rows) > 1, 0
+        for row in rows:
+            # alone, the frame's digest is the file's
+            digest = frame_digest(row.data or b"") if shared else None
             row.data = None
             self._finish_row(row, ((frame, offset, row.size),), frame=frame, offset=offset, digest=digest)
             offset += row.size
@@ -478,8 +446,6 @@ def _take_up(row: _Row, read: _Read) -> None:
     row.attributes = _Attributes(
         stat.S_IMODE(status.st_mode), status.st_mtime_ns, owner_name(status.st_uid), group_name(status.st_gid)
     )
-    if read.data is not None and row.size <= _HASHED_AT_ONCE_BYTES:
-        row.digest = frame_digest(read.data)
 
 
 def _entry(item: Item, xattrs: Xattrs, link: bytes | None) -> Entry:
