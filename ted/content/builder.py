@@ -16,6 +16,7 @@ import gc
 import hashlib
 import heapq
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -53,6 +54,7 @@ _DIRECTORY_MODE = 0o755
 _RULES = 1
 """Raised when a build makes something else of the same source: what was noted of it is then forgotten."""
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
+_TURN_S = 0.0001
 _UNLIKE_ANYTHING = Look(b"", 1 << 62)
 
 
@@ -232,7 +234,7 @@ class RevisionBuilder:
         started_s = time.monotonic()
         self._begin()
         try:
-            with _rare_collections():
+            with _interpreter_for_building():
                 return self._build(force=force, check=check, started_s=started_s)
         except OSError as error:
             where = error.filename or self.directory
@@ -418,14 +420,21 @@ class RevisionBuilder:
 
 
 @contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Look for cycles less often: many small objects come and go here, and hardly a cycle among them."""
-    thresholds = gc.get_threshold()
+def _interpreter_for_building() -> Iterator[None]:
+    """Let the interpreter look for cycles less often, and let threads take turns more often.
+
+    Many small objects come and go here, and hardly a cycle among them. And a thread that has compressed a frame waits
+    for its turn longer than it compressed: the thread that walks gives the interpreter up for microseconds only, and
+    has it again before another wakes.
+    """
+    thresholds, turn_s = gc.get_threshold(), sys.getswitchinterval()
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *thresholds[1:])
+    sys.setswitchinterval(_TURN_S)
     try:
         yield
     finally:
         gc.set_threshold(*thresholds)
+        sys.setswitchinterval(turn_s)
 
 
 def _is_whole(record: RevisionRecord, packs: Sequence[EarlierPack]) -> bool:

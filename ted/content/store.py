@@ -101,11 +101,6 @@ class FrameStore:
         self._pack.abandon()
         self._seen.close()
 
-    @property
-    def threads(self) -> ThreadPoolExecutor:
-        """The threads that compress, for other work that needs no interpreter."""
-        return self._pool
-
     def put(self, plain: bytes, *, digest: bytes | None = None) -> bytes:
         """Keep a frame; return its digest, which is computed where the caller does not know it."""
         if digest is None:

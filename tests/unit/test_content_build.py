@@ -19,8 +19,9 @@ import pytest
 
 from ted.content import gather, walk
 from ted.content.builder import BuildResult, RevisionBuilder
+from ted.content.cut import MAX_GROUP_ENTRIES
 from ted.content.entry import Entry, Kind
-from ted.content.gather import _MAX_WAITING_ROWS, Gatherer
+from ted.content.gather import Gatherer
 from ted.content.pack import PackReader
 from ted.content.record import RevisionRecord
 from ted.content.revision import Hole, Revision, diff
@@ -607,7 +608,7 @@ def test_what_waits_for_the_first_file_that_changed_is_bounded(
     monkeypatch.setattr(Gatherer, "take", counted)
     result = place.build(cache=cache)
     assert (result.files, result.frames_new) == (20_000, 3)
-    assert 0 < most <= _MAX_WAITING_ROWS
+    assert 0 < most <= MAX_GROUP_ENTRIES
     (tmp_path / "fresh").mkdir()
     fresh = Place(tmp_path / "fresh")
     fresh.source = place.source
