@@ -18,6 +18,7 @@ import pwd
 import re
 import stat
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -39,6 +40,8 @@ from ted.content.entry import (
 from ted.errors import BuildError, SourceChangedError, UnsupportedFileError
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_AS_STORED = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+"""What ``os.fsencode`` does, for what is a string already."""
 _MAX_OPEN_LEVELS = 64
 _MAX_XATTRS_BYTES = 256 << 10
 _NO_XATTRS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.ENODATA}
@@ -66,9 +69,6 @@ class Excludes:
         """Whether the path relative to the source is left out."""
         expression = self._directory if is_directory else self._any
         return expression is not None and expression.fullmatch(os.fsdecode(relative)) is not None
-
-    def __bool__(self) -> bool:
-        return self._directory is not None
 
 
 def _compiled(expressions: list[str]) -> re.Pattern[str] | None:
@@ -226,9 +226,9 @@ class SourceTree:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
             with os.scandir(fd) as found:
                 for each in found:
-                    name, held = os.fsencode(each.name), each.stat(follow_symlinks=False)
+                    name, held = each.name.encode(*_AS_STORED), each.stat(follow_symlinks=False)
                     is_directory = stat.S_ISDIR(held.st_mode)
-                    if excludes and excludes.match(prefix + name, is_directory=is_directory):
+                    if excludes.patterns and excludes.match(prefix + name, is_directory=is_directory):
                         continue
                     rows.append(_status_row(name, held))
                     if held.st_ctime_ns > newest_ns or held.st_mtime_ns > newest_ns:
@@ -301,8 +301,12 @@ class SourceTree:
 
     def _item(self, level: _Level, name: bytes) -> Item | None:
         relative = (*level.relative, name)
-        status = self._stat(relative, level.fd)
-        if self._excludes and self._excludes.match(b"/".join(relative), is_directory=stat.S_ISDIR(status.st_mode)):
+        try:
+            status = os.stat(name, dir_fd=level.fd, follow_symlinks=False)
+        except OSError as error:
+            self._fail(error, relative)
+        excludes = self._excludes
+        if excludes.patterns and excludes.match(b"/".join(relative), is_directory=stat.S_ISDIR(status.st_mode)):
             return None
         path = level.prefix + name
         if not stat.S_ISREG(status.st_mode) or len(name) > MAX_COMPONENT_BYTES or len(path) > MAX_PATH_BYTES:
@@ -363,17 +367,11 @@ class SourceTree:
 
     def _names(self, fd: int, relative: Components) -> list[bytes]:
         try:
-            names = [os.fsencode(name) for name in os.listdir(fd)]
+            names = [name.encode(*_AS_STORED) for name in os.listdir(fd)]
         except OSError as error:
             self._fail(error, relative)
         names.sort(reverse=True)  # taken from the end
         return names
-
-    def _stat(self, relative: Components, directory_fd: int) -> os.stat_result:
-        try:
-            return os.stat(relative[-1], dir_fd=directory_fd, follow_symlinks=False)
-        except OSError as error:
-            self._fail(error, relative)
 
     def _fail(self, error: OSError, relative: Components) -> NoReturn:
         fail(error, self.name_of(relative))
