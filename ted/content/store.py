@@ -2,7 +2,7 @@
 
 Rules:
  * A frame that a kept revision's pack holds is referred to, not repeated.
- * Frames are compressed on two threads and written in the order they came: same input, same pack.
+ * Frames are compressed on two threads, some at a time, and written in the order they came: same input, same pack.
  * At most 16 MiB wait to be written, whatever the size of the source.
  * A pack less than a quarter of which would be live is retired, and so are those with the fewest live bytes beyond 32
    packs: their live frames move into the new pack.
@@ -22,6 +22,8 @@ from ted.content.record import MAX_PACKS, PackRef
 
 _WORKERS = 2
 _MAX_WAITING_BYTES = 16 << 20
+_BATCH_BYTES = 512 << 10
+"""So much goes to a thread at once: to take turns at the interpreter costs time, most of all on a busy machine."""
 _LIVE_SHARE_TO_KEEP = 4
 
 
@@ -91,7 +93,9 @@ class FrameStore:
         self._pack = PackWriter(pack_path)
         self._seen = DigestTable(pack_path.parent)
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="ted-compress")
-        self._waiting: deque[Future[Encoded]] = deque()
+        self._batch: list[tuple[bytes, bytes]] = []
+        self._batch_bytes = 0
+        self._waiting: deque[Future[list[Encoded]]] = deque()
         self._waiting_sizes: deque[int] = deque()
         self._waiting_bytes = 0
 
@@ -107,11 +111,10 @@ class FrameStore:
             digest = frame_digest(plain)
         if not self.need(digest) and digest not in self._seen:
             self._seen.add(digest)
-            self._waiting.append(self._pool.submit(encode, plain, self._level, digest=digest))
-            self._waiting_sizes.append(len(plain))
-            self._waiting_bytes += len(plain)
-            while self._waiting_bytes > _MAX_WAITING_BYTES:
-                self._write_next()
+            self._batch.append((plain, digest))
+            self._batch_bytes += len(plain)
+            if self._batch_bytes >= _BATCH_BYTES:
+                self._compress_batch()
         return digest
 
     def need(self, digest: bytes) -> bool:
@@ -141,6 +144,8 @@ class FrameStore:
 
     def finish(self) -> list[PackRef]:
         """Write the new pack to its end, durably; return the earlier packs it needs beside it."""
+        if self._batch:
+            self._compress_batch()
         while self._waiting:
             self._write_next()
         kept = self._retire()
@@ -160,5 +165,18 @@ class FrameStore:
         return [pack for pack in needed if pack.ref.revision in keep]
 
     def _write_next(self) -> None:
-        self._pack.add(self._waiting.popleft().result())
+        for frame in self._waiting.popleft().result():
+            self._pack.add(frame)
         self._waiting_bytes -= self._waiting_sizes.popleft()
+
+    def _compress_batch(self) -> None:
+        self._waiting.append(self._pool.submit(_encode_all, self._batch, self._level))
+        self._waiting_sizes.append(self._batch_bytes)
+        self._waiting_bytes += self._batch_bytes
+        self._batch, self._batch_bytes = [], 0
+        while self._waiting_bytes > _MAX_WAITING_BYTES:
+            self._write_next()
+
+
+def _encode_all(frames: Sequence[tuple[bytes, bytes]], level: int) -> list[Encoded]:
+    return [encode(plain, level, digest=digest) for plain, digest in frames]
