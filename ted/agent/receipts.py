@@ -43,6 +43,8 @@ class Receipts:
         self._loop = asyncio.get_running_loop()
         self._not_before_s: dict[Peer, tuple[float, float]] = {}
         self._under_way: dict[Peer, asyncio.Task[None]] = {}
+        self._more: set[Peer] = set()
+        """Peers for whom something came while something else was on its way to them."""
         self._names: dict[tuple[str, str], set[str]] = {}
         self._settling = 0
 
@@ -152,13 +154,18 @@ class Receipts:
             if (peer := peers[key]) is not None:
                 by_peer[peer].append(row)
         for peer, batch in by_peer.items():
-            if peer not in self._under_way:  # one that stalls holds up nobody else
+            if peer in self._under_way:  # one that stalls holds up nobody else
+                self._more.add(peer)
+            else:
                 task = asyncio.create_task(self._deliver(peer, batch))
                 self._under_way[peer] = task
                 task.add_done_callback(partial(self._delivered, peer))
 
     def _delivered(self, peer: Peer, task: asyncio.Task[None]) -> None:
         self._under_way.pop(peer, None)
+        if peer in self._more:
+            self._more.discard(peer)
+            self._wake.set()
         if not task.cancelled() and task.exception() is not None:
             log.error("receipts for %s", peer, exc_info=task.exception())
 

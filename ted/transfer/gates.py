@@ -19,6 +19,7 @@ from types import TracebackType
 from ted.transfer.pacing import Bucket, OutputLimits, Pacer, Transfer, piece_bytes
 
 HELD_FROM_S = 0.05
+SO_MAX_PACING_RATE, UNPACED = 47, -1  # linux/socket.h; the module socket has no name for it
 SMALL_BUFFER_BYTES = 128 * 1024
 LARGE_BUFFER_BYTES = 4 * 1024 * 1024
 
@@ -215,7 +216,13 @@ def limit_unsent(sock: socket.socket | None, queue_bytes: int) -> None:
 
 
 def fit_send_buffer(sock: socket.socket | None, rate_bytes_s: int | None) -> None:
-    """Let a low rate's connection have little under way; a high one, or none, as much as its line needs."""
+    """Let a low rate's connection have little under way; a high one, or none, as much as its line needs.
+
+    The system spreads what it is given over the time it should take: a burst that meets a line hardly faster than the
+    rate would stand in its queue for seconds, and whatever is urgent behind it.
+    """
+    paced = rate_bytes_s is not None and rate_bytes_s < 1 << 31
+    _set(sock, socket.SOL_SOCKET, SO_MAX_PACING_RATE, int(rate_bytes_s or 0) if paced else UNPACED)
     small = rate_bytes_s is not None and rate_bytes_s / 4 <= SMALL_BUFFER_BYTES
     _set(sock, socket.SOL_SOCKET, socket.SO_SNDBUF,
          max(16 * 1024, (rate_bytes_s or 0) // 4) if small else LARGE_BUFFER_BYTES)  # fmt: skip

@@ -192,7 +192,7 @@ class Pacer:
                 if admitted is not None and transfer not in admitted:
                     held.append(transfer)
                 elif bucket.take(transfer.asks_bytes, now_s):
-                    self._drain_below(priority, transfer.asks_bytes, now_s)
+                    self._drain_others(priority, transfer.asks_bytes, now_s)
                     transfer.asks_bytes = None
                     granted.append(transfer)
                 else:
@@ -208,11 +208,12 @@ class Pacer:
                 slots = max(0, slots - len(self._active[priority]))
         return granted, look_at_s
 
-    def _drain_below(self, priority: str, size_bytes: float, now_s: float) -> None:
-        """What a class sends, those below it cannot save up: they share its line."""
+    def _drain_others(self, priority: str, size_bytes: float, now_s: float) -> None:
+        """What a class sends, the others cannot save up: they share its line."""
         if not self.limits.fill_spare_slots:
-            for lower in PRIORITIES[PRIORITIES.index(priority) + 1 :]:
-                self._buckets[lower].drain(size_bytes, now_s)
+            for other in PRIORITIES:
+                if other != priority:
+                    self._buckets[other].drain(size_bytes, now_s)
 
     def _admitted(self, priority: str, slots: int | None) -> set[Transfer] | None:
         """Return those of a class that have a slot; ``None``: all."""

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 MIB = 1024 * 1024
 BULK_BYTES = 24_000_000
 ROUNDS = 3
-RATES = {"high": 1_220_000, "low": 1_220_000}  # just under the lines: no queue forms in them
+RATES = {"high": 1_200_000, "low": 1_200_000}  # 96 % of a line: its other way's acknowledgements need 2 %
 LINE_BYTES_S = 10e6 / 8
 
 
@@ -28,7 +28,7 @@ def distribution(fleet: LabFleet, name: str, size: int, priority: str) -> dict[s
 
 
 @pytest.mark.parametrize(
-    ("most", "more_s", "least_used"), [(1.0, 4.0, 0.7), pytest.param(1.5, 0.0, 0.85, marks=pytest.mark.slow)]
+    ("most", "more_s", "least_used"), [(1.0, 4.0, 0.7), pytest.param(1.25, 0.0, 0.95, marks=pytest.mark.slow)]
 )
 def test_urgent_overtakes_bulk_over_three_tiers_and_the_lines_stay_full(
     fleet: LabFleet, lab_of: Callable[..., Lab], most: float, more_s: float, least_used: float
@@ -56,9 +56,10 @@ def test_urgent_overtakes_bulk_over_three_tiers_and_the_lines_stay_full(
     bulk = fleet.ted("dist", "send", "bulk", "--no-wait")["sends"][0]["send"]
     fleet.until(lambda: lab.line_bytes("s3")["down"] > 2 * MIB)
     for sent in range(1, ROUNDS + 1):
-        began_s, before = time.monotonic(), lab.line_bytes("s1")["down"]
+        before, began_s = lab.line_bytes("s1")["down"], time.monotonic()
         urgent_s = sent_s(fleet, f"urgent{sent - 1}")
-        used = (lab.line_bytes("s1")["down"] - before) / LINE_BYTES_S / (time.monotonic() - began_s)
+        after, ended_s = lab.line_bytes("s1")["down"], time.monotonic()
+        used = (after - before) / LINE_BYTES_S / (ended_s - began_s)
         print(f"idle {idle_s} s, urgent {urgent_s} s, {urgent_s / idle_s:.2f}; the first line was used {used:.1%}")
         assert fleet.states("dist", "bulk")["r3"] == "receiving"
         if urgent_s < most * idle_s + more_s and used > least_used:

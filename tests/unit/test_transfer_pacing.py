@@ -173,6 +173,18 @@ def test_what_is_urgent_overtakes_within_one_piece_and_the_bulk_goes_on() -> Non
     assert line.now_s == pytest.approx(11.0, rel=0.02), "no time was lost"
 
 
+@pytest.mark.parametrize(("first", "then"), [("low", "high"), ("high", "low")])
+def test_who_comes_after_another_class_brings_no_burst_into_its_line(first: str, then: str) -> None:
+    line = Line(OutputLimits(high=MB, low=MB))
+    line.add(first, "first", 3 * MB)
+    line.add(then, "then", MB, at_s=1.0)
+    line.run()
+    piece = piece_bytes(MB)
+    for start_s in (1.0, 2.0, 3.0):
+        came = sum(size for when_s, _, size in line.sent if start_s <= when_s < start_s + 0.5)
+        assert came <= 0.5 * MB + 2 * piece
+
+
 def test_a_transfer_whose_blocks_are_still_to_come_holds_nobody_back() -> None:
     """PRI-3: strict order is for what can be sent; a relay's line is not left idle."""
     pacer = Pacer(OutputLimits(), 0.0)
