@@ -2,6 +2,8 @@
 
 Rules:
  * Plugins are what the entry-point group ``ted`` names; the built-in types come the same way.
+ * ted's own plugins bring the type of their entry point's name and nothing else: each is loaded when its type is
+   asked for. Others may bring wrappers and commands, so they are loaded at once.
  * A plugin that cannot be loaded, or that has a hook nobody knows, is set aside with its cause: other types go on
    working.
  * Two plugins of one type: neither is used, for nobody could say which.
@@ -14,6 +16,7 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from ted.content.builder import RevisionBuilder
 
 GROUP = "ted"
+OWN = "ted_plugins."
+"""Where ted's own plugins lie."""
 DATA = "data"
 """Where a type's own tree lies in the content tree."""
 
@@ -75,11 +80,22 @@ class Plugins:
     def __init__(self, found: Sequence[EntryPoint] | None = None) -> None:
         self._manager = pluggy.PluginManager("ted")
         self._manager.add_hookspecs(hookspecs.Hooks)
-        self.broken: list[Broken] = []
+        self._broken: list[Broken] = []
+        self._waiting: dict[str, EntryPoint] = {}
+        self._loading = threading.RLock()
         self._types: dict[str, KnownType] = {}
         self._twice: dict[str, str] = {}
         for entry_point in sorted(found if found is not None else entry_points(group=GROUP), key=lambda e: e.name):
-            self._load(entry_point)
+            if entry_point.module.startswith(OWN) and entry_point.name not in self._waiting:
+                self._waiting[entry_point.name] = entry_point
+            else:
+                self._load(entry_point)
+
+    def _load_waiting(self, *names: str) -> None:
+        with self._loading:  # who asks meanwhile, in another thread, waits
+            for name in names or tuple(self._waiting):
+                if (entry_point := self._waiting.pop(name, None)) is not None:
+                    self._load(entry_point)
 
     def _load(self, entry_point: EntryPoint) -> None:
         package = entry_point.dist.name if entry_point.dist is not None else entry_point.module
@@ -89,7 +105,7 @@ class Plugins:
             cause = f"{type(error).__name__}: {error}"
             if isinstance(error, TedError):
                 cause = f"{error.message} ({error.hint})" if error.hint else error.message
-            self.broken.append(Broken(entry_point.name, package, cause))
+            self._broken.append(Broken(entry_point.name, package, cause))
             log.warning("plugin %s of %s cannot be used: %s", entry_point.name, package, cause)
 
     def register(self, plugin: object, name: str, package: str) -> None:
@@ -158,8 +174,15 @@ class Plugins:
 
     # -- what is known
 
+    @property
+    def broken(self) -> list[Broken]:
+        """The plugins that cannot be used."""
+        self._load_waiting()
+        return self._broken
+
     def types(self) -> list[KnownType]:
         """Return the types known here, sorted by name."""
+        self._load_waiting()
         return [self._types[name] for name in sorted(self._types)]
 
     def type_named(self, name: str) -> KnownType:
@@ -168,8 +191,10 @@ class Plugins:
         Raises:
             PluginError: It is not installed here, its plugin is broken, or two packages bring it.
         """
+        self._load_waiting(name)
         if name in self._types:
             return self._types[name]
+        self._load_waiting()
         if name in self._twice:
             raise PluginError(
                 f"type {name!r} is brought by more than one package: {self._twice[name]}", hint="uninstall one of them"
@@ -205,6 +230,7 @@ class Plugins:
     def commands(self) -> dict[str, click.Command]:
         """Return the commands plugins bring, by name; what cannot be used is left out."""
         found: dict[str, click.Command] = {}
+        self._load_waiting()
         for implementation in self._manager.hook.ted_cli_command.get_hookimpls():
             try:
                 command: Any = implementation.function()
@@ -277,6 +303,7 @@ class Plugins:
 
     def has_rollback(self, type_name: str) -> bool:
         """Return whether the type wants to be called after a rollback; False when it is not known here."""
+        self._load_waiting(type_name)
         known = self._types.get(type_name)
         return known is not None and self._has(known.plugin, "ted_rollback")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ted.errors import BuildError, OptionsError, PluginError
 from ted.install.extract import extract
 from ted.install.rollback import rollback
 from ted.install.verify import verify_installed
-from ted.plugins import Plugins
+from ted.plugins import OWN, Plugins
 
 NOTE_TYPE = """
 from pydantic import BaseModel, ConfigDict, Field
@@ -265,6 +266,34 @@ def test_every_option_is_described_in_the_page_of_the_type() -> None:
         for name, field in fields.items():
             assert field.get("description"), name
             assert f"| `{name}` |" in page, name
+
+
+def test_only_the_plugin_that_is_asked_for_is_loaded() -> None:
+    ask = "import sys; from ted.plugins import installed; installed().type_named('file'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    loaded = [name for name in done.stdout.split() if name.startswith("ted_plugins.")]
+    assert "ted_plugins.file" in loaded
+    assert not {"ted_plugins.http", "ted_plugins.rpm", "ted_plugins.desktop"} & set(loaded)
+
+
+def test_teds_own_plugins_bring_the_type_they_are_called_by_and_no_more() -> None:
+    """So a plugin that waits is missed by nobody: it wraps nothing and has no commands."""
+    of_a_type = {"ted_type", "ted_build", "ted_extract", "ted_verify", "ted_rollback", "ted_sample"}
+    for entry_point in entry_points(group="ted"):
+        if entry_point.module.startswith(OWN):
+            plugin = entry_point.load()
+            found = {name: getattr(each, "ted_impl", None) for name, each in vars(plugin).items()}
+            hooks = {name for name, options in found.items() if isinstance(options, dict)}
+            assert plugin.ted_type().name == entry_point.name
+            assert hooks <= of_a_type
+            assert not any(getattr(plugin, name).ted_impl["wrapper"] for name in hooks)
+
+
+def test_a_strangers_plugin_of_one_of_teds_types_is_found_at_once(plugin: Callable[[str, str], EntryPoint]) -> None:
+    text = NOTE_TYPE.replace('TypeInfo("note"', 'TypeInfo("file"')
+    plugins = Plugins([FILE, plugin("ted_test_stranger", text)])
+    with pytest.raises(PluginError, match="brought by more than one package"):
+        plugins.type_named("file")
 
 
 def test_every_hook_is_on_the_page_for_authors_with_its_signature() -> None:
