@@ -32,7 +32,8 @@ SHOWN_CAUSES = 5
 @click.option("--limit", help="Only these subscribers, separated by commas.")
 @click.option("--revision", help="This revision and not the newest; with one DISTRIBUTION.")
 @click.option("--check", is_flag=True, help="Show the lines and their bytes; send nothing.")
-@click.option("--no-wait", is_flag=True, help="Return when the send has begun.")
+@click.option("--no-wait", is_flag=True,
+              help="Return when the send has begun, or --timeout later; what is not done by then is no failure.")
 @click.option("--timeout", "timeout_s", type=float, default=None,
               help="Seconds to wait for the last receiver; default: until every one has ended, "
                    "with --watch 0.")  # fmt: skip
@@ -78,7 +79,7 @@ def command(
         ids = call_agent(config.working.state, "send", names=names, channel=channel, limit=targets,
                          revision=revision, inventory=inventory,
                          ends_at=None if ends_at is None else ends_at.isoformat())["sends"]  # fmt: skip
-        results = [_result(journal, send) for send in ids] if no_wait else _follow(journal, ids, timeout_s)
+        results = _follow(journal, ids, (timeout_s or 0) if no_wait else timeout_s)
         error = None if no_wait else _incomplete(results, ends_at)
         if error is None or not settings.as_json:
             _show(settings, results, ends_at)

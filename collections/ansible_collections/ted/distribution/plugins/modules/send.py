@@ -210,6 +210,8 @@ from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
 
 # Here C(timeout) is for the whole way down the tree; the process that starts or foretells it has this long at least.
 START_LIMIT_S = 600
+# A send that finds everything there is over by then, and needs no further look.
+FIRST_LOOK_S = 1
 
 
 def words(params, check_mode):
@@ -222,6 +224,7 @@ def words(params, check_mode):
         + option("--limit", ",".join(params["limit"] or []))
         + flag("--check", check_mode)
         + flag("--no-wait", not check_mode)
+        + option("--timeout", FIRST_LOOK_S if params["wait"] and not check_mode else None)
         + ["--"]
         + names(params)
     )
