@@ -13,7 +13,6 @@ from ted.cli.main import Settings, emit, tabulated
 from ted.cli.progress import download_bar, human_bytes
 from ted.config import NodeConfig
 from ted.errors import TedError
-from ted.topology.inventory import STDIN
 
 
 @click.command("build")
@@ -35,7 +34,7 @@ def command(settings: Settings, names: tuple[str, ...], check: bool, force: bool
         builder = Builder(config, topology, journal, base=_base(settings))
         for distribution in builder.wanted(names):
             try:
-                with download_bar() as show:
+                with download_bar(as_json=settings.as_json) as show:
                     built = builder.build(distribution, force=force, check=check, progress=show)
                 row = built.to_dict() | {"error": None}
             except TedError as error:
@@ -68,6 +67,6 @@ def _show(settings: Settings, rows: list[dict[str, Any]], *, check: bool) -> Non
 
 
 def _base(settings: Settings) -> Any:
-    if settings.inventory in (None, STDIN):
+    if settings.inventory is None or settings.inventory_on_stdin:
         return settings.config
     return settings.inventory if settings.inventory.is_dir() else settings.inventory.parent

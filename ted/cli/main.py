@@ -53,6 +53,11 @@ class Settings:
     as_json: bool
     verbose: bool
 
+    @property
+    def inventory_on_stdin(self) -> bool:
+        """Whether the inventory comes by standard input."""
+        return str(self.inventory) == "-"
+
 
 class Commands(click.Group):
     """A group whose list of commands tells each in a whole sentence."""

@@ -23,22 +23,26 @@ _SHOW_EVERY_S = 0.1
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """Yield a progress display for bytes; it shows itself only where a person looks."""
+def progress_bar(*, as_json: bool) -> Iterator[Progress]:
+    """Yield a progress display for bytes; it shows itself only where a person looks.
+
+    Args:
+        as_json: A program reads what the command says; on a terminal that ssh made, error output stands between it.
+    """
     with Progress(
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True,
+        console=Console(stderr=True), disable=as_json or not sys.stderr.isatty(), transient=True,
     ) as progress:  # fmt: skip
         yield progress
 
 
 @contextmanager
-def download_bar() -> Iterator[Callable[[int, int | None, str], None] | None]:
+def download_bar(*, as_json: bool) -> Iterator[Callable[[int, int | None, str], None] | None]:
     """Yield what shows how far a download is: bytes done, bytes in all, what; ``None`` where nobody looks."""
-    if not sys.stderr.isatty():
+    if as_json or not sys.stderr.isatty():
         yield None
         return
-    with progress_bar() as progress:
+    with progress_bar(as_json=as_json) as progress:
         tasks: dict[str, TaskID] = {}
         lock = threading.Lock()
         shown_s = 0.0

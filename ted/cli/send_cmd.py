@@ -19,7 +19,6 @@ from ted.config import NodeConfig
 from ted.errors import ConfigError, IncompleteError, UnknownNameError, UsageError, WindowClosedError
 from ted.records.journal import Journal
 from ted.records.sends import send_result
-from ted.topology.inventory import STDIN
 from ted.topology.schedule import parse_end
 
 POLL_S = 0.2
@@ -59,7 +58,7 @@ def command(
     journal = open_journal(config)
     try:
         if watch:
-            _show(settings, _follow(journal, list(watch), timeout_s or 0))
+            _show(settings, _follow(settings, journal, list(watch), timeout_s or 0))
             return
         if not config.distributor:
             raise ConfigError(f"{config.node} is no Distributor",
@@ -72,14 +71,14 @@ def command(
         if check:
             _show(settings, _planned(settings, config, journal, names, channel, targets, revision), ends_at)
             return
-        if settings.inventory == STDIN:
+        if settings.inventory_on_stdin:
             raise UsageError("an inventory on standard input foretells only: the agent sends by one that stays",
                              hint="name a file with --inventory, or add --check")  # fmt: skip
         inventory = None if settings.inventory is None else str(Path(settings.inventory).resolve())
         ids = call_agent(config.working.state, "send", names=names, channel=channel, limit=targets,
                          revision=revision, inventory=inventory,
                          ends_at=None if ends_at is None else ends_at.isoformat())["sends"]  # fmt: skip
-        results = _follow(journal, ids, (timeout_s or 0) if no_wait else timeout_s)
+        results = _follow(settings, journal, ids, (timeout_s or 0) if no_wait else timeout_s)
         error = None if no_wait else _incomplete(results, ends_at)
         if error is None or not settings.as_json:
             _show(settings, results, ends_at)
@@ -99,9 +98,11 @@ def _planned(
     return [plan_result(plan, plan_bytes(plan, journal, config.working), journal) for plan in plans]
 
 
-def _follow(journal: Journal, sends: list[str], timeout_s: float | None) -> list[dict[str, Any]]:
+def _follow(
+    settings: Settings, journal: Journal, sends: list[str], timeout_s: float | None
+) -> list[dict[str, Any]]:
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-    with progress_bar() as bar:
+    with progress_bar(as_json=settings.as_json) as bar:
         tasks = {send: bar.add_task(send, total=None) for send in sends}
         while True:
             results = [_result(journal, send) for send in sends]
