@@ -156,7 +156,7 @@ class Receipts:
         for peer, batch in by_peer.items():
             if peer in self._under_way:  # one that stalls holds up nobody else
                 self._more.add(peer)
-            else:
+            elif self._loop.time() >= self._retry(peer)[0]:
                 task = asyncio.create_task(self._deliver(peer, batch))
                 self._under_way[peer] = task
                 task.add_done_callback(partial(self._delivered, peer))
@@ -180,11 +180,12 @@ class Receipts:
                 return Peer(sender.name, sender.address, sender.port)
         return None
 
+    def _retry(self, peer: Peer) -> tuple[float, float]:
+        """Return before when a peer that did not answer is not asked, and how long it then has if it fails again."""
+        return self._not_before_s.get(peer, (0.0, FIRST_RETRY_S))
+
     async def _deliver(self, peer: Peer, rows: list[NodeState]) -> None:
-        now_s = self._loop.time()
-        not_before_s, delay_s = self._not_before_s.get(peer, (0.0, FIRST_RETRY_S))
-        if now_s < not_before_s:
-            return
+        now_s, (_, delay_s) = self._loop.time(), self._retry(peer)
         try:
             for start in range(0, len(rows), BATCH):
                 batch = rows[start : start + BATCH]

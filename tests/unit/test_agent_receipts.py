@@ -1,0 +1,64 @@
+"""The pump of receipts where the node above does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from ted.agent import receipts
+from ted.agent.receipts import Receipts
+from ted.errors import TransferError
+from ted.records.states import NodeState, State
+from ted.transfer.client import Peer
+
+WAITING = NodeState("sub", "hq", "maps", "20260101T000000Z", State.RECEIVED, "2026-01-01T00:00:00Z", None, 5, 1, 1,
+                    False, None)  # fmt: skip
+
+
+class DeadEnd:
+    """A node whose outbox is never taken, for nobody above answers."""
+
+    name = "relay"
+    config = SimpleNamespace(retry_interval=60)
+
+    def __init__(self, threads: ThreadPoolExecutor) -> None:
+        self.looks = self.calls = 0
+        self.journal = self.pool = self
+        self._threads = threads
+
+    def outbox(self) -> list[NodeState]:
+        self.looks += 1
+        return [WAITING]
+
+    def call_json(self, *_: Any) -> None:
+        self.calls += 1
+        raise TransferError("nobody answers")
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    call = run
+
+
+def test_a_peer_that_does_not_answer_costs_no_busy_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receipts, "SETTLE_S", 0.5)
+
+    async def settle(node: DeadEnd) -> bool:
+        pump = Receipts(cast("Any", node))
+        monkeypatch.setattr(pump, "_above", lambda *_: Peer("hq", "192.0.2.1", 7465))
+        running = asyncio.create_task(pump.run())
+        try:
+            return await pump.settle()
+        finally:
+            running.cancel()
+
+    with ThreadPoolExecutor(1) as threads:
+        node = DeadEnd(threads)
+        assert not asyncio.run(settle(node))
+    assert node.calls == 1
+    assert node.looks < 20
