@@ -228,6 +228,13 @@ def fit_send_buffer(sock: socket.socket | None, rate_bytes_s: int | None) -> Non
          max(16 * 1024, (rate_bytes_s or 0) // 4) if small else LARGE_BUFFER_BYTES)  # fmt: skip
 
 
+def forget_rate(sock: socket.socket | None) -> None:
+    """Take back the rate that an earlier transfer left on a connection that was kept."""
+    with suppress(OSError, AttributeError):
+        if sock.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE) != UNPACED:  # type: ignore[union-attr]
+            fit_send_buffer(sock, None)
+
+
 def fit_receive_buffer(sock: socket.socket | None, window_bytes: int | None) -> None:
     """Let the system take in about ``window_bytes`` before they are read; ``None``: as much as the line needs."""
     _set(sock, socket.SOL_SOCKET, socket.SO_RCVBUF, window_bytes or LARGE_BUFFER_BYTES)

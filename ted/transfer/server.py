@@ -42,7 +42,7 @@ from ted.errors import (
     TrustError,
 )
 from ted.transfer.client import packed
-from ted.transfer.gates import OutputGate, Turn, fit_send_buffer, limit_unsent, segment_bytes
+from ted.transfer.gates import OutputGate, Turn, fit_send_buffer, forget_rate, limit_unsent, segment_bytes
 from ted.transfer.pacing import LEAST_QUEUE_BYTES, Patience, Queue, wire_factor
 from ted.transfer.packs import PackStore, Run, ServedPack, blocks_of, runs_bytes
 from ted.transfer.tls import TlsTransport
@@ -273,6 +273,7 @@ class _Stream:
         self._watch = _Watch(self._transport)
         self._unbroken_bytes = 0
         self._queue = Queue(time.monotonic())
+        forget_rate(self._socket)
         limit_unsent(self._socket, self._queue.size_bytes)
 
     def __enter__(self) -> Self:

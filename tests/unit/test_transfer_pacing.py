@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
+import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from ted.transfer.gates import SO_MAX_PACING_RATE, UNPACED, fit_send_buffer
 from ted.transfer.pacing import (
     LEAST_QUEUE_BYTES,
     MOST_QUEUE_BYTES,
@@ -26,6 +31,7 @@ from ted.transfer.pacing import (
     piece_bytes,
     wire_factor,
 )
+from ted.transfer.server import _Stream
 
 MB = 1_000_000
 
@@ -427,3 +433,22 @@ def test_what_a_queue_takes_at_once_says_nothing_of_the_line() -> None:
     queue = Queue(0.0)
     assert not any(queue.moved(LEAST_QUEUE_BYTES, 0.001 * number) for number in range(10))
     assert queue.size_bytes == LEAST_QUEUE_BYTES
+
+
+def test_a_connection_that_is_kept_keeps_no_rate_of_the_transfer_before() -> None:
+    async def answered_on(sock: socket.socket) -> None:
+        """Begin an answer, at no rate, where another went before."""
+        transport = SimpleNamespace(get_extra_info={"socket": sock}.get)
+        request = SimpleNamespace(transport=transport)
+        _Stream(cast("Any", request), *cast("Any", [None] * 3), alive_every_s=1.0, executor=cast("Any", None))
+
+    with socket.socket() as sock:
+        own_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        asyncio.run(answered_on(sock))
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == own_bytes
+        fit_send_buffer(sock, 125_000)
+        assert sock.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE) == 125_000
+        slow_bytes = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        asyncio.run(answered_on(sock))
+        assert sock.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE) == UNPACED
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > slow_bytes
