@@ -215,6 +215,26 @@ def test_a_distributor_gets_its_own_secrets_and_no_others(filtered: Any) -> None
     assert filtered["own"] == filtered["topology"]
 
 
+FORETOLD = """
+- hosts: localhost
+  gather_facts: false
+  vars:
+    tree: {_meta: {hostvars: {hq: {password: hunter2}}}}
+    ansible_python_interpreter: "{{ ansible_playbook_python }}"
+  tasks:
+    - {ted.distribution.build: {topology: "{{ tree | to_json }}"}, ignore_errors: true}
+    - {ted.distribution.send: {topology: "{{ tree | to_json }}"}, ignore_errors: true}
+"""
+
+
+def test_the_tree_that_a_check_goes_by_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "play.yml").write_text(FORETOLD)
+    command = ["ansible-playbook", "-vvv", "--check", "-i", "localhost,", "-c", "local", str(tmp_path / "play.yml")]
+    done = run(command, tmp_path / "home", ANSIBLE_CONFIG=str(REPOSITORY / "ansible.cfg"))
+    assert done.stdout.count("topology: VALUE_SPECIFIED_IN_NO_LOG_PARAMETER") == 2, done.stdout + done.stderr
+    assert "hunter2" not in done.stdout
+
+
 def test_the_topology_holds_the_contracts_variables_and_nothing_else(filtered: Any) -> None:
     hostvars = filtered["topology"]["_meta"]["hostvars"]
     assert set(hostvars) == {"hq", "relay", "s01", "s02", "lonely", "partner"}

@@ -43,7 +43,7 @@ options:
       - In check mode, go by this tree (JSON, as the filter P(ted.distribution.topology#filter) returns it) and not by
         the one that is installed. So a check of F(playbooks/site.yml) foretells what a changed inventory leads to.
       - Without check mode the tree that is installed counts.
-    type: str
+    type: json
 """
 
 EXAMPLES = r"""
@@ -164,7 +164,7 @@ def main():
     module = ted_module(
         name={"type": "list", "elements": "str", "aliases": ["distribution"]},
         force={"type": "bool", "default": False},
-        topology={"type": "str"},
+        topology={"type": "json", "no_log": True},
     )
     ted = Ted(module)
     ted.foretell_unset(distributions=[])

@@ -88,7 +88,7 @@ options:
       - In check mode, go by this tree (JSON, as the filter P(ted.distribution.topology#filter) returns it) and not by
         the one that is installed. So a check of F(playbooks/site.yml) foretells what a changed inventory leads to.
       - Without check mode the tree that is installed counts.
-    type: str
+    type: json
 """
 
 EXAMPLES = r"""
@@ -242,7 +242,7 @@ def main():
         interval={"type": "int", "default": 5},
         watch={"type": "list", "elements": "str"},
         allow_incomplete={"type": "bool", "default": False},
-        topology={"type": "str"},
+        topology={"type": "json", "no_log": True},
         rules={"mutually_exclusive": [("watch", "name"), ("watch", "channel"), ("watch", "limit")]},
     )
     ted = Ted(module)

@@ -233,6 +233,12 @@ def text(value):
 def targets(hostvars, groups, distribution=None, channel=None):
     """Return the hosts (no External Subscribers) that shall have a distribution, or any, in inventory order."""
     wanted = {name for owner in distributors(groups) for name in channels_of(hostvars, owner, distribution)}
+    return receivers(groups, wanted, channel)
+
+
+def receivers(groups, wanted, channel=None):
+    """Return the hosts (no External Subscribers) on the channels ``wanted``, or on one of them, in inventory order."""
+    wanted = set(wanted)
     if channel:
         wanted &= {channel}
     hosts = {str(host) for name in wanted for host in groups.get(name, [])}
@@ -281,9 +287,8 @@ def channels_of(hostvars, owner, distribution=None):
 def to_be_built(hostvars, distributor, channel=None):
     """Return the distributions of which this run's check foretold a new revision (that goes out on ``channel``)."""
     said = get(hostvars, distributor, "build_done", {}) or {}
-    mine = get(hostvars, distributor, "ted_distributions", {}) or {}
     names = [row["distribution"] for row in said.get("distributions") or [] if row.get("check") and row.get("changed")]
-    return [name for name in names if not channel or channel in (mine.get(name) or {}).get("channels", [])]
+    return [name for name in names if not channel or channel in channels_of(hostvars, distributor, name)]
 
 
 def to_come(hostvars, groups, host, channel=None):
@@ -292,7 +297,7 @@ def to_come(hostvars, groups, host, channel=None):
         name
         for owner in distributors(groups)
         for name in to_be_built(hostvars, owner, channel)
-        if host in targets(hostvars, groups, name, channel)
+        if host in receivers(groups, channels_of(hostvars, owner, name), channel)
     }
     for turn in (get(hostvars, host, "send_done", {}) or {}).get("results") or []:
         names.update(
