@@ -133,23 +133,34 @@ class Crew:
 
     def start(self) -> bool:
         """Fork the workers, as many as are worth it and the system has room for; return whether there are any."""
-        parent = os.getpid()
-        for _ in range(workers_possible(self.source)):
-            ours, theirs = Pipe()
-            try:
-                pid = os.fork()
-            except OSError:
-                ours.close()
-                theirs.close()
-                break
-            if pid == 0:
-                others = [ours, *(each.connection for each in self._workers)]
-                _be_worker(parent, theirs, others, self.staged, self.source)
-            theirs.close()
-            self._workers.append(_Worker(pid, ours))
+        wanted = workers_possible(self.source)
+        # A signal that comes to a worker before it has its own ways would be obeyed as if it were the parent.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            while len(self._workers) < wanted and self._fork(held):
+                pass
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         if self._workers:
             gc.freeze()  # what is there is not looked through again and again while much comes and goes
         return bool(self._workers)
+
+    def _fork(self, held: set[int]) -> bool:
+        """Fork a worker, which lets the signals ``held`` stay blocked; return whether there was room for it."""
+        parent = os.getpid()
+        ours, theirs = Pipe()
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            return False
+        if pid == 0:
+            others = [ours, *(each.connection for each in self._workers)]
+            _be_worker(parent, theirs, others, self.staged, self.source, held)
+        theirs.close()
+        self._workers.append(_Worker(pid, ours))
+        return True
 
     def order(self, act: int, directory: bytes, orders: list[Order], again: Again) -> None:
         """Have files made in one directory; best those of one frame together.
@@ -254,13 +265,16 @@ def _told_if_gone() -> Iterator[None]:
         ) from error
 
 
-def _be_worker(parent: int, connection: Connection, others: list[Connection], staged: Base, source: Source) -> NoReturn:
+def _be_worker(
+    parent: int, connection: Connection, others: list[Connection], staged: Base, source: Source, held: set[int]
+) -> NoReturn:
     """Make what is ordered until nobody is there to order; never returns."""
     code = 1
     try:
         die_with(parent)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal it comes to all: the parent ends its workers
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         for other in others:
             other.close()
         os.umask(0)

@@ -152,6 +152,29 @@ def test_workers_die_with_who_forked_them(depot: Depot, tmp_path: Path, started:
     assert depot.leftovers(tmp_path / "target") == []
 
 
+def test_a_worker_that_is_interrupted_at_its_birth_does_not_act_as_its_parent(
+    depot: Depot, source: Path, tmp_path: Path, started: list[Crew], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork, parent = os.fork, os.getpid()
+
+    def interrupted() -> int:
+        pid = fork()
+        if pid == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return pid
+
+    monkeypatch.setattr(os, "fork", interrupted)
+    try:
+        depot.extract()
+    finally:
+        if os.getpid() != parent:
+            (tmp_path / "acted").touch()
+            os._exit(1)
+    assert started
+    assert not (tmp_path / "acted").exists()
+    assert same_trees(source, tmp_path / "target") == ""
+
+
 def _runs(pid: int) -> bool:
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
