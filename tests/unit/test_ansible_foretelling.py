@@ -47,6 +47,16 @@ def test_a_distribution_without_channels_goes_out_on_none(inventory: Any, hostva
     assert inventory.to_be_built(hostvars, "east", channel="a") == []
 
 
+def test_what_a_host_only_hands_on_is_not_installed_there(inventory: Any, hostvars: dict[str, Any]) -> None:
+    edges = [{"receiver": "s01", "bytes": 7}, {"receiver": "s02", "bytes": 7}]
+    send = {"send": None, "distributor": "west", "distribution": "web", "channel": "b", "edges": edges}
+    for host in ("s01", "s02"):
+        hostvars[host]["send_done"] = {"results": [{"sends": [send]}]}
+    hostvars["east"]["build_done"] = {}
+    assert inventory.to_come(hostvars, GROUPS, "s01") == []
+    assert inventory.to_come(hostvars, GROUPS, "s02") == ["web"]
+
+
 def test_outside_check_mode_nothing_is_foretold(inventory: Any, hostvars: dict[str, Any]) -> None:
     hostvars["east"]["build_done"]["distributions"][0]["check"] = False
     assert inventory.to_come(hostvars, GROUPS, "s01") == []

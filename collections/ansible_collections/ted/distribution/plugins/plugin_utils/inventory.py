@@ -300,11 +300,14 @@ def to_come(hostvars, groups, host, channel=None):
         if host in receivers(groups, channels_of(hostvars, owner, name), channel)
     }
     for turn in (get(hostvars, host, "send_done", {}) or {}).get("results") or []:
-        names.update(
-            send["distribution"]
-            for send in turn.get("sends") or []
-            if not send.get("send") and any(edge["receiver"] == host and edge["bytes"] for edge in send["edges"])
-        )
+        for send in turn.get("sends") or []:
+            sent_to = channels_of(hostvars, send["distributor"], send["distribution"])
+            if (
+                not send.get("send")
+                and any(edge["receiver"] == host and edge["bytes"] for edge in send["edges"])
+                and host in receivers(groups, sent_to, send.get("channel"))  # else it only hands it on
+            ):
+                names.add(send["distribution"])
     return sorted(names)
 
 
