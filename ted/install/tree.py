@@ -70,6 +70,19 @@ class _Directory:
     names: set[bytes] = field(default_factory=set)
 
 
+class _Readers:
+    """What other processes read from; both revisions have threads that read ahead."""
+
+    def __init__(self, reader: RevisionReader, before: RevisionReader | None) -> None:
+        self._all = [reader] if before is None else [reader, before]
+        self.read_piece = reader.read_piece
+
+    def rest(self) -> None:
+        """End the threads of both."""
+        for reader in self._all:
+            reader.rest()
+
+
 class Placing:
     """One mapping of a place of the content tree to a root; ``run`` plans it.
 
@@ -130,7 +143,7 @@ class Placing:
             raise TargetError(f"{self._root}: is no directory", path=self._root, errno=errno.ENOTDIR)
         self._remove()
         entries = sum(frame.entries for frame in self._reader.manifest_frames)
-        self._many = self._transaction.employ(self._reader if entries >= MANY else None)
+        self._many = self._transaction.employ(_Readers(self._reader, self._before) if entries >= MANY else None)
         for entry, was in self._foreseen():
             if self._many and self._gathers(entry):
                 continue

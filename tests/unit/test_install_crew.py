@@ -183,6 +183,39 @@ def _runs(pid: int) -> bool:
     return status.rpartition(")")[2].split()[0] != "Z"
 
 
+def test_an_update_has_workers_too(
+    depot: Depot, source: Path, tmp_path: Path, started: list[Crew], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(directory: str) -> None:
+        (source / directory).mkdir()
+        for number in range(2000):
+            (source / directory / f"f{number:04}").write_bytes(b"%d" % number)
+
+    def nobody_reads() -> bool:
+        return not any(each.name.startswith("ted-read") for each in threading.enumerate())
+
+    def build() -> None:
+        depot.build({"path": str(tmp_path / "target"), "from": [f"{source}/"]})
+
+    monkeypatch.setattr(crew, "_is_single_threaded", nobody_reads)
+    fill("d7-old")
+    build()
+    depot.extract()
+    fill("d8-new")
+    build()
+    close: Callable[[Crew], None] = Crew.close
+    employed: list[int] = []
+
+    def counted(self: Crew) -> None:
+        employed.append(len(self._workers))
+        close(self)
+
+    monkeypatch.setattr(Crew, "close", counted)
+    depot.extract()
+    assert employed == [3]
+    assert same_trees(source, tmp_path / "target") == ""
+
+
 def test_a_process_with_threads_works_without(depot: Depot, source: Path, tmp_path: Path) -> None:
     ended = threading.Event()
     thread = threading.Thread(target=ended.wait)
