@@ -115,11 +115,12 @@ class Plugins:
             PluginError: It has a hook that nobody knows, or its type is taken.
         """
         self._refuse_unknown_hooks(plugin, package)
+        unique = f"{name} of {package}"  # a stranger's plugin may have the name of another's
         try:
-            self._manager.register(plugin, name=name)
+            self._manager.register(plugin, name=unique)
         except (ValueError, pluggy.PluginValidationError) as error:
-            if self._manager.has_plugin(name):
-                self._manager.unregister(name=name)
+            if isinstance(error, pluggy.PluginValidationError) and self._manager.has_plugin(unique):
+                self._manager.unregister(name=unique)
             raise PluginError(f"{package}: {error}", hint="see docs/plugins.md") from error
         try:
             self._take_type(plugin, package)

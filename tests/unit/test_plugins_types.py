@@ -296,6 +296,23 @@ def test_a_strangers_plugin_of_one_of_teds_types_is_found_at_once(plugin: Callab
         plugins.type_named("file")
 
 
+@pytest.mark.parametrize("type_name", ["note", "file"])
+def test_a_strangers_plugin_may_have_the_name_of_one_of_teds(
+    plugin: Callable[[str, str], EntryPoint], type_name: str
+) -> None:
+    stranger = plugin("ted_test_file", NOTE_TYPE.replace('TypeInfo("note"', f'TypeInfo("{type_name}"'))
+    assert stranger.name == FILE.name
+    for found in ([FILE, stranger], [stranger, FILE]):
+        plugins = Plugins(found)
+        if type_name == "file":
+            with pytest.raises(PluginError, match="brought by more than one package"):
+                plugins.type_named("file")
+        else:
+            for name in ("file", "note"):
+                assert plugins._has(plugins.type_named(name).plugin, "ted_build")
+        assert plugins.broken == []
+
+
 def test_every_hook_is_on_the_page_for_authors_with_its_signature() -> None:
     page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
     for name, hook in vars(hookspecs.Hooks).items():
