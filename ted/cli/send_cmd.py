@@ -113,9 +113,15 @@ def _follow(
                            total=result["bytes_total"] or None)  # fmt: skip
             if all(result["done"] for result in results):
                 return results
-            if deadline_s is not None and time.monotonic() > deadline_s:
+            if _is_over(deadline_s):
                 return results
             time.sleep(POLL_S)
+            while bar.disable and journal.are_open(sends) and not _is_over(deadline_s):
+                time.sleep(POLL_S)  # nobody looks, and all receivers are many rows
+
+
+def _is_over(deadline_s: float | None) -> bool:
+    return deadline_s is not None and time.monotonic() > deadline_s
 
 
 def _result(journal: Journal, send: str) -> dict[str, Any]:

@@ -454,6 +454,12 @@ class Journal:
         if open_ones is None:
             db.execute(update(_sends).values(ended_at=now_text()).where(_sends.c.send == send))
 
+    def are_open(self, sends: Collection[str]) -> bool:
+        """Return whether one of these sends has not ended: a small question, however many receivers there are."""
+        query = select(_sends.c.send).where(_sends.c.send.in_(sends), _sends.c.ended_at.is_(None)).limit(1)
+        with self._reading() as db:
+            return db.execute(query).first() is not None
+
     def send(self, send: str) -> dict[str, Any] | None:
         """Return one send with its deliveries, or ``None``."""
         with self._reading() as db:

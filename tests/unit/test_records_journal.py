@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ted.cli import send_cmd
 from ted.errors import AgentError, FormatError
 from ted.records.journal import Journal
 from ted.records.sends import send_result
@@ -297,3 +298,28 @@ def test_a_reader_does_not_wait_for_a_writer(journal: Journal, tmp_path: Path) -
         assert len(journal.states()) == 1
         writer.execute("ROLLBACK")
     writer.close()
+
+
+def test_who_waits_for_a_send_reads_all_its_receivers_when_it_has_ended(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.start_send("s1", distributor="hq", distribution="dat", channel="av", revision=R1, tree=[],
+                       hops=[("hq", "e01", True)])  # fmt: skip
+    read, rests = Journal.send, iter(range(5))
+    looks: list[str] = []
+
+    def counted(self: Journal, send: str) -> dict[str, Any] | None:
+        looks.append(send)
+        return read(self, send)
+
+    def rest(_s: float) -> None:
+        if next(rests) == 3:
+            journal.deliver([row(State.RECEIVED)])
+
+    monkeypatch.setattr(Journal, "send", counted)
+    monkeypatch.setattr(send_cmd.time, "sleep", rest)
+    assert journal.are_open(["s0", "s1"])
+    (result,) = send_cmd._follow(SimpleNamespace(as_json=True), journal, ["s1"], 60)
+    assert result["done"]
+    assert not journal.are_open(["s0", "s1"])
+    assert looks == ["s1", "s1"]
