@@ -15,7 +15,7 @@ import yaml
 from file_servers import PASSWORD, USER, Mlsd, Sftp, Vsftpd
 from install_depot import Depot
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 REPOSITORY = Path(__file__).parents[2]
 RECEIVERS = ("s01", "s02", "e01")

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from web_servers import PASSWORD, TOKEN, USER, Nginx, nginx
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 HOSTS = ("hq", "s01", "e01")
 RECEIVERS = ("s01", "e01")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from package_depot import Workshop, run
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 RECEIVERS = ("s01", "e01")
 KINDS = ("rpm", "deb", "desktop")
