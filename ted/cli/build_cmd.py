@@ -40,7 +40,7 @@ def command(settings: Settings, names: tuple[str, ...], check: bool, force: bool
             except TedError as error:
                 failures.append(error)
                 row = {"distribution": distribution.name, "revision": None, "changed": False, "error": error.to_dict()}
-            rows.append(row | {"check": check})
+            rows.append(row | {"distributor": config.node, "check": check})
             for warning in row.get("warnings", ()):
                 click.echo(f"ted: warning: {distribution.name}: {warning}", err=True)
     if failures:

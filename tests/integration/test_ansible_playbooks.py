@@ -40,6 +40,14 @@ def installed(tree: Any, host: str) -> str:
     return next(row["revision"] for row in rows if row["state"] in ("extracted", "rolled_back"))
 
 
+def links(play: Any, distribution: str) -> dict[tuple[str, str], float]:
+    """Return the bytes over each link that the table at the end of a run tells of a distribution."""
+    block = next(part for part in play.output.split("PLAY RECAP")[1].split("\n\n")
+                 if part.startswith(f"{distribution} "))  # fmt: skip
+    rows = [line.split() for line in block.splitlines()[3:]]
+    return {(row[1], row[2]): float(row[3]) * {"B": 1, "kB": 1e3, "MB": 1e6}[row[4]] for row in rows}
+
+
 def edit(tree: Any, text: str) -> None:
     (tree.library / "json" / "__init__.py").write_text(f'"""{text}"""\n\nVALUE = 1\n')
 
@@ -209,8 +217,18 @@ def test_a_check_of_site_foretells_what_a_changed_inventory_leads_to(site: Any) 
     before, listed = newest(site), sorted(site.run_directory.rglob("*.TED"))
     foretold = site.play("site", "--check")
     assert (newest(site), sorted(site.run_directory.rglob("*.TED"))) == (before, listed)
-    assert site.play("site").changed == foretold.changed
+    done = site.play("site")
+    assert done.changed == foretold.changed
     assert all(foretold.changed.values()), foretold.output
+    assert before not in foretold.output, "what is now stands where a check says what would be"
+    for host in RECEIVERS:
+        assert f"{host}: notes, stdlib" in foretold.output
+    most, moved = (links(play, "stdlib") for play in (foretold, done))
+    assert most.keys() == moved.keys() == {("hq", "s01"), ("hq", "s02"), ("s01", "e01")}
+    assert all(0 < moved[link] <= most[link] < 10_000 for link in moved), (most, moved)
+    assert links(foretold, "notes").keys() == most.keys()
+    assert "stdlib a new revision on " in foretold.output
+    assert foretold.output.count("would be sent") == 2 * len(RECEIVERS)
     for host in RECEIVERS:
         assert (site.run_directory / host / "root" / "notes" / "this.py").exists()
 

@@ -69,6 +69,10 @@ distributions:
   type: list
   elements: dict
   contains:
+    distributor:
+      description: The Distributor that owns it.
+      type: str
+      returned: always
     distribution:
       description: Its name.
       type: str
@@ -106,6 +110,7 @@ distributions:
       changed: true
       content_bytes: 67108864
       distribution: dat
+      distributor: hq
       duration_s: 1.2
       files: 214
       frames: 3

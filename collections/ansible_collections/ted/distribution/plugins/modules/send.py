@@ -89,6 +89,13 @@ options:
         the one that is installed. So a check of F(playbooks/site.yml) foretells what a changed inventory leads to.
       - Without check mode the tree that is installed counts.
     type: json
+  built:
+    description:
+      - In check mode, what the check of M(ted.distribution.build) foretold on this Distributor, RV(sends) being those
+        after that build. What would be built has no RV(sends[].revision) yet; its bytes are the most a link carries.
+      - Counts for nothing without check mode, and when O(revision) names another one.
+    type: list
+    elements: dict
 """
 
 EXAMPLES = r"""
@@ -141,7 +148,7 @@ sends:
       type: str
       returned: always
     revision:
-      description: The revision that is sent.
+      description: The revision that is sent. Empty in check mode when it is still to be built.
       type: str
       returned: always
     changed:
@@ -230,6 +237,73 @@ def words(params, check_mode):
     )
 
 
+def foretold_rows(module):
+    """Return what the check of a build said of the distributions that are meant; nothing if the newest is not sent."""
+    if not module.check_mode or module.params["revision"]:
+        return []
+    rows, wanted = module.params["built"] or [], names(module.params)
+    return [row for row in rows if not wanted or row["distribution"] in wanted]
+
+
+def foretell(ted, module):
+    """Return the sends as they would be after the builds that were foretold."""
+    tree, given = foretold_tree(module)
+    rows = foretold_rows(module)
+    built = {row["distribution"]: row["bytes"] for row in rows if row.get("check") and row["changed"]}
+    unbuilt = [row for row in rows if row["distribution"] in built and not row["revision"]]
+    said = {"sends": []}
+    if not unbuilt:
+        said = ted.ask(*tree + words(module.params, module.check_mode), **given)
+    elif len(unbuilt) < len(rows):  # of the others there is a revision to ask about
+        asked = [row["distribution"] for row in rows if row not in unbuilt]
+        said = ted.ask(*tree + words(dict(module.params, name=asked), module.check_mode), **given)
+    if unbuilt:
+        asked = (
+            option("--distributor", unbuilt[0].get("distributor"))
+            + option("--channel", module.params["channel"])
+            + option("--limit", ",".join(module.params["limit"] or []))
+        )
+        routes = ted.ask(*tree + ["routes"] + asked, **given)["routes"]
+        said["sends"] += first_sends(routes, [row["distribution"] for row in unbuilt])
+    said["sends"] = [
+        after_build(send, built[send["distribution"]]) if send["distribution"] in built else send
+        for send in said["sends"]
+    ]
+    said["changed"] = any(send["changed"] for send in said["sends"])
+    return said
+
+
+def first_sends(routes, wanted):
+    """Return the sends of distributions that have no revision yet, in the shape of C(ted send --check)."""
+    return [
+        {
+            "send": None,
+            "distributor": route["distributor"],
+            "distribution": name,
+            "channel": route["channel"],
+            "edges": [{"sender": sender, "receiver": receiver, "bytes": 0} for sender, receiver in route["edges"]],
+            "states": {receiver: "pending" for dummy, receiver in route["edges"]},
+            "duration_s": 0.0,
+        }
+        for route in routes
+        for name in route["distributions"]
+        if name in wanted
+    ]
+
+
+def after_build(send, pack_bytes):
+    """Return a send of the revision that would be built: each link carries what it lacks now, and the new pack."""
+    edges = [dict(edge, bytes=edge["bytes"] + pack_bytes) for edge in send["edges"]]
+    return dict(
+        send,
+        revision=None,
+        changed=bool(edges),
+        edges=edges,
+        bytes=sum(edge["bytes"] for edge in edges),
+        states=dict.fromkeys(send["states"], "pending"),
+    )
+
+
 def main():
     module = ted_module(
         name={"type": "list", "elements": "str", "aliases": ["distribution"]},
@@ -243,6 +317,7 @@ def main():
         watch={"type": "list", "elements": "str"},
         allow_incomplete={"type": "bool", "default": False},
         topology={"type": "json", "no_log": True},
+        built={"type": "list", "elements": "dict"},
         rules={"mutually_exclusive": [("watch", "name"), ("watch", "channel"), ("watch", "limit")]},
     )
     ted = Ted(module)
@@ -251,9 +326,10 @@ def main():
     if module.params["watch"]:
         said = ted.ask("send", *[word for identity in module.params["watch"] for word in ("--watch", identity)])
         said["changed"] = False
+    elif module.check_mode:
+        said = foretell(ted, module)
     else:
-        tree, given = foretold_tree(module)
-        said = ted.ask(*tree, *words(module.params, module.check_mode), **given)
+        said = ted.ask(*words(module.params, module.check_mode))
     module.exit_json(executable=ted.executable, config=ted.config, **said)
 
 

@@ -8,6 +8,8 @@ import json
 
 # States in which a node holds the whole revision, whatever it does with it.
 HELD = ("received", "extracting", "extracted", "rolled_back", "skipped")
+# What a check says of a receiver that lacks the revision.
+FORETOLD = "would be sent"
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -145,26 +147,27 @@ def edge_parts(edge):
 
 def table(send, most=60):
     """Return the lines of one send's table of tiers."""
-    rows = tier_rows(send)
+    rows, foretold = tier_rows(send), not send.get("send")  # what is only looked at has no identity
     head = ("tier", "sender", "receiver", "bytes", "state")
     cells = [
-        (str(depth), sender, "  " * (depth - 1) + str(receiver), amount(size), state)
+        (str(depth), sender, "  " * (depth - 1) + str(receiver), amount(size), FORETOLD if foretold and size else state)
         for depth, sender, receiver, size, state in rows[:most]
     ]
     widths = [max(len(str(row[column])) for row in [head] + cells) for column in range(len(head))]
-    title = "%s %s on %s: %s over %d link%s" % (
-        send.get("distribution"),
-        send.get("revision"),
-        send.get("channel"),
-        amount(send.get("bytes") or sum(row[3] for row in rows)),
-        len(rows),
-        "" if len(rows) == 1 else "s",
-    )
-    lines = [title, layout(head, widths), layout(["-" * width for width in widths], widths)]
+    lines = [title(send, rows), layout(head, widths), layout(["-" * width for width in widths], widths)]
     lines += [layout(row, widths) for row in cells]
     if len(rows) > most:
         lines.append("... and %d more" % (len(rows) - most))
     return lines
+
+
+def title(send, rows):
+    """Return what is sent and how much of it; of a revision that is still to be built only the most is known."""
+    where = "%s %s on %s: " % (send.get("distribution"), send.get("revision") or "a new revision", send.get("channel"))
+    if not send.get("revision"):
+        return where + "at most %s over each link" % amount(max([row[3] for row in rows] or [0]))
+    over = amount(send.get("bytes") or sum(row[3] for row in rows))
+    return where + "%s over %d link%s" % (over, len(rows), "" if len(rows) == 1 else "s")
 
 
 def layout(row, widths):
