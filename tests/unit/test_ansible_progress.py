@@ -44,3 +44,10 @@ def test_a_check_tells_who_would_be_sent_what_is_still_to_be_built(progress: Any
     lines = progress.table(send(send=None, revision=None, states=states))
     assert lines[0] == "app a new revision on pos: at most 9 B over each link"
     assert [line.endswith("would be sent") for line in lines[3:]] == [True, True]
+
+
+def test_a_send_in_which_nothing_moved_is_one_line(progress: Any) -> None:
+    nothing = send(changed=False, bytes=0, edges=[edge | {"bytes": 0} for edge in send()["edges"]])
+    assert progress.table(nothing) == ["app R1 on pos: nothing to send, everybody has it"]
+    late = nothing | {"states": {"s01": "extracted", "e01": "pending"}, "incomplete": ["e01"]}
+    assert progress.table(late)[3:] != []

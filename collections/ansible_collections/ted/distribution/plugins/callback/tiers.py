@@ -17,7 +17,7 @@ description:
     many bytes
     crossed that link, and in what state the receiver is.
   - When a run asked M(ted.distribution.distribution_info), prints the state of each node.
-  - Prints nothing otherwise.
+  - Prints nothing otherwise, and one line for a send that found that everybody has it.
 requirements:
   - Enable it with C(callbacks_enabled = ted.distribution.tiers) in C(ansible.cfg), or
     C(ANSIBLE_CALLBACKS_ENABLED=ted.distribution.tiers).

@@ -147,6 +147,8 @@ def edge_parts(edge):
 
 def table(send, most=60):
     """Return the lines of one send's table of tiers."""
+    if moves_nothing(send):
+        return [title(send, [])]
     rows, foretold = tier_rows(send), not send.get("send")  # what is only looked at has no identity
     head = ("tier", "sender", "receiver", "bytes", "state")
     cells = [
@@ -161,9 +163,16 @@ def table(send, most=60):
     return lines
 
 
+def moves_nothing(send):
+    """Say whether a send found, or a check foretold, that every receiver holds the revision."""
+    return not (send.get("changed") or total(send.get("bytes")) or incomplete(send))
+
+
 def title(send, rows):
     """Return what is sent and how much of it; of a revision that is still to be built only the most is known."""
     where = "%s %s on %s: " % (send.get("distribution"), send.get("revision") or "a new revision", send.get("channel"))
+    if moves_nothing(send):
+        return where + "nothing to send, everybody has it"
     if not send.get("revision"):
         return where + "at most %s over each link" % amount(max([row[3] for row in rows] or [0]))
     over = amount(send.get("bytes") or sum(row[3] for row in rows))
