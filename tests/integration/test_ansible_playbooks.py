@@ -182,6 +182,7 @@ def test_a_receiver_that_is_down_fails_the_send_by_name_and_hangs_nothing(site: 
     site.ted("e01", "agent", "stop")
     said = site.play("send", "-e", "ted_send_timeout=4", fails=True)
     assert "was not received by e01" in said.output
+    assert said.output.count("  waiting for e01 (127.0.0.1:") == 1, said.output
     said = site.play("send", "-e", "ted_send_timeout=4", "-e", "ted_allow_incomplete=true")
     assert said.code == 0
     site.play("install", "--limit", "e01")

@@ -51,3 +51,43 @@ def test_a_send_in_which_nothing_moved_is_one_line(progress: Any) -> None:
     assert progress.table(nothing) == ["app R1 on pos: nothing to send, everybody has it"]
     late = nothing | {"states": {"s01": "extracted", "e01": "pending"}, "incomplete": ["e01"]}
     assert progress.table(late)[3:] != []
+
+
+DOWN = "s01 (127.0.0.1:7465) does not answer: connection refused (is the agent of s01 running?)"
+
+
+def waiting(*, behind: int = 1) -> dict[str, Any]:
+    """Return a send that has s02 and waits for s01 and those behind it."""
+    names = [f"e{number:02}" for number in range(1, behind + 1)]
+    edges = [("hq", "s01"), ("hq", "s02"), *(("s01", name) for name in names)]
+    return send(
+        edges=[{"sender": sender, "receiver": receiver, "bytes": 0} for sender, receiver in edges],
+        states={"s01": "pending", "s02": "received"} | dict.fromkeys(names, "pending"), bytes=386, bytes_total=386,
+        errors={"s01": DOWN} | dict.fromkeys(names, f"not reached: s01 is on the way to it: {DOWN}"),
+    )  # fmt: skip
+
+
+def test_whom_a_send_waits_for_is_told_once_with_all_behind_it(progress: Any) -> None:
+    told: set[Any] = set()
+    assert progress.obstacle_lines([waiting()], told) == [f"waiting for {DOWN}; behind it: e01"]
+    assert progress.obstacle_lines([waiting()], told) == []
+    (line,) = progress.obstacle_lines([waiting(behind=9)], set())
+    assert line.endswith("; behind it: e01, e02, e03, e04 and 5 more")
+    failed = waiting() | {"states": dict.fromkeys(("s01", "e01"), "failed")}
+    assert progress.obstacle_lines([failed], set()) == [], "the end of the task names it"
+
+
+def test_many_causes_are_counted(progress: Any) -> None:
+    names = [f"s{number:02}" for number in range(9)]
+    many = send(edges=[{"sender": "hq", "receiver": name, "bytes": 0} for name in names],
+                states=dict.fromkeys(names, "pending"), errors=dict.fromkeys(names, "no answer"))  # fmt: skip
+    lines = progress.obstacle_lines([many], set())
+    assert (lines[0], len(lines)) == ("waiting for s00: no answer", 6)
+    assert lines[5].startswith("waiting for 4 more")
+
+
+def test_no_percentage_looks_finished_while_somebody_waits(progress: Any) -> None:
+    assert progress.line([waiting()], 2) == "hq sends app: 1 of 3 have it, after 0:02"
+    assert "50 % of 772 B" in progress.line([waiting() | {"bytes_total": 772}], 2)
+    whole = send(bytes=386, bytes_total=386)
+    assert "2 of 2 have it, 100 % of 386 B" in progress.line([whole], 2)

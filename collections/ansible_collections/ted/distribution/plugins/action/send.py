@@ -28,6 +28,7 @@ from ansible_collections.ted.distribution.plugins.plugin_utils.progress import (
     documents,
     landmark,
     line,
+    obstacle_lines,
     reasons,
 )
 
@@ -85,7 +86,7 @@ class ActionModule(ActionBase):
         """Look until all is done; return the newest news and what went wrong, if anything."""
         news = {str(send.get("send")): send for send in sends}
         live = [name for name, send in news.items() if not send.get("done")]
-        began, wait_s, lost, shown = time.monotonic(), FIRST_WAIT_S, 0, None
+        began, wait_s, lost, shown, told = time.monotonic(), FIRST_WAIT_S, 0, None, set()
         deadline = began + int(options.get("timeout") or 3600)
         longest = max(float(options.get("interval") or 5), FIRST_WAIT_S)
         trouble = None
@@ -102,6 +103,7 @@ class ActionModule(ActionBase):
                     break
                 self._forget_connection()
             live = [name for name in live if not news[name].get("done")]
+            self._show_obstacles(list(news.values()), told)
             shown = self._show(list(news.values()), time.monotonic() - began, shown)
             if time.monotonic() >= deadline:
                 trouble = "the time is over; the send goes on without this play" if live else None
@@ -172,6 +174,12 @@ class ActionModule(ActionBase):
         elif shown is None or now != shown[0]:
             display.display(words)
         return now, words
+
+    @staticmethod
+    def _show_obstacles(sends, told):
+        """Print whom a send waits for and why, each once: the line that is redrawn goes on below."""
+        for words in obstacle_lines(sends, told):
+            display.display(("\r\x1b[K" if on_terminal() else "") + "  " + words)
 
     @staticmethod
     def _show_end(shown):

@@ -8,6 +8,8 @@ import json
 
 # States in which a node holds the whole revision, whatever it does with it.
 HELD = ("received", "extracting", "extracted", "rolled_back", "skipped")
+# States in which an error is no end: it is tried again.
+WAITING = ("pending", "receiving")
 # What a check says of a receiver that lacks the revision.
 FORETOLD = "would be sent"
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -96,7 +98,7 @@ def line(sends, elapsed_s):
     names = sorted({str(send.get("distribution")) for send in sends})
     what = ", ".join(names[:3]) + (" and %d more" % (len(names) - 3) if len(names) > 3 else "")
     parts = ["%d of %d have it" % (holding, receivers)]
-    if wanted:
+    if wanted and (done < wanted or holding == receivers):  # else those who lack it have not begun: no end is in sight
         parts.append("%d %% of %s" % (100 * done // wanted, amount(wanted)))
     rate = done / elapsed_s if elapsed_s > 0 else 0
     if rate and done < wanted:
@@ -105,6 +107,57 @@ def line(sends, elapsed_s):
         parts.append("after %s" % clock(elapsed_s))
     who = ", ".join(sorted({str(send["distributor"]) for send in sends if send.get("distributor")}))
     return "%s%s: %s" % (who + " sends " if who else "", what, ", ".join(parts))
+
+
+def obstacles(sends):
+    """Return who is tried again and again, and why: ``{(host, cause): {hosts behind it}}``."""
+    found = {}
+    for send in sends:
+        errors, states = send.get("errors") or {}, send.get("states") or {}
+        waiting = [host for host in errors if states.get(host) in WAITING]
+        senders = {edge_parts(edge)[1]: edge_parts(edge)[0] for edge in send.get("edges") or []} if waiting else {}
+        for host in waiting:
+            first = nearest_to_sender(host, senders, set(waiting))
+            behind = found.setdefault((first, errors[first]), set())
+            if host != first:
+                behind.add(host)
+    return found
+
+
+def nearest_to_sender(host, senders, waiting):
+    """Return the first on the way to ``host`` that waits: what lies behind it waits for it."""
+    first, seen = host, set()
+    while host in senders and host not in seen:
+        seen.add(host)
+        host = senders[host]
+        if host in waiting:
+            first = host
+    return first
+
+
+def obstacle_lines(sends, told, most=5):
+    """Return a line for each obstacle that is not in the set ``told`` yet, at most ``most``, and put them all there."""
+    found = obstacles(sends)
+    new = sorted(set(found) - told)
+    told.update(new)
+    lines = []
+    for host, cause in new[:most]:
+        behind = "; behind it: %s" % some(found[host, cause]) if found[host, cause] else ""
+        lines.append("waiting for %s%s" % (shortened(host, cause), behind))
+    if len(new) > most:
+        lines.append("waiting for %d more: `ted report events` on the Distributor" % (len(new) - most))
+    return lines
+
+
+def shortened(host, cause):
+    """Return a host and its cause, in which it is mostly named first."""
+    return cause if cause.startswith((host + " ", host + ":")) else "%s: %s" % (host, cause)
+
+
+def some(names, most=4):
+    """Return the first of some names, and how many more there are."""
+    shown = ", ".join(sorted(names)[:most])
+    return shown + (" and %d more" % (len(names) - most) if len(names) > most else "")
 
 
 def landmark(sends):
