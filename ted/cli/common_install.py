@@ -90,14 +90,15 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Wanted:
-    """A distribution to work on; ``relayed`` when this node only passes it on.
+    """A distribution to work on.
 
+    ``for_others``: why it is here though this node does not subscribe to it; ``None``: it does.
     ``revision``: the newest that is here for this node; ``None``: the newest that is here.
     """
 
     distributor: str
     distribution: str
-    relayed: bool = False
+    for_others: str | None = None
     revision: str | None = None
 
 
@@ -130,7 +131,7 @@ def named(known: Iterable[Pair], names: tuple[str, ...], distributor: str | None
 def wanted(settings: Settings, config: NodeConfig, names: tuple[str, ...], distributor: str | None) -> list[Wanted]:
     """Return what to extract: what is named, or everything here that this node subscribes to; by priority.
 
-    What a Distributor made itself it subscribes to if it is a host of one of its channels; naming it is enough too.
+    What a Distributor made itself it subscribes to if it is a host of one of its channels.
     Of what others made, a revision that this node only passed on (a pilot for others, say) is none of its own.
 
     Raises:
@@ -140,12 +141,12 @@ def wanted(settings: Settings, config: NodeConfig, names: tuple[str, ...], distr
     own = _own(settings, config)
     found = []
     for pair in named(received(config.working), names, distributor):
-        if pair[0] == config.node:
-            found += [Wanted(*pair)] if names or pair[1] in own else []
-        elif (revision := _for_this_node(config.working, pair)) is not None:
+        if pair[0] == config.node and pair[1] in own:
+            found.append(Wanted(*pair))
+        elif pair[0] != config.node and (revision := _for_this_node(config.working, pair)) is not None:
             found.append(Wanted(*pair, revision=revision))
         elif names:
-            found.append(Wanted(*pair, relayed=True))
+            found.append(Wanted(*pair, for_others="made it" if pair[0] == config.node else "passes it on"))
     return found
 
 

@@ -33,7 +33,7 @@ from ted.records.journal import Journal
 @click.option("--check", is_flag=True, help="Say what would be done; write nothing.")
 @click.option("--diff", is_flag=True, help="Show each change.")
 @click.option(
-    "--force", is_flag=True, help="Compare every byte with the target, and extract what is only relayed here."
+    "--force", is_flag=True, help="Compare every byte with the target, and extract what is here only for others."
 )
 @click.pass_obj
 def command(
@@ -47,8 +47,8 @@ def command(
 ) -> None:
     """Extract each DISTRIBUTION (default: everything this node subscribes to) in its newest revision here.
 
-    High priority first. What this node only passed on does not count. Nothing is extracted whose signature does not
-    hold. One that fails is undone; the others are extracted all the same.
+    High priority first. What this node only made or passed on for others does not count, even if it is named. Nothing
+    is extracted whose signature does not hold. One that fails is undone; the others are extracted all the same.
     """
     config = NodeConfig.load(settings.config)
     if revision is not None and len(names) != 1:
@@ -59,8 +59,8 @@ def command(
     failures: list[TedError] = []
     try:
         for each in wanted(settings, config, names, distributor):
-            if each.relayed and not force:
-                rows.append(_relayed(each, check=check).to_dict())
+            if each.for_others is not None and not force:
+                rows.append(_for_others(each, check=check).to_dict())
                 continue
             try:
                 begin(journal, host, each.distributor, each.distribution, revision or _newest(host, each))
@@ -94,8 +94,8 @@ def _newest(host: Host, each: Wanted) -> str | None:
     return stamps[-1] if stamps else None
 
 
-def _relayed(each: Wanted, *, check: bool) -> ExtractResult:
-    reason = "this node passes it on and does not subscribe to it"
+def _for_others(each: Wanted, *, check: bool) -> ExtractResult:
+    reason = f"this node {each.for_others} and does not subscribe to it"
     return ExtractResult(each.distributor, each.distribution, None, "skipped", reason=reason, check=check)
 
 

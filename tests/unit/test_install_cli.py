@@ -180,6 +180,22 @@ def test_a_relay_extracts_only_what_it_subscribes_to_unless_forced(fleet: Fleet)
     assert fleet.ted("e01", "extract")["changed"]
 
 
+def test_a_distributor_extracts_only_what_it_subscribes_to_unless_forced(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    dest = fleet.root / "hq" / "dest"
+    fleet.hostvars["hq"]["ted_variables"] = {"DEST": str(dest)}
+    fleet.install()
+    revision = fleet.ted("hq", "build")["distributions"][0]["revision"]
+    assert fleet.ted("hq", "extract") == {"changed": False, "distributions": []}
+    for words in ((), ("--check",), ("--revision", revision)):
+        (row,) = fleet.ted("hq", "extract", "app", *words)["distributions"]
+        assert (row["state"], row["changed"]) == ("skipped", False)
+        assert row["reason"] == "this node made it and does not subscribe to it"
+    assert not dest.exists()
+    assert fleet.ted("hq", "extract", "app", "--force")["changed"]
+    assert same_trees(fleet.root / "source", dest / "app") == ""
+
+
 @pytest.mark.parametrize("known", ["20260101T000000000000Z", "20260102T000000000000Z"])
 def test_a_failed_step_leaves_on_record_what_was_installed_last(tmp_path: Path, known: str) -> None:
     """A newer revision that failed is not the installed one; one that failed when it was done again still is."""
