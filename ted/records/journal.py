@@ -480,6 +480,17 @@ class Journal:
         with self._reading() as db:
             return set(db.execute(query).scalars())
 
+    def last_brought(self, distributor: str, distribution: str) -> dict[str, str]:
+        """Return the newest revision that each node has by a send that is still remembered."""
+        query = select(_deliveries.c.node, func.max(_sends.c.revision)).join(
+            _sends, _sends.c.send == _deliveries.c.send
+        ).where(
+            _sends.c.distributor == distributor, _sends.c.distribution == distribution,
+            _deliveries.c.state.in_(list(HOLDS)),
+        ).group_by(_deliveries.c.node)  # fmt: skip
+        with self._reading() as db:
+            return {row[0]: row[1] for row in db.execute(query)}
+
     def sends(self, *, open_only: bool = False) -> list[dict[str, Any]]:
         """Return the heads of the sends, newest first."""
         query = select(_sends).order_by(_sends.c.started_at.desc())

@@ -169,6 +169,16 @@ def test_a_receiver_that_failed_is_named_with_its_words(journal: Journal) -> Non
     assert (result["done"], result["incomplete"], result["errors"]) == (True, ["e01"], {"e01": "disk full"})
 
 
+def test_the_newest_revision_that_a_send_brought_stays_known_when_the_next_fails(journal: Journal) -> None:
+    _start(journal)
+    journal.deliver([row(State.RECEIVED, node="s01", seq=1), row(State.EXTRACTED, seq=1)])
+    journal.start_send("s2", distributor="hq", distribution="dat", channel="av", revision=R2, tree=[],
+                       hops=[("hq", "s01", False), ("s01", "e01", True)])  # fmt: skip
+    journal.deliver([row(State.RECEIVED, node="s01", revision=R2, seq=2), row(State.FAILED, revision=R2)])
+    assert journal.last_brought("hq", "dat") == {"s01": R2, "e01": R1}
+    assert journal.last_brought("hq", "other") == {}
+
+
 def test_a_late_receipt_for_another_revision_does_not_touch_the_send(journal: Journal) -> None:
     _start(journal)
     journal.deliver([row(State.RECEIVED, revision=R2, seq=1)])
