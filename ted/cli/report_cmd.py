@@ -12,7 +12,7 @@ from ted.cli.progress import human_bytes
 from ted.config import NodeConfig
 from ted.records.journal import Journal
 from ted.records.sends import send_result
-from ted.records.states import NodeState, State
+from ted.records.states import HOLDS, NodeState, State
 
 EMPTY = {
     "events": "nothing happened here yet",
@@ -95,11 +95,24 @@ def _rows(journal: Journal, name: str, last: int) -> list[dict[str, Any]]:
         send = journal.send(head["send"])
         if send is not None:
             result = send_result(send)
+            without = set(result["incomplete"])
+            if without:
+                without -= _holders(journal, send)
             rows.append({"at": head["started_at"]}
                         | {key: result[key] for key in ("send", "distribution", "channel", "revision", "done", "bytes",
                                                         "duration_s")}
-                        | {"receivers": len(result["states"]), "without": len(result["incomplete"])})  # fmt: skip
+                        | {"receivers": len(result["states"]), "without": len(without)})  # fmt: skip
     return rows
+
+
+def _holders(journal: Journal, send: dict[str, Any]) -> set[str]:
+    """Return the nodes known to have what was sent, by this send or otherwise."""
+    what, revision = (send["distributor"], send["distribution"]), send["revision"]
+    known = journal.states(distributor=what[0], distribution=what[1])
+    return journal.brought(*what, revision) | {
+        row.node for row in known
+        if row.installed == revision or (row.revision == revision and row.state in HOLDS)
+    }  # fmt: skip
 
 
 def _revisions(config: NodeConfig) -> list[dict[str, Any]]:

@@ -132,6 +132,28 @@ def test_a_failed_send_is_told_beside_what_is_in_service(fleet: Fleet) -> None:
     assert "does not answer" in said
 
 
+def test_after_a_failed_send_it_is_still_known_who_holds_what(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.settings["retry_for"] = 1
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    fleet.kill("s01")
+    with pytest.raises(CommandError):
+        fleet.ted("hq", "send")
+    again, first = fleet.ted("hq", "report", "sends")
+    assert (again["receivers"], again["without"], first["without"]) == (2, 0, 0)
+    (fleet.root / "source" / "d0" / "file00000.txt").write_text("another\n")
+    patch_bytes = fleet.ted("hq", "build")["distributions"][0]["patch_bytes"]
+    with pytest.raises(CommandError):
+        fleet.ted("hq", "send")
+    assert set(fleet.states("hq", "app").values()) == {"failed"}
+    assert {row["bytes"] for row in fleet.ted("hq", "plan")["lines"]} == {patch_bytes}
+    assert {edge["bytes"] for edge in fleet.ted("hq", "send", "--check")["sends"][0]["edges"]} == {patch_bytes}
+    assert fleet.ted("hq", "report", "sends")[0]["without"] == 1
+
+
 def test_purge_shows_first_and_removes_only_what_nobody_needs(sent: Fleet) -> None:
     leftover = sent.working("hq") / "hq" / "app" / "20200101T000000000000Z_TEMP"
     leftover.mkdir()
