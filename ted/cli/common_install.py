@@ -23,7 +23,7 @@ from ted.install.host import Host
 from ted.install.state import FAILED
 from ted.install.variables import Variables, predefined
 from ted.records.journal import Journal
-from ted.records.states import State
+from ted.records.states import State, said
 from ted.topology.names import suggestion
 
 _PRIORITIES = {"high": 0, "medium": 1, "low": 2}
@@ -285,7 +285,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return "nothing is here that this node subscribes to"
     table = [
-        [row["distributor"], row["distribution"], row["revision"] or "-", row["state"],
+        [row["distributor"], row["distribution"], row["revision"] or "-", said(row["state"], row["revision"]),
          "yes" if row["changed"] else "no", _actions(row)] for row in rows
     ]  # fmt: skip
     changed = "would change" if rows[0]["check"] else "changed"

@@ -9,7 +9,7 @@ from ted.agent.records import open_journal
 from ted.cli.common import refuse_unknown, topology_if_any
 from ted.cli.main import Settings, emit, tabulated
 from ted.config import NodeConfig
-from ted.records.states import NodeState
+from ted.records.states import NodeState, said
 
 SHORT = 60
 
@@ -47,7 +47,7 @@ def table(rows: list[NodeState]) -> str:
     if not rows:
         return "nothing was received or sent yet"
     shown = tabulated(
-        [[row.node, row.distribution, row.distributor, row.revision or "-", str(row.state),
+        [[row.node, row.distribution, row.distributor, row.revision or "-", said(row.state, row.revision),
           row.installed or "-", row.at[:19], _short(row.error)] for row in rows],
         headers=["node", "distribution", "distributor", "revision", "state", "installed", "at (UTC)", "error"],
     )  # fmt: skip

@@ -10,7 +10,7 @@ from ted.agent.records import open_journal
 from ted.cli.common import refuse_unknown, topology_of
 from ted.cli.main import Settings, emit
 from ted.config import NodeConfig
-from ted.records.states import NodeState
+from ted.records.states import NodeState, said
 from ted.topology.routing import RouteTree, slip_tree, slips
 
 MARKS = {"extracted": "✔", "received": "●", "failed": "✘", "receiving": "…", "rolled_back": "↶", "skipped": "–"}
@@ -60,13 +60,18 @@ def _node(tree: RouteTree, name: str, states: dict[tuple[str, str], NodeState]) 
 def lines(tree: dict[str, Any], head: str = "", tail: str = "") -> list[str]:
     """Return the tree as lines with box characters."""
     relay = "" if tree["target"] or (not head and not tail) else "  (relay)"
-    said = f"  {MARKS.get(tree['state'], '○')} {tree['state']}  {tree['revision'] or ''}" if head or tail else ""
+    state = f"  {MARKS.get(tree['state'], '○')} {_state(tree)}" if head or tail else ""
     other = tree["installed"] and tree["installed"] != tree["revision"] and (head or tail)
     installed = f"  (installed: {tree['installed']})" if other else ""
-    result = [f"{head}{tree['node']}{said}{installed}{relay}".rstrip()]
+    result = [f"{head}{tree['node']}{state}{installed}{relay}".rstrip()]
     children = tree["children"]
     for child in children:
         last = child is children[-1]
         below = lines(child, tail + ("└── " if last else "├── "), tail + ("    " if last else "│   "))
         result += below
     return result
+
+
+def _state(tree: dict[str, Any]) -> str:
+    words = said(tree["state"], tree["revision"])
+    return f"{words}{' ' if words != tree['state'] else '  '}{tree['revision'] or ''}"

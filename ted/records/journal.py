@@ -273,9 +273,9 @@ class Journal:
             _note_former(db, former)
             _STATES.put(db, _values(row))
             _OUTBOX.put(db, _values(row))
-            _note_installed(db, row)
             if state is not State.RECEIVING:
-                _event(db, row.state, row.node, row.distributor, row.distribution, row.revision, row.error or "")
+                _tell(db, row)
+            _note_installed(db, row)
         return row
 
     def learn(self, rows: Collection[NodeState], *, forward: bool) -> list[NodeState]:
@@ -301,11 +301,11 @@ class Journal:
                     kept["seq"] = former.seq  # a guess keeps the node's own count: its next news is still newer
                 _note_former(db, former)
                 _STATES.put(db, kept)
-                _note_installed(db, row)
                 if forward and not told:
                     _OUTBOX.put(db, _values(row))
                 if row.state is not State.RECEIVING and not told:
-                    _event(db, row.state, row.node, row.distributor, row.distribution, row.revision, row.error or "")
+                    _tell(db, row)
+                _note_installed(db, row)
                 news.append(row)
         return news
 
@@ -625,6 +625,19 @@ def _note_former(db: Connection, former: Any) -> None:
         row = _state(former)
         if _INSTALLED.find(db, _values(row)) is None:
             _note_installed(db, row)
+
+
+def _tell(db: Connection, row: NodeState) -> None:
+    """Put a state among the events, before what is installed is noted: a rollback tells from what it went back.
+
+    Of another node it may be known late what was installed: what is older than where it went back to was not it.
+    """
+    message = row.error or ""
+    if row.state is State.ROLLED_BACK and not message:
+        former = _INSTALLED.find(db, _values(row))
+        taken_back = former.revision if former is not None else None
+        message = f"from {taken_back}" if (taken_back or "") > (row.revision or "") else ""
+    _event(db, row.state, row.node, row.distributor, row.distribution, row.revision, message)
 
 
 def _state(row: Any) -> NodeState:

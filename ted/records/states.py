@@ -99,6 +99,13 @@ class NodeState:
             raise FormatError(f"not a receipt: {error!r:.200}") from error
 
 
+def said(state: str, revision: str | None) -> str:
+    """Return a state as tables say it: the revision of a rollback is the one gone back to, not the one taken back."""
+    if state != State.ROLLED_BACK:
+        return str(state)
+    return "rolled back" if revision is None else "rolled back to"
+
+
 MAX_ERROR_CHARACTERS = 4000
 MAX_AHEAD_NS = 86_400 * 10**9  # a clock may be a day ahead; more would freeze the node's state for ever
 _NAME = re.compile(r"[A-Za-z0-9_@+-][A-Za-z0-9._@+-]{0,127}", re.ASCII)

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from fleet import CommandError, Fleet, two_tiers
 
+from ted.cli import status_cmd, tree_cmd
 from ted.cli.main import COMMANDS, hoist
+from ted.records.states import NodeState, State
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +154,16 @@ def test_after_a_failed_send_it_is_still_known_who_holds_what(fleet: Fleet) -> N
     assert {row["bytes"] for row in fleet.ted("hq", "plan")["lines"]} == {patch_bytes}
     assert {edge["bytes"] for edge in fleet.ted("hq", "send", "--check")["sends"][0]["edges"]} == {patch_bytes}
     assert fleet.ted("hq", "report", "sends")[0]["without"] == 1
+
+
+def test_a_rollback_is_told_with_where_it_led_to() -> None:
+    stamp, at = "20260101T000000000000Z", "2026-01-01T00:00:00+00:00"
+    for revision, words in ((stamp, "rolled back to"), (None, "rolled back")):
+        row = NodeState("e01", "hq", "app", revision, State.ROLLED_BACK, at, installed=revision)
+        assert f"  {words}  " in status_cmd.table([row])
+        leaf = {"node": "e01", "target": True, "state": "rolled_back", "revision": revision, "installed": revision}
+        tree = leaf | {"node": "hq", "children": [leaf | {"children": []}]}
+        assert tree_cmd.lines(tree)[1] == f"└── e01  ↶ {words} {revision or ''}".rstrip()
 
 
 def test_purge_shows_first_and_removes_only_what_nobody_needs(sent: Fleet) -> None:

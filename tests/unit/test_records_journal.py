@@ -77,6 +77,19 @@ def test_what_is_installed_stays_known_whatever_becomes_of_the_next_revision(jou
     assert installed(journal) is None, "what was there before ted is back"
 
 
+def test_a_rollback_tells_from_what_it_went_back(journal: Journal) -> None:
+    journal.report("hq", "dat", R2, State.EXTRACTED)
+    journal.report("hq", "dat", R1, State.ROLLED_BACK)
+    journal.report("hq", "dat", None, State.ROLLED_BACK)
+    journal.learn([row(State.EXTRACTED, revision=R2, seq=10)], forward=False)
+    journal.learn([row(State.ROLLED_BACK, revision=R1, seq=20)], forward=False)
+    journal.learn([row(State.ROLLED_BACK, revision=R2, seq=40)], forward=False)  # what was between never came
+    told = [(event["node"], event["revision"], event["message"]) for event in reversed(journal.events())
+            if event["kind"] == "rolled_back"]  # fmt: skip
+    assert told == [("hq", R1, f"from {R2}"), ("hq", None, f"from {R1}"), ("e01", R1, f"from {R2}"), ("e01", R2, "")]
+    assert journal.states(node="e01")[0].error is None, "that is no error"
+
+
 def test_a_receipt_says_what_is_installed_even_if_the_one_of_then_was_never_taken(journal: Journal) -> None:
     journal.report("hq", "dat", R1, State.EXTRACTED)
     journal.report("hq", "dat", R2, State.RECEIVED)
