@@ -40,6 +40,7 @@ log = logging.getLogger("ted.build")
 class Built:
     """What building one distribution did; ``revision`` is the newest one now (``None``: none yet, check mode).
 
+    ``former`` was the newest one before the build, ``None`` before the first.
     ``patch_bytes`` is the size of the patch from the revision before, ``None`` where there is none.
     """
 
@@ -53,13 +54,14 @@ class Built:
     duration_s: float
     warnings: tuple[str, ...] = ()
     patch_bytes: int | None = None
+    former: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return one row of ``ted build --json``."""
         return {
-            "distribution": self.distribution, "revision": self.revision, "changed": self.changed,
-            "bytes": self.bytes, "patch_bytes": self.patch_bytes, "frames": self.frames, "files": self.files,
-            "content_bytes": self.content_bytes,
+            "distribution": self.distribution, "revision": self.revision, "former": self.former,
+            "changed": self.changed, "bytes": self.bytes, "patch_bytes": self.patch_bytes, "frames": self.frames,
+            "files": self.files, "content_bytes": self.content_bytes,
             "duration_s": round(self.duration_s, 3), "warnings": list(self.warnings),
         }  # fmt: skip
 
@@ -156,6 +158,7 @@ class Builder:
         self, distribution: Distribution, *, force: bool, check: bool, progress: plugins.Progress | None
     ) -> Built:
         started_s = time.monotonic()
+        former = next(reversed(self._working.revisions(self._config.node, distribution.name)), None)
         if not check:
             self._catalog.create(self._config.node)
         try:
@@ -173,11 +176,10 @@ class Builder:
             self._publish(distribution)
             if result.changed or self._failed_before(distribution.name):
                 self._note("built", distribution.name, result.record.revision, f"{result.bytes_new} bytes")
-        former = self._working.revisions(self._config.node, distribution.name)
-        revision = result.record.revision if not check else (former[-1] if former else None)
+        revision = result.record.revision if not check else former
         duration_s = time.monotonic() - started_s
         return Built(distribution.name, revision, result.changed, result.bytes_new, result.frames_new, result.files,
-                     result.record.content_bytes, duration_s, tuple(warnings), patch_bytes)  # fmt: skip
+                     result.record.content_bytes, duration_s, tuple(warnings), patch_bytes, former)  # fmt: skip
 
     def _patch(self, distribution: Distribution, result: BuildResult) -> int | None:
         """Make the patch from the revision before; without one the pack is sent, so nothing that fails here matters."""

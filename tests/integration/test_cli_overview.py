@@ -233,16 +233,19 @@ def test_a_check_of_a_build_leaves_nothing_behind_whether_it_can_be_built_or_not
         return sorted(fleet.working("hq").rglob("*"))
 
     before = everything()
-    assert fleet.ted("hq", "build", "--check")["changed"]
+    said = fleet.ted("hq", "build", "--check")
+    assert (said["changed"], said["distributions"][0]["former"]) == (True, None)
     (fleet.root / "source").rename(gone)
     with pytest.raises(CommandError):
         fleet.ted("hq", "build", "--check")
     assert everything() == before
     gone.rename(fleet.root / "source")
-    fleet.ted("hq", "build")
+    (first,) = fleet.ted("hq", "build")["distributions"]
+    assert first["former"] is None
     before = everything()
     assert not fleet.ted("hq", "build", "--check")["changed"]
     assert everything() == before
+    assert fleet.ted("hq", "build", "--force")["distributions"][0]["former"] == first["revision"]
     assert "build_failed" not in {row["kind"] for row in fleet.ted("hq", "report", "events")}
     shutil.rmtree(fleet.working("hq"))
     assert fleet.ted("hq", "build", "--check")["changed"]

@@ -89,6 +89,10 @@ distributions:
       description: Size of the new pack, in bytes. V(0) when nothing changed.
       type: int
       returned: always
+    former:
+      description: The revision that was the newest one before; none before the first.
+      type: str
+      returned: always
     frames:
       description: Frames that no earlier revision holds.
       type: int
@@ -113,6 +117,7 @@ distributions:
       distributor: hq
       duration_s: 1.2
       files: 214
+      former: 20261121T090000000000Z
       frames: 3
       revision: 20261122T125447123456Z
 revision:
@@ -146,17 +151,16 @@ from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
     ted_module,
 )
 
-COUNTS = ("files", "content_bytes", "frames", "bytes")
+COUNTS = {"files": "files", "content_bytes": "content_bytes", "frames": "frames", "bytes": "bytes of new content"}
+"""Keys of a row, and what --diff calls them."""
 
 
 def diff_of(row):
     """Return what --diff shows of one distribution that is built, or would be."""
-    name, former = row["distribution"], row.get("revision") or "none"
-    if row.get("check"):
-        before, after = former, "a new one"
-    else:
-        before, after = "the one before", former
-    lines = ["revision: %s" % after] + ["%s: %s" % (key, row[key]) for key in COUNTS if row.get(key) is not None]
+    name, check = row["distribution"], row.get("check")
+    before, after = row.get("revision" if check else "former") or "none", "a new one" if check else row["revision"]
+    lines = ["revision: %s" % after]
+    lines += ["%s: %s" % (words, row[key]) for key, words in COUNTS.items() if row.get(key) is not None]
     return {
         "before_header": name,
         "after_header": name,
