@@ -383,8 +383,19 @@ class _Parser:
             meant = {group: name for group, name in self._mistyped.items() if host in self._inventory.members(group)}
             for name, value in found.items():
                 unused = name in KNOWN_VARIABLES and name not in used
-                if unused and not (name in shared and shared[name] == value):
+                for_all = name in shared and shared[name] == value
+                if unused and not for_all and not self._is_for_subscribers(host, name, value, topology):
                     self._findings.warning(host, name, *_why_unused(host, topology, meant))
+
+    def _is_for_subscribers(self, host: str, name: str, value: object, topology: Topology) -> bool:
+        """Say whether a Distributor has a value that a Subscriber has too: it was set for both, below ``all`` say."""
+        node = topology.nodes.get(host)
+        if node is None or node.distributor is None:
+            return False
+        return any(
+            other.subscriber is not None and self._inventory.hosts.get(other.name, {}).get(name) == value
+            for other in topology.nodes.values() if other is not node
+        )  # fmt: skip
 
     def _set_for_all(self) -> Mapping[str, Any]:
         """Variables that every host has alike, where there is more than one host."""

@@ -346,6 +346,9 @@ def test_a_variable_on_a_host_of_the_wrong_role_is_a_warning() -> None:
 def test_a_variable_set_for_all_hosts_alike_is_no_warning() -> None:
     for_all = {"ted_extract_schedule": "immediately"}
     assert warnings(small(hq=for_all, s01=for_all, s02=for_all, x01=for_all)) == []
+    for_both = {"ted_variables": {"VOLUME": "/data"}}
+    assert warnings(small(hq=for_both, s01=for_both, s02={"ted_variables": {"VOLUME": "/other"}})) == []
+    assert len(warnings(small(hq=for_both, s01={"ted_variables": {"VOLUME": "/other"}}))) == 1
 
 
 def test_a_vaulted_value_stays_unread_and_is_no_problem() -> None:
