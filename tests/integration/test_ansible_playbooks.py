@@ -71,7 +71,9 @@ def test_each_import_in_one_run_has_the_narrowing_it_asks_for(tree: Any) -> None
     play.write_text(f"{find}{extract}  vars: {{ted_distribution: nosuch}}\n")
     first, second = tree.play(play, "--check", fails=True).output.split("PLAY [Find the nodes of the tree]")[1:]
     assert "nosuch" not in first
-    assert "No Distributor of this inventory has distribution nosuch" in second
+    assert "No Distributor of this inventory has distribution nosuch;" in " ".join(second.split())
+    said = tree.play("send", "--check", "-e", "ted_channel=nosuch", fails=True).output
+    assert "No Distributor of this inventory sends a distribution on channel nosuch;" in " ".join(said.split())
 
 
 def test_site_brings_the_distribution_to_every_node(site: Any) -> None:
