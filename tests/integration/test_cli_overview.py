@@ -191,6 +191,39 @@ def test_purge_of_a_distribution_the_inventory_forgot_takes_it_from_the_catalog(
     assert not (sent.working("hq") / "hq" / ".catalog" / "extra").exists()
 
 
+def test_a_distribution_is_retired_as_the_page_says(fleet: Fleet) -> None:
+    """docs/how-to/retire-a-distribution.md."""
+    two_tiers(fleet, leaves=2)
+    fleet.install()
+    fleet.start()
+    for _ in range(2):
+        fleet.ted("hq", "build", "--force")
+        fleet.ted("hq", "send")
+        for leaf in ("e01", "e02"):
+            fleet.ted(leaf, "extract")
+    for _ in range(2):
+        fleet.ted("e01", "rollback", "app")
+    with pytest.raises(CommandError, match="is not installed here"):
+        fleet.ted("e01", "rollback", "app")
+    del fleet.hostvars["hq"]["ted_distributions"]["app"]
+    fleet.place_inventory()
+    (row,) = fleet.ted("hq", "purge", "--apply")["removed"]
+    assert row["path"] == str(fleet.working("hq") / "hq" / "app")
+    assert (fleet.ted("hq", "status"), fleet.ted("hq", "tree")) == ([], [])
+    for leaf in ("s01", "e01", "e02"):
+        assert not fleet.ted(leaf, "purge")["removed"]
+    assert fleet.ted("e01", "extract", "--check")["changed"], "it would come back"
+    for leaf in ("s01", "e01", "e02"):
+        shutil.rmtree(fleet.working(leaf) / "hq" / "app")
+    assert fleet.ted("e01", "extract") == {"changed": False, "distributions": []}
+    assert not (fleet.root / "e01" / "dest" / "app").exists()
+    assert fleet.ted("e02", "extract") == {"changed": False, "distributions": []}
+    assert fleet.ted("e02", "status")[0]["state"] == "extracted"
+    for _ in range(2):
+        fleet.ted("e02", "rollback", "app")
+    assert not (fleet.root / "e02" / "dest" / "app").exists()
+
+
 def test_a_failed_build_keeps_the_former_revision_and_is_on_record(sent: Fleet) -> None:
     former = sent.ted("hq", "report", "revisions")[-1]["revision"]
     (sent.root / "source").rename(sent.root / "away")
