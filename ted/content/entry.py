@@ -112,7 +112,7 @@ def components(path: bytes) -> Components:
     return tuple(path.split(b"/"))
 
 
-class Order:
+class PathOrder:
     """Tells whether paths come sorted by their components."""
 
     __slots__ = ("_directory", "_key", "_path")

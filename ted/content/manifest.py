@@ -19,7 +19,7 @@ from ted.content.entry import (
     MAX_ROW_BYTES,
     Components,
     Entry,
-    Order,
+    PathOrder,
     components,
     entry_from_row,
     path_problem,
@@ -178,7 +178,7 @@ def parse_frame(plain: bytes, frame: ManifestFrame, where: str) -> Iterator[Entr
     if len(plain) > MAX_ROW_BYTES:
         raise FormatError(f"{where}: a manifest frame of {len(plain)} bytes")
     reader = unpacker(plain, _MAX_ROW_ARRAY)
-    order = Order()
+    order = PathOrder()
     for number in range(frame.entries):
         try:
             row = reader.unpack()

@@ -27,7 +27,7 @@ from ted.content.entry import (
     Entry,
     Extent,
     Kind,
-    Order,
+    PathOrder,
     components,
     extents_from_list,
     path_problem,
@@ -321,7 +321,7 @@ class _TreeCheck:
     def __init__(self, reader: RevisionReader, *, known: bool) -> None:
         self._reader = reader
         self._directory: Components | None = () if known else None
-        self._order = Order()
+        self._order = PathOrder()
         self._above: bytes | None = None
         """The directory of the entry before: it was looked at."""
 

@@ -19,6 +19,7 @@ from ted.content.blocks import Bitmap, bounded_runs
 from ted.content.frame import Encoded, Location, encode, frame_digest
 from ted.content.pack import DigestTable, PackReader, PackWriter
 from ted.content.record import MAX_PACKS, PackRef
+from ted.errors import BuildError
 
 _WORKERS = 2
 _MAX_WAITING_BYTES = 16 << 20
@@ -90,6 +91,7 @@ class FrameStore:
         self.frames_new = 0
         self._earlier = list(earlier)
         self._level = level
+        self._directory = pack_path.parent
         self._pack = PackWriter(pack_path)
         self._seen = DigestTable(pack_path.parent)
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="ted-compress")
@@ -106,15 +108,25 @@ class FrameStore:
         self._seen.close()
 
     def put(self, plain: bytes, *, digest: bytes | None = None) -> bytes:
-        """Keep a frame; return its digest, which is computed where the caller does not know it."""
+        """Keep a frame; return its digest, which is computed where the caller does not know it.
+
+        Raises:
+            BuildError: The pack cannot be written, such as on a full disk; no part of it is of use then.
+        """
         if digest is None:
             digest = frame_digest(plain)
-        if not self.need(digest) and digest not in self._seen:
-            self._seen.add(digest)
-            self._batch.append((plain, digest))
-            self._batch_bytes += len(plain)
-            if self._batch_bytes >= _BATCH_BYTES:
-                self._compress_batch()
+        try:
+            if not self.need(digest) and digest not in self._seen:
+                self._seen.add(digest)
+                self._batch.append((plain, digest))
+                self._batch_bytes += len(plain)
+                if self._batch_bytes >= _BATCH_BYTES:
+                    self._compress_batch()
+        except OSError as error:  # told here: whoever reads a source would take it for the source's
+            raise BuildError(
+                f"{error.filename or self._directory}: {error.strerror}",
+                hint="the former revision is unchanged; build again once mended",
+            ) from error
         return digest
 
     def need(self, digest: bytes) -> bool:

@@ -230,8 +230,10 @@ def fit_send_buffer(sock: socket.socket | None, rate_bytes_s: int | None) -> Non
 
 def forget_rate(sock: socket.socket | None) -> None:
     """Take back the rate that an earlier transfer left on a connection that was kept."""
-    with suppress(OSError, AttributeError):
-        if sock.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE) != UNPACED:  # type: ignore[union-attr]
+    if sock is None:
+        return
+    with suppress(OSError):  # it is closed: the next write says so
+        if sock.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE) != UNPACED:
             fit_send_buffer(sock, None)
 
 

@@ -213,7 +213,7 @@ def test_refresh_takes_a_changed_inventory_over(site: Any) -> None:
 def test_a_check_of_site_foretells_what_a_changed_inventory_leads_to(site: Any) -> None:
     settings = site.inventory / "group_vars" / "distributors.yml"
     owned = yaml.safe_load(settings.read_text())
-    notes = {"targets": [{"path": "%DEST_VOLUME%/notes", "from": [f"{site.library}/this.py"]}]}
+    notes = {"targets": [{"path": "%DEST_VOLUME%/notes", "from": [str(settings.parents[1] / "motd.txt")]}]}
     owned["ted_distributions"]["notes"] = {"type": "file", "channels": ["notices"], "options": notes}
     settings.write_text(yaml.safe_dump(owned))
     edit(site, "Foretold by one check.")
@@ -233,7 +233,7 @@ def test_a_check_of_site_foretells_what_a_changed_inventory_leads_to(site: Any) 
     assert "stdlib a new revision on " in foretold.output
     assert foretold.output.count("would be sent") == 2 * len(RECEIVERS)
     for host in RECEIVERS:
-        assert (site.run_directory / host / "root" / "notes" / "this.py").exists()
+        assert (site.run_directory / host / "root" / "notes" / "motd.txt").exists()
 
 
 def test_a_mistake_in_the_inventory_is_refused_before_it_reaches_anybody(site: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import socket
@@ -22,7 +23,7 @@ from ted.content.builder import BuildResult, RevisionBuilder
 from ted.content.cut import MAX_GROUP_ENTRIES
 from ted.content.entry import Entry, Kind
 from ted.content.gather import Gatherer
-from ted.content.pack import PackReader
+from ted.content.pack import PackReader, PackWriter
 from ted.content.record import RevisionRecord
 from ted.content.revision import Hole, Revision, diff
 from ted.content.walk import Excludes, Item, SourceTree
@@ -146,6 +147,27 @@ def test_every_kind_of_entry_comes_back_as_it_was(place: Place) -> None:
     assert (directory.kind, directory.mode) == (Kind.DIRECTORY, 0o700)
     top, status = found["data/0"][0], source.stat()
     assert (top.mtime_ns, top.mode) == (status.st_mtime_ns, stat.S_IMODE(status.st_mode))
+
+
+def test_a_pack_that_cannot_be_written_is_no_fault_of_a_source_and_is_not_gone_on_with(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place.source / "large").write_bytes(os.urandom(40 << 20))
+    first = place.build().record
+    (place.source / "large").write_bytes(os.urandom(40 << 20))
+    add, full = PackWriter.add, iter([True])
+
+    def add_to_full_disk(self: PackWriter, *args: Any) -> Any:
+        if next(full, False):  # there is room again when it is tried once more
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return add(self, *args)
+
+    monkeypatch.setattr(PackWriter, "add", add_to_full_disk)
+    with pytest.raises(BuildError, match="No space left on device") as refused:
+        place.build()
+    assert str(place.source) not in refused.value.message
+    assert str(place.directory) in refused.value.message
+    assert [each.name for each in place.directory.glob("2*")] == [first.revision]
 
 
 def test_holes_stay_holes_and_short_ones_become_zeros(place: Place) -> None:

@@ -36,3 +36,14 @@ notes:
 seealso:
   - module: ted.distribution.node_info
 """
+
+    # What a check goes by. Paired with C(FORETOLD) in module_utils/ted_cli.py.
+    FORETOLD = r"""
+options:
+  topology:
+    description:
+      - In check mode, go by this tree (JSON, as the filter P(ted.distribution.topology#filter) returns it) and not by
+        the one that is installed. So a check of F(playbooks/site.yml) foretells what a changed inventory leads to.
+      - Without check mode the tree that is installed counts.
+    type: json
+"""

@@ -33,6 +33,9 @@ COMMON = {
     "timeout": {"type": "int", "default": LIMIT_S},
 }
 
+# The tree holds the passwords of sources.
+FORETOLD = {"topology": {"type": "json", "no_log": True}}
+
 
 def ted_module(supports_check_mode=True, **options):
     """Return an AnsibleModule with the common options and C(options); an option named C(rules) is its rules."""

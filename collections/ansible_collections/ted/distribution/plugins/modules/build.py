@@ -16,6 +16,7 @@ author:
   - The ted authors (@ted-distribution)
 extends_documentation_fragment:
   - ted.distribution.common
+  - ted.distribution.common.foretold
   - ted.distribution.attributes
 attributes:
   check_mode:
@@ -38,12 +39,6 @@ options:
       - Make a new revision even if nothing changed.
     type: bool
     default: false
-  topology:
-    description:
-      - In check mode, go by this tree (JSON, as the filter P(ted.distribution.topology#filter) returns it) and not by
-        the one that is installed. So a check of F(playbooks/site.yml) foretells what a changed inventory leads to.
-      - Without check mode the tree that is installed counts.
-    type: json
 """
 
 EXAMPLES = r"""
@@ -143,6 +138,7 @@ duration_s:
 """
 
 from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
+    FORETOLD,
     Ted,
     flag,
     foretold_tree,
@@ -173,7 +169,7 @@ def main():
     module = ted_module(
         name={"type": "list", "elements": "str", "aliases": ["distribution"]},
         force={"type": "bool", "default": False},
-        topology={"type": "json", "no_log": True},
+        **FORETOLD,
     )
     ted = Ted(module)
     ted.foretell_unset(distributions=[])

@@ -20,6 +20,7 @@ author:
   - The ted authors (@ted-distribution)
 extends_documentation_fragment:
   - ted.distribution.common
+  - ted.distribution.common.foretold
   - ted.distribution.attributes
 attributes:
   check_mode:
@@ -83,12 +84,6 @@ options:
       - Do not fail when a receiver does not have it in the end. RV(incomplete) names those that do not.
     type: bool
     default: false
-  topology:
-    description:
-      - In check mode, go by this tree (JSON, as the filter P(ted.distribution.topology#filter) returns it) and not by
-        the one that is installed. So a check of F(playbooks/site.yml) foretells what a changed inventory leads to.
-      - Without check mode the tree that is installed counts.
-    type: json
   built:
     description:
       - In check mode, what the check of M(ted.distribution.build) foretold on this Distributor, RV(sends) being those
@@ -207,6 +202,7 @@ config:
 """
 
 from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
+    FORETOLD,
     Ted,
     flag,
     foretold_tree,
@@ -316,7 +312,7 @@ def main():
         interval={"type": "int", "default": 5},
         watch={"type": "list", "elements": "str"},
         allow_incomplete={"type": "bool", "default": False},
-        topology={"type": "json", "no_log": True},
+        **FORETOLD,
         built={"type": "list", "elements": "dict"},
         rules={"mutually_exclusive": [("watch", "name"), ("watch", "channel"), ("watch", "limit")]},
     )
