@@ -8,6 +8,6 @@ Rules:
  * Private keys never leave their directory and are readable by their owner only.
 
 Rooms: ``names`` and ``files`` (helpers), ``keys`` (private keys), ``chain`` (a catalog at rest),
-``catalog`` (a Distributor's), ``anchors`` (trusted roots), ``view`` (a receiver's), ``signing``
-(routing slips), ``realm`` (certificates). Nothing is imported here: a command starts quickly.
+``catalog`` (a Distributor's), ``anchors`` (trusted roots), ``view`` (a receiver's), ``client`` (how
+it is brought up to date), ``signing`` (routing slips), ``realm`` (certificates). Nothing is imported here: a command starts quickly.
 """

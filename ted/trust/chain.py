@@ -217,6 +217,11 @@ def read_chain(directory: Path, anchor: bytes) -> Chain:
     return Chain(root, timestamp, snapshot, targets, delegated, raw)
 
 
+def read_targets(scratch: Path) -> Targets:
+    """Return the targets metadata among the files of a client, as it keeps them."""
+    return parse(Targets, (scratch / "targets.json").read_bytes()).signed
+
+
 def delegated_roles(targets: Targets) -> list[str]:
     """Return the delegated roles ted knows what to do with."""
     roles = (targets.delegations.roles or {}) if targets.delegations else {}

@@ -15,35 +15,26 @@ Rules:
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from tuf.api.exceptions import (
     BadVersionNumberError,
     DownloadError,
-    DownloadHTTPError,
     DownloadLengthMismatchError,
     ExpiredMetadataError,
     LengthOrHashMismatchError,
     UnsignedMetadataError,
 )
-from tuf.ngclient import (  # type: ignore[attr-defined]
-    FetcherInterface,
-    Updater,
-    UpdaterConfig,
-)
 
 from ted.errors import (
     DigestMismatchError,
     MissingContentError,
-    RefusedError,
     ReplayError,
     RepositoryError,
     TedError,
@@ -56,7 +47,7 @@ from ted.trust import chain as chains
 from ted.trust import names, signing
 from ted.trust.chain import Chain, Patch, read_metadata
 from ted.trust.files import locked, make_directory, read_bounded, replace_file, sync_directory
-from ted.trust.tuf_api import Metadata, Root, Targets, Timestamp, TufError
+from ted.trust.tuf_api import Metadata, Root, Timestamp, TufError
 
 __all__ = ["CatalogView", "Fetch", "read_metadata"]
 
@@ -69,7 +60,6 @@ passes through a view unchanged.
 
 _VERIFIED = ".verified"
 _SCRATCH = ".refresh-"
-_BASE_URL = "ted:/"
 
 
 class CatalogView:
@@ -264,11 +254,12 @@ class CatalogView:
         return data
 
     def _update(self, before: Chain | None, timestamp: bytes) -> None:
+        from ted.trust.client import run_client  # what only reads does without its HTTP
+
         scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self.directory))
         try:
             self._seed(scratch, before)
-            fetcher = _Fetcher(self._ask, timestamp)
-            self._run_client(scratch, fetcher)
+            run_client(self._ask, timestamp, self._anchor, scratch)
             self._keep(scratch)
         except (TufError, DownloadError, KeyError, ValueError) as error:
             raise self._translated(error) from error
@@ -295,27 +286,13 @@ class CatalogView:
             local = f"{quote(parsed[1], '')}.json" if parsed else name
             (scratch / local).write_bytes(data)
 
-    def _run_client(self, scratch: Path, fetcher: _Fetcher) -> None:
-        config = UpdaterConfig(
-            root_max_length=names.MAX_ROOT_BYTES,
-            timestamp_max_length=names.MAX_TIMESTAMP_BYTES,
-            snapshot_max_length=names.MAX_METADATA_BYTES,
-            targets_max_length=names.MAX_METADATA_BYTES,
-            prefix_targets_with_hash=False,
-        )
-        updater = Updater(str(scratch), _BASE_URL, fetcher=fetcher, config=config, bootstrap=self._anchor)
-        updater.refresh()
-        # every role, also of distributions this node does not take: its children may
-        for role in chains.delegated_roles(_read_targets(scratch)):
-            updater.get_targetinfo(names.target_path(names.distribution_of(role) or "", "any"))
-
     def _keep(self, scratch: Path) -> None:
         """Store what the client accepted under the names it is served by, in two steps."""
         files: dict[str, bytes] = {}
         for path in (scratch / "root_history").glob("*.root.json"):
             files[path.name] = path.read_bytes()
         newest = max(files, key=lambda name: int(name.split(".")[0]))
-        targets = _read_targets(scratch)
+        targets = chains.read_targets(scratch)
         for role in [*chains.delegated_roles(targets), "targets", "snapshot"]:
             data = (scratch / f"{quote(role, '')}.json").read_bytes()
             files[f"{_version(data)}.{role}.json"] = data
@@ -400,45 +377,6 @@ class CatalogView:
                 hint=f"if {who} has a new identity: {self._mending()}",
             )
         return TrustError(f"{who}: metadata that does not hold: {error}", hint="look at the sender")
-
-
-class _Fetcher(FetcherInterface):  # type: ignore[misc,unused-ignore]
-    """Carries the client's requests to a ``Fetch``; hands over a timestamp that is already here."""
-
-    def __init__(self, ask: Fetch, timestamp: bytes) -> None:
-        self._ask = ask
-        self._timestamp: bytes | None = timestamp
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        return iter([self._get(url, names.MAX_METADATA_BYTES)])
-
-    @contextmanager
-    def download_file(self, url: str, max_length: int) -> Iterator[IO[bytes]]:
-        data = self._get(url, max_length)
-        if len(data) > max_length:
-            raise DownloadLengthMismatchError(f"{url}: {len(data)} bytes, at most {max_length} expected")
-        yield io.BytesIO(data)
-
-    def _get(self, url: str, max_bytes: int) -> bytes:
-        name = unquote(url.removeprefix(_BASE_URL))
-        if name == "timestamp.json" and self._timestamp is not None:
-            return self._timestamp
-        is_root = name.endswith(".root.json")
-        try:
-            data = self._ask(name, max_bytes)
-        except (MissingContentError, RefusedError) as error:
-            if is_root:  # the client's question: is there a newer root?
-                raise DownloadHTTPError(str(error), 404) from error
-            raise DownloadError(str(error)) from error
-        except TedError as error:
-            raise DownloadError(str(error)) from error
-        if is_root:
-            self._timestamp = None  # it may be signed by keys this root has withdrawn
-        return data
-
-
-def _read_targets(scratch: Path) -> Targets:
-    return chains.parse(Targets, (scratch / "targets.json").read_bytes()).signed
 
 
 def _version(data: bytes) -> int:
