@@ -62,7 +62,7 @@ class NodeConfig(BaseModel):
     parent_address: str | None = None
     parent_port: int = Field(DEFAULT_PORT, ge=1, le=65535)
     distributor: bool = False
-    database_url: str | None = Field(None, description="SQLAlchemy URL; SQLite in the working directory.")
+    database_url: str | None = Field(None, description="Where records are kept; unset: in a file here.")
     input_rate: Rate | None = None
     output_rates: OutputRates = OutputRates()
     max_concurrent: int | None = Field(None, ge=1)

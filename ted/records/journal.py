@@ -11,176 +11,100 @@ Rules:
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    Connection,
-    Engine,
-    Index,
-    Integer,
-    MetaData,
-    Select,
-    String,
-    Table,
-    Text,
-    and_,
-    bindparam,
-    create_engine,
-    delete,
-    event,
-    exists,
-    func,
-    insert,
-    select,
-    update,
-)
-from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
-
-from ted.errors import AgentError, ConfigError, RecordsError
+from ted.records.database import Database, Row, Statements
 from ted.records.states import FINAL, HOLDS, IN_SERVICE, NodeState, State, now_text, supersedes
 
-_metadata = MetaData()
-_name = String(128)
 
-_states = Table(
-    "states", _metadata,
-    Column("node", _name, primary_key=True),
-    Column("distributor", _name, primary_key=True),
-    Column("distribution", _name, primary_key=True),
-    Column("revision", _name),
-    Column("state", String(16), nullable=False),
-    Column("at", String(40), nullable=False),
-    Column("error", Text),
-    Column("seq", BigInteger, nullable=False),
-    Column("bytes_done", BigInteger, nullable=False),
-    Column("bytes_total", BigInteger, nullable=False),
-    Column("had", Boolean, nullable=False),
-)  # fmt: skip
-_installed = Table(
-    "installed", _metadata,
-    Column("node", _name, primary_key=True),
-    Column("distributor", _name, primary_key=True),
-    Column("distribution", _name, primary_key=True),
-    Column("revision", _name),
-)  # fmt: skip
-_outbox = Table("outbox", _metadata, *[column._copy() for column in _states.columns])  # noqa: SLF001
-_offers = Table(
-    "offers", _metadata,
-    Column("send", _name, primary_key=True),
-    Column("child", _name, primary_key=True),  # "" = what this node itself was offered
-    Column("distributor", _name, nullable=False),
-    Column("distribution", _name, nullable=False),
-    Column("revision", _name, nullable=False),
-    Column("slip", Text, nullable=False),
-    Column("status", String(16), nullable=False),
-    Column("put_at_s", BigInteger, nullable=False),
-    Index("offers_of", "distributor", "distribution", "child"),
-)  # fmt: skip
-_sends = Table(
-    "sends", _metadata,
-    Column("send", String(64), primary_key=True),
-    Column("distributor", _name, nullable=False),
-    Column("distribution", _name, nullable=False),
-    Column("channel", _name),
-    Column("revision", _name, nullable=False),
-    Column("started_at", String(40), nullable=False),
-    Column("ended_at", String(40)),
-    Column("news_at_s", BigInteger, nullable=False),
-    Column("tree", Text, nullable=False),
-)  # fmt: skip
-_deliveries = Table(
-    "deliveries", _metadata,
-    Column("send", String(64), primary_key=True),
-    Column("node", _name, primary_key=True),
-    Column("sender", _name, nullable=False),
-    Column("target", Boolean, nullable=False),
-    Column("state", String(16), nullable=False),
-    Column("had", Boolean, nullable=False),
-    Column("error", Text),
-    Column("bytes_done", BigInteger, nullable=False),
-    Column("bytes_total", BigInteger, nullable=False),
-)  # fmt: skip
-_events = Table(
-    "events", _metadata,
-    Column("id", Integer, primary_key=True),
-    Column("at", String(40), nullable=False),
-    Column("kind", String(32), nullable=False),
-    Column("node", _name, nullable=False),
-    Column("distributor", _name),
-    Column("distribution", _name),
-    Column("revision", _name),
-    Column("message", Text, nullable=False),
-)  # fmt: skip
+class _Table:
+    """A table whose rows are found and replaced by their key."""
 
+    def __init__(self, name: str, key: Mapping[str, str], others: Mapping[str, str]) -> None:
+        self.name, self.columns = name, {**key, **others}
+        columns = ", ".join(f"{column} {kind}" for column, kind in self.columns.items())
+        same = " AND ".join(f"{column} = :{column}" for column in key)
+        self.create = f"CREATE TABLE IF NOT EXISTS {name} ({columns}, PRIMARY KEY ({', '.join(key)}))"
+        self._find = f"SELECT * FROM {name} WHERE {same}"
+        self._put = (
+            f"INSERT INTO {name} ({', '.join(self.columns)}) "
+            f"VALUES ({', '.join(f':{column}' for column in self.columns)}) "
+            f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET "
+            + ", ".join(f"{column} = excluded.{column}" for column in others)
+        )
 
-_NODE_STATE = ("node", "distributor", "distribution")
-
-
-def _same(table: Table, *names: str) -> Any:
-    """Return the condition that these columns are what the parameters ``of_...`` say."""
-    return and_(*[table.c[name] == bindparam(f"of_{name}") for name in names])
-
-
-class _Keyed:
-    """Rows of a table that are found and replaced by some of their columns.
-
-    The statements are made once: composing one costs more than asking it, and each node's news asks several.
-    """
-
-    def __init__(self, table: Table, *names: str) -> None:
-        self._names, same = names, _same(table, *names)
-        self._find, self._update, self._insert = select(table).where(same), update(table).where(same), insert(table)
-
-    def find(self, db: Connection, values: Mapping[str, Any]) -> Any:
+    def find(self, db: Statements, values: Mapping[str, Any]) -> Row | None:
         """Return the row with the key that is in ``values``, or ``None``."""
-        return db.execute(self._find, self._key(values)).first()
+        return db.first(self._find, values)
 
-    def put(self, db: Connection, values: dict[str, Any]) -> None:
-        """Insert or replace; the caller holds the transaction."""
-        if db.execute(self._update, values | self._key(values)).rowcount:
-            return
-        try:
-            with db.begin_nested():
-                db.execute(self._insert, values)
-        except IntegrityError:  # another process was first
-            db.execute(self._update, values | self._key(values))
-
-    def _key(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {f"of_{name}": values[name] for name in self._names}
+    def put(self, db: Statements, *rows: Mapping[str, Any]) -> None:
+        """Insert or replace rows."""
+        db.run_each(self._put, rows)
 
 
-_STATES, _OUTBOX, _INSTALLED = (_Keyed(table, *_NODE_STATE) for table in (_states, _outbox, _installed))
-_OFFERS = _Keyed(_offers, "send", "child")
-_TAKEN = delete(_outbox).where(_same(_outbox, *_NODE_STATE, "seq", "at"))
-_OPEN_SENDS = select(_sends.c.send).where(
-    _same(_sends, "distributor", "distribution", "revision"), _sends.c.ended_at.is_(None)
-)
-_NOT_ARRIVED = update(_deliveries).where(
-    _same(_deliveries, "send", "node"), _deliveries.c.state.not_in(list(HOLDS))
-)
-_SLIPS = select(_offers.c.send, _offers.c.slip).where(
-    _same(_offers, "child", "distributor", "distribution")
-).order_by(_offers.c.put_at_s.desc(), _offers.c.send)  # fmt: skip
+_NAME, _TIME = "VARCHAR(128)", "VARCHAR(40)"
+_NODE_STATE = dict.fromkeys(("node", "distributor", "distribution"), f"{_NAME} NOT NULL")
+_STATE = {
+    "revision": _NAME, "state": "VARCHAR(16) NOT NULL", "at": f"{_TIME} NOT NULL", "error": "TEXT",
+    "seq": "BIGINT NOT NULL", "bytes_done": "BIGINT NOT NULL", "bytes_total": "BIGINT NOT NULL",
+    "had": "BOOLEAN NOT NULL",
+}  # fmt: skip
+_STATES, _OUTBOX = _Table("states", _NODE_STATE, _STATE), _Table("outbox", _NODE_STATE, _STATE)
+_INSTALLED = _Table("installed", _NODE_STATE, {"revision": _NAME})
+_OFFERS = _Table(  # child "": what this node itself was offered
+    "offers",
+    {"send": f"{_NAME} NOT NULL", "child": f"{_NAME} NOT NULL"},
+    {"distributor": f"{_NAME} NOT NULL", "distribution": f"{_NAME} NOT NULL", "revision": f"{_NAME} NOT NULL",
+     "slip": "TEXT NOT NULL", "status": "VARCHAR(16) NOT NULL", "put_at_s": "BIGINT NOT NULL"},
+)  # fmt: skip
+_SENDS = _Table(
+    "sends",
+    {"send": "VARCHAR(64) NOT NULL"},
+    {"distributor": f"{_NAME} NOT NULL", "distribution": f"{_NAME} NOT NULL", "channel": _NAME,
+     "revision": f"{_NAME} NOT NULL", "started_at": f"{_TIME} NOT NULL", "ended_at": _TIME,
+     "news_at_s": "BIGINT NOT NULL", "tree": "TEXT NOT NULL"},
+)  # fmt: skip
+_DELIVERIES = _Table(
+    "deliveries",
+    {"send": "VARCHAR(64) NOT NULL", "node": f"{_NAME} NOT NULL"},
+    {"sender": f"{_NAME} NOT NULL", "target": "BOOLEAN NOT NULL", "state": "VARCHAR(16) NOT NULL",
+     "had": "BOOLEAN NOT NULL", "error": "TEXT", "bytes_done": "BIGINT NOT NULL", "bytes_total": "BIGINT NOT NULL"},
+)  # fmt: skip
+_EVENTS = _Table(
+    "events",
+    {"id": "BIGSERIAL"},
+    {"at": f"{_TIME} NOT NULL", "kind": "VARCHAR(32) NOT NULL", "node": f"{_NAME} NOT NULL", "distributor": _NAME,
+     "distribution": _NAME, "revision": _NAME, "message": "TEXT NOT NULL"},
+)  # fmt: skip
+_TABLES = [
+    *(table.create for table in (_STATES, _OUTBOX, _INSTALLED, _OFFERS, _SENDS, _DELIVERIES, _EVENTS)),
+    "CREATE INDEX IF NOT EXISTS offers_of ON offers (distributor, distribution, child)",
+]
+_VERSION = 1
 
 
-def _with_installed(table: Table) -> Select[Any]:
+def _listed(states: Iterable[State]) -> str:
+    return "(" + ", ".join(f"'{state}'" for state in sorted(states)) + ")"
+
+
+_HOLDS, _ARRIVED = _listed(HOLDS), _listed([*FINAL, State.EXTRACTING])
+_SAME_INSTALLED = " AND ".join(f"installed.{name} = known.{name}" for name in _NODE_STATE)
+
+
+def _known(table: _Table) -> str:
     """Return the question for states, each with the revision that is in service."""
-    same = and_(*[table.c[name] == _installed.c[name] for name in _NODE_STATE])
-    return select(table, _installed.c.revision.label("installed")).outerjoin(_installed, same)
+    return (
+        f"SELECT known.*, installed.revision AS installed FROM {table.name} AS known "
+        f"LEFT JOIN installed ON {_SAME_INSTALLED}"
+    )
 
 
-_WAITING = _with_installed(_outbox).order_by(_outbox.c.seq)
-
-BUSY_S = 20
 EVENTS_KEPT = 10_000
 SENDS_KEPT = 1_000
 OFFERS_KEPT_S = 14 * 86_400  # twice the life of a slip
@@ -201,57 +125,25 @@ class Journal:
     """A node's records in a database; safe for threads and processes.
 
     Args:
-        url: SQLAlchemy URL, such as ``sqlite:////var/lib/ted/.ted/records.sqlite``.
+        url: ``sqlite:////var/lib/ted/.ted/records.sqlite`` or ``postgresql://user:password@host/name``.
         node: This node's name: whose sequence numbers are counted here.
     """
 
     def __init__(self, url: str, node: str) -> None:
         self.node = node
-        try:
-            self._engine = _engine(url)
-            # with the write lock from the start: another process may be making the tables at this moment
-            with self._engine.connect() as connection, (
-                db := connection.execution_options(ted_writes=True)
-            ).begin():
-                _metadata.create_all(db)
-        except OperationalError as error:
-            if "already exists" not in str(error):  # as above, in a database without that lock
-                raise AgentError(f"records database {_without_password(url)}: {error.orig}",
-                                 hint="see that its directory exists and is this user's") from error  # fmt: skip
-        except (SQLAlchemyError, ImportError) as error:
-            raise ConfigError(f"database_url {_without_password(url)}: {error}") from error
+        self._database = Database(url, what=f"the records of {node}", tables=_TABLES, version=_VERSION)
+        self._reading, self._writing = self._database.reading, self._database.writing
 
     @classmethod
     def at(cls, working_directory: Path, node: str) -> Journal:
         """Open the SQLite journal in a working directory."""
         directory = working_directory / ".ted"
         directory.mkdir(parents=True, exist_ok=True)
-        return cls(f"sqlite:///{directory}/records.sqlite", node)
+        return cls(f"sqlite:///{quote(str(directory))}/records.sqlite", node)
 
     def close(self) -> None:
         """Give back every connection."""
-        self._engine.dispose()
-
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with self._translated(), self._engine.connect() as db:
-            yield db
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with self._translated(), self._engine.connect() as connection:
-            db = connection.execution_options(ted_writes=True)
-            with db.begin():
-                yield db
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except SQLAlchemyError as error:
-            cause = getattr(error, "orig", None) or error
-            raise RecordsError(f"the records of {self.node} cannot be used now: {cause}",
-                               hint="is the disk full, or the database down?") from error  # fmt: skip
+        self._database.close()
 
     # -- states -----------------------------------------------------------------------------------------
 
@@ -268,8 +160,8 @@ class Journal:
                         time.time_ns(), bytes_done, bytes_total, had, installed)  # fmt: skip
         with self._writing() as db:
             former = _STATES.find(db, _values(row))
-            if former is not None and former.seq >= row.seq:  # the clock went back
-                row = NodeState(**(row.to_dict() | {"seq": former.seq + 1, "state": state}))
+            if former is not None and former["seq"] >= row.seq:  # the clock went back
+                row = replace(row, seq=former["seq"] + 1)
             _note_former(db, former)
             _STATES.put(db, _values(row))
             _OUTBOX.put(db, _values(row))
@@ -289,8 +181,9 @@ class Journal:
             return news
         with self._writing() as db:
             for row in rows:
-                former = _STATES.find(db, _values(row))
-                if former is not None and not supersedes(row, _state(former)):
+                found = _STATES.find(db, _values(row))
+                former = None if found is None else _state(found)
+                if former is not None and not supersedes(row, former):
                     if forward and row.had and (row.state, row.revision) != (former.state, former.revision):
                         _forward_only(db, row)
                     continue
@@ -299,7 +192,7 @@ class Journal:
                 kept = _values(row)
                 if former is not None and row.seq == 0:
                     kept["seq"] = former.seq  # a guess keeps the node's own count: its next news is still newer
-                _note_former(db, former)
+                _note_former(db, found)
                 _STATES.put(db, kept)
                 if forward and not told:
                     _OUTBOX.put(db, _values(row))
@@ -313,32 +206,37 @@ class Journal:
         self, *, node: str | None = None, distributor: str | None = None, distribution: str | None = None
     ) -> list[NodeState]:
         """Return what is known, ordered by distributor, distribution and node."""
-        wanted = {"node": node, "distributor": distributor, "distribution": distribution}
-        query = _with_installed(_states).where(*[_states.c[k] == v for k, v in wanted.items() if v is not None])
-        query = query.order_by(_states.c.distributor, _states.c.distribution, _states.c.node)
+        where, wanted = _where("known", node=node, distributor=distributor, distribution=distribution)
+        order = "ORDER BY known.distributor, known.distribution, known.node"
         with self._reading() as db:
-            return [_state(row) for row in db.execute(query)]
+            return [_state(row) for row in db.rows(f"{_known(_STATES)} {where} {order}", wanted)]
 
     def forget(self, distributor: str, distribution: str, nodes: Iterable[str] | None = None) -> None:
         """Drop what is known of a distribution (on ``nodes`` only, when given)."""
-        only = None if nodes is None else list(nodes)
+        of = {"distributor": distributor, "distribution": distribution}
         with self._writing() as db:
-            for table in (_states, _installed):
-                clause = and_(table.c.distributor == distributor, table.c.distribution == distribution)
-                db.execute(delete(table).where(clause if only is None else and_(clause, table.c.node.in_(only))))
+            for table in (_STATES, _INSTALLED):
+                drop = f"DELETE FROM {table.name} WHERE distributor = :distributor AND distribution = :distribution"
+                if nodes is None:
+                    db.run(drop, of)
+                else:
+                    db.run_each(f"{drop} AND node = :node", [of | {"node": node} for node in nodes])
 
     # -- receipts on their way up ------------------------------------------------------------------------
 
     def outbox(self) -> list[NodeState]:
         """Return the receipts not yet taken by the node above."""
         with self._reading() as db:
-            return [_state(row) for row in db.execute(_WAITING)]
+            return [_state(row) for row in db.rows(f"{_known(_OUTBOX)} ORDER BY known.seq")]
 
     def taken(self, rows: Iterable[NodeState]) -> None:
         """Forget receipts that the node above has, unless newer ones came meanwhile."""
         with self._writing() as db:
-            for row in rows:
-                db.execute(_TAKEN, _of(row, *_NODE_STATE, "seq", "at"))
+            db.run_each(
+                "DELETE FROM outbox WHERE node = :node AND distributor = :distributor "
+                "AND distribution = :distribution AND seq = :seq AND at = :at",
+                [_values(row) for row in rows],
+            )
 
     # -- offers ------------------------------------------------------------------------------------------
 
@@ -347,56 +245,62 @@ class Journal:
 
         An offer of a send that is known already is opened again.
         """
+        rows = [
+            {
+                "send": slip.header.send, "child": child, "distributor": slip.header.distributor,
+                "distribution": slip.header.distribution, "revision": slip.header.revision,
+                "slip": json.dumps(slip.encode()), "status": "open", "put_at_s": int(time.time()),
+            }
+            for child, slip in offers
+        ]  # fmt: skip
         with self._writing() as db:
-            for child, slip in offers:
-                header = slip.header
-                row = {
-                    "send": header.send, "child": child, "distributor": header.distributor,
-                    "distribution": header.distribution, "revision": header.revision,
-                    "slip": json.dumps(slip.encode()), "status": "open", "put_at_s": int(time.time()),
-                }  # fmt: skip
-                _OFFERS.put(db, row)
+            _OFFERS.put(db, *rows)
 
     def close_offer(self, send: str, status: str, *, child: str = "") -> None:
         """Say how an offer ended: done, taken, failed or superseded."""
         with self._writing() as db:
-            db.execute(update(_offers).values(status=status).where(_offers.c.send == send, _offers.c.child == child))
+            db.run(
+                "UPDATE offers SET status = :status WHERE send = :send AND child = :child",
+                {"status": status, "send": send, "child": child},
+            )
 
     def offers(
         self, *, status: str | None = None, child: str | None = None, distributor: str | None = None,
         distribution: str | None = None, most: int | None = None,
     ) -> list[dict[str, Any]]:  # fmt: skip
         """Return offers, newest first, ``most`` of them: the columns of the table, ``slip`` as JSON."""
-        wanted = {"status": status, "child": child, "distributor": distributor, "distribution": distribution}
-        query = select(_offers).where(*[_offers.c[k] == v for k, v in wanted.items() if v is not None])
+        where, wanted = _where("offers", status=status, child=child, distributor=distributor, distribution=distribution)
+        limit = "" if most is None else f"LIMIT {most:d}"
         with self._reading() as db:
-            found = db.execute(query.order_by(_offers.c.put_at_s.desc(), _offers.c.send).limit(most)).all()
-        rows = [dict(row._mapping) for row in found]  # noqa: SLF001
+            rows = db.rows(f"SELECT * FROM offers {where} ORDER BY put_at_s DESC, send {limit}", wanted)
         return [row | {"slip": json.loads(row["slip"])} for row in rows]
 
     def slips(self, child: str, distributor: str, distribution: str) -> list[tuple[str, str]]:
         """Return (send, slip as JSON text) of the offers to a child (``""``: of those to this node), newest first."""
-        key = {"of_child": child, "of_distributor": distributor, "of_distribution": distribution}
+        where, wanted = _where("offers", child=child, distributor=distributor, distribution=distribution)
         with self._reading() as db:
-            return [(row.send, row.slip) for row in db.execute(_SLIPS, key)]
+            rows = db.rows(f"SELECT send, slip FROM offers {where} ORDER BY put_at_s DESC, send", wanted)
+        return [(row["send"], row["slip"]) for row in rows]
 
     # -- sends -------------------------------------------------------------------------------------------
 
     def start_send(self, send: str, *, distributor: str, distribution: str, channel: str | None, revision: str,
                    tree: list[Any], hops: list[tuple[str, str, bool]]) -> None:  # fmt: skip
         """Record a send and one delivery for each hop: (sender, receiver, is a target)."""
+        head = {
+            "send": send, "distributor": distributor, "distribution": distribution, "channel": channel,
+            "revision": revision, "started_at": now_text(), "ended_at": None, "tree": json.dumps(tree),
+            "news_at_s": int(time.time()),
+        }  # fmt: skip
+        deliveries = [
+            {"send": send, "sender": sender, "node": receiver, "target": target, "state": str(State.PENDING),
+             "had": False, "error": None, "bytes_done": 0, "bytes_total": 0}
+            for sender, receiver, target in hops
+        ]  # fmt: skip
         with self._writing() as db:
-            db.execute(insert(_sends).values(
-                send=send, distributor=distributor, distribution=distribution, channel=channel, revision=revision,
-                started_at=now_text(), ended_at=None, tree=json.dumps(tree), news_at_s=int(time.time()),
-            ))  # fmt: skip
-            if hops:
-                db.execute(insert(_deliveries), [
-                    {"send": send, "sender": sender, "node": receiver, "target": target, "state": State.PENDING,
-                     "had": False, "error": None, "bytes_done": 0, "bytes_total": 0}
-                    for sender, receiver, target in hops
-                ])  # fmt: skip
-            self._end_if_done(db, send)
+            _SENDS.put(db, head)
+            _DELIVERIES.put(db, *deliveries)
+            _end_if_done(db, send)
 
     def deliver(self, rows: Collection[NodeState]) -> None:
         """Apply news to the deliveries of every open send that it concerns.
@@ -409,95 +313,75 @@ class Journal:
         with self._writing() as db:
             touched: set[str] = set()
             for row in rows:
-                sends = db.execute(_OPEN_SENDS, _of(row, "distributor", "distribution", "revision")).scalars().all()
-                values: dict[str, Any] = {"state": row.state, "error": row.error, "had": row.had}
-                if row.bytes_total and not row.had:
-                    values |= {"bytes_done": row.bytes_done, "bytes_total": row.bytes_total}
-                for send in sends:
-                    db.execute(_NOT_ARRIVED, values | {"of_send": send, "of_node": row.node})
-                    touched.add(send)
+                sends = db.rows(
+                    "SELECT send FROM sends WHERE distributor = :distributor AND distribution = :distribution "
+                    "AND revision = :revision AND ended_at IS NULL", _values(row),
+                )  # fmt: skip
+                fetched = ", bytes_done = :bytes_done, bytes_total = :bytes_total"
+                db.run_each(
+                    "UPDATE deliveries SET state = :state, error = :error, had = :had"
+                    f"{fetched if row.bytes_total and not row.had else ''} "
+                    f"WHERE send = :send AND node = :node AND state NOT IN {_HOLDS}",
+                    [_values(row) | each for each in sends],
+                )
+                touched |= {each["send"] for each in sends}
             for send in touched:
-                db.execute(update(_sends).values(news_at_s=int(time.time())).where(_sends.c.send == send))
-                self._end_if_done(db, send)
+                db.run("UPDATE sends SET news_at_s = :now_s WHERE send = :send",
+                       {"now_s": int(time.time()), "send": send})  # fmt: skip
+                _end_if_done(db, send)
 
     def supersede(self, distributor: str, distribution: str, revision: str, nodes: Iterable[str]) -> None:
         """Give up, in open sends of other revisions, the deliveries to ``nodes`` that have not arrived."""
         with self._writing() as db:
-            older = db.execute(select(_sends.c.send).where(
-                _sends.c.distributor == distributor, _sends.c.distribution == distribution,
-                _sends.c.revision != revision, _sends.c.ended_at.is_(None),
-            )).scalars().all()  # fmt: skip
-            self._give_up(db, older, f"superseded by revision {revision}", nodes=list(nodes))
+            older = db.rows(
+                "SELECT send FROM sends WHERE distributor = :distributor AND distribution = :distribution "
+                "AND revision <> :revision AND ended_at IS NULL",
+                {"distributor": distributor, "distribution": distribution, "revision": revision},
+            )
+            _give_up(db, older, f"superseded by revision {revision}", nodes=list(nodes))
 
     def give_up_silent(self, silent_for_s: float) -> None:
         """Give up the deliveries of sends of which nothing was heard for that long."""
         with self._writing() as db:
-            silent = db.execute(select(_sends.c.send).where(
-                _sends.c.ended_at.is_(None), _sends.c.news_at_s < time.time() - silent_for_s,
-            )).scalars().all()  # fmt: skip
-            self._give_up(db, silent, f"nothing was heard of it for {silent_for_s:.0f} s", nodes=None)
-
-    def _give_up(self, db: Connection, sends: Iterable[str], why: str, *, nodes: list[str] | None) -> None:
-        for send in sends:
-            where = and_(_deliveries.c.send == send, _deliveries.c.state.not_in([*FINAL, State.EXTRACTING]))
-            if nodes is not None:
-                where = and_(where, _deliveries.c.node.in_(nodes))
-            db.execute(update(_deliveries).values(state=State.FAILED, error=why).where(where))
-            self._end_if_done(db, send)
-
-    def _end_if_done(self, db: Connection, send: str) -> None:
-        open_ones = db.execute(
-            select(_deliveries.c.node).where(
-                _deliveries.c.send == send, _deliveries.c.state.not_in([*FINAL, State.EXTRACTING])
-            )
-        ).first()
-        if open_ones is None:
-            db.execute(update(_sends).values(ended_at=now_text()).where(_sends.c.send == send))
+            silent = db.rows("SELECT send FROM sends WHERE ended_at IS NULL AND news_at_s < :since_s",
+                             {"since_s": time.time() - silent_for_s})  # fmt: skip
+            _give_up(db, silent, f"nothing was heard of it for {silent_for_s:.0f} s", nodes=None)
 
     def are_open(self, sends: Collection[str]) -> bool:
         """Return whether one of these sends has not ended: a small question, however many receivers there are."""
-        query = select(_sends.c.send).where(_sends.c.send.in_(sends), _sends.c.ended_at.is_(None)).limit(1)
+        asked = "SELECT send FROM sends WHERE send = :send AND ended_at IS NULL"
         with self._reading() as db:
-            return db.execute(query).first() is not None
+            return any(db.first(asked, {"send": send}) for send in sends)
 
     def send(self, send: str) -> dict[str, Any] | None:
         """Return one send with its deliveries, or ``None``."""
         with self._reading() as db:
-            head = db.execute(select(_sends).where(_sends.c.send == send)).first()
-            if head is None:
-                return None
-            rows = db.execute(select(_deliveries).where(_deliveries.c.send == send)).all()
-        return dict(head._mapping) | {  # noqa: SLF001
-            "tree": json.loads(head.tree), "deliveries": [dict(row._mapping) for row in rows]  # noqa: SLF001
-        }  # fmt: skip
+            head = _SENDS.find(db, {"send": send})
+            rows = db.rows("SELECT * FROM deliveries WHERE send = :send", {"send": send})
+        if head is None:
+            return None
+        deliveries = [row | {"target": bool(row["target"]), "had": bool(row["had"])} for row in rows]
+        return head | {"tree": json.loads(head["tree"]), "deliveries": deliveries}
 
     def brought(self, distributor: str, distribution: str, revision: str) -> set[str]:
         """Return the nodes that have a revision by a send that is still remembered."""
-        query = select(_deliveries.c.node).join(_sends, _sends.c.send == _deliveries.c.send).where(
-            _sends.c.distributor == distributor, _sends.c.distribution == distribution,
-            _sends.c.revision == revision, _deliveries.c.state.in_(list(HOLDS)),
-        )  # fmt: skip
+        where, wanted = _where("sends", distributor=distributor, distribution=distribution, revision=revision)
         with self._reading() as db:
-            return set(db.execute(query).scalars())
+            rows = db.rows(f"SELECT DISTINCT node {_DELIVERED} {where} AND state IN {_HOLDS}", wanted)
+        return {row["node"] for row in rows}
 
     def last_brought(self, distributor: str, distribution: str) -> dict[str, str]:
         """Return the newest revision that each node has by a send that is still remembered."""
-        query = select(_deliveries.c.node, func.max(_sends.c.revision)).join(
-            _sends, _sends.c.send == _deliveries.c.send
-        ).where(
-            _sends.c.distributor == distributor, _sends.c.distribution == distribution,
-            _deliveries.c.state.in_(list(HOLDS)),
-        ).group_by(_deliveries.c.node)  # fmt: skip
+        where, wanted = _where("sends", distributor=distributor, distribution=distribution)
+        asked = f"SELECT node, max(revision) AS revision {_DELIVERED} {where} AND state IN {_HOLDS} GROUP BY node"
         with self._reading() as db:
-            return {row[0]: row[1] for row in db.execute(query)}
+            return {row["node"]: row["revision"] for row in db.rows(asked, wanted)}
 
     def sends(self, *, open_only: bool = False) -> list[dict[str, Any]]:
         """Return the heads of the sends, newest first."""
-        query = select(_sends).order_by(_sends.c.started_at.desc())
-        if open_only:
-            query = query.where(_sends.c.ended_at.is_(None))
+        where = "WHERE ended_at IS NULL" if open_only else ""
         with self._reading() as db:
-            return [dict(row._mapping) for row in db.execute(query)]  # noqa: SLF001
+            return db.rows(f"SELECT * FROM sends {where} ORDER BY started_at DESC")
 
     # -- events ------------------------------------------------------------------------------------------
 
@@ -510,17 +394,16 @@ class Journal:
     def events(self, limit: int = 100) -> list[dict[str, Any]]:
         """Return the newest events, newest first."""
         with self._reading() as db:
-            rows = db.execute(select(_events).order_by(_events.c.id.desc()).limit(limit)).all()
-        return [dict(row._mapping) for row in rows]  # noqa: SLF001
+            return db.rows("SELECT * FROM events ORDER BY id DESC LIMIT :most", {"most": limit})
 
     def failed_builds(self) -> list[dict[str, Any]]:
         """Return the newest word on each distribution's builds (``built``, ``build_failed``) where it is a failure."""
-        newest = select(func.max(_events.c.id)).where(
-            _events.c.node == self.node, _events.c.kind.in_(["built", "build_failed"])
-        ).group_by(_events.c.distribution)  # fmt: skip
-        query = select(_events).where(_events.c.id.in_(newest), _events.c.kind == "build_failed")
         with self._reading() as db:
-            return [dict(row._mapping) for row in db.execute(query.order_by(_events.c.id.desc()))]  # noqa: SLF001
+            return db.rows(
+                "SELECT * FROM events WHERE kind = 'build_failed' AND id IN (SELECT max(id) FROM events "
+                "WHERE node = :node AND kind IN ('built', 'build_failed') GROUP BY distribution) ORDER BY id DESC",
+                {"node": self.node},
+            )
 
     def trim(self, max_age_s: float | None = None) -> None:
         """Drop events beyond the newest ``EVENTS_KEPT``, or older than ``max_age_s``, and old offers.
@@ -529,78 +412,53 @@ class Journal:
         and, of this node's own, who is above it and whether it is a target.
         """
         with self._writing() as db:
-            newest = db.execute(select(_events.c.id).order_by(_events.c.id.desc()).limit(1)).scalar() or 0
-            db.execute(delete(_events).where(_events.c.id <= newest - EVENTS_KEPT))
-            too_old_s = time.time() - OFFERS_KEPT_S
-            newer = _offers.alias()
-            db.execute(delete(_offers).where(
-                _offers.c.status != "open", _offers.c.put_at_s < too_old_s,
-                exists().where(newer.c.child == _offers.c.child, newer.c.distributor == _offers.c.distributor,
-                               newer.c.distribution == _offers.c.distribution,
-                               newer.c.put_at_s > _offers.c.put_at_s),
-            ))  # fmt: skip
-            ended = select(_sends.c.send).where(_sends.c.ended_at.is_not(None)).order_by(_sends.c.started_at.desc())
-            for send in db.execute(ended.offset(SENDS_KEPT)).scalars().all():
-                db.execute(delete(_deliveries).where(_deliveries.c.send == send))
-                db.execute(delete(_sends).where(_sends.c.send == send))
+            db.run("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - :kept", {"kept": EVENTS_KEPT})
+            db.run(
+                "DELETE FROM offers WHERE status <> 'open' AND put_at_s < :since_s AND EXISTS ("
+                "SELECT 1 FROM offers AS newer WHERE newer.child = offers.child "
+                "AND newer.distributor = offers.distributor AND newer.distribution = offers.distribution "
+                "AND newer.put_at_s > offers.put_at_s)", {"since_s": time.time() - OFFERS_KEPT_S},
+            )  # fmt: skip
+            ended = db.rows("SELECT send FROM sends WHERE ended_at IS NOT NULL ORDER BY started_at DESC")
+            for table in (_DELIVERIES, _SENDS):
+                db.run_each(f"DELETE FROM {table.name} WHERE send = :send", ended[SENDS_KEPT:])
             if max_age_s is not None:
                 limit = (datetime.now(UTC) - timedelta(seconds=max_age_s)).isoformat(timespec="milliseconds")
-                db.execute(delete(_events).where(_events.c.at < limit))
+                db.run("DELETE FROM events WHERE at < :limit", {"limit": limit})
 
 
-def _engine(url: str) -> Engine:
-    is_file = url.startswith("sqlite")
-    engine = create_engine(url, pool_pre_ping=not is_file, pool_size=8, max_overflow=64, pool_timeout=60)
-    if is_file:
-
-        @event.listens_for(engine, "connect")
-        def _tune(connection: Any, _record: Any) -> None:
-            # WAL: readers never wait for the writer. NORMAL: kill -9 loses nothing; after a power cut the last
-            # moments may be gone, and the states on disk (DISTSTATUS.TED) are what counts then.
-            connection.isolation_level = None
-            connection.execute(f"PRAGMA busy_timeout={BUSY_S * 1000}")
-            _switch_to_wal(connection)
-            connection.execute("PRAGMA synchronous=NORMAL")
-
-        @event.listens_for(engine, "begin")
-        def _begin(connection: Connection) -> None:
-            # writers take the lock from the start: a read that turns into a write would fail under another writer
-            writes = connection.get_execution_options().get("ted_writes")
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
+_DELIVERED = "FROM deliveries JOIN sends ON sends.send = deliveries.send"
 
 
-def _switch_to_wal(connection: Any) -> None:
-    """Turn the write-ahead log on: alone of all statements it does not wait for another process's lock."""
-    until = time.monotonic() + BUSY_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > until:
-                raise
-            time.sleep(0.01)
+def _where(table: str, **wanted: str | None) -> tuple[str, dict[str, str]]:
+    """Return the clause for the columns that are asked for, and its values."""
+    values = {name: value for name, value in wanted.items() if value is not None}
+    same = " AND ".join(f"{table}.{name} = :{name}" for name in values)
+    return f"WHERE {same}" if same else "", values
 
 
-def _without_password(url: str) -> str:
-    from sqlalchemy.engine import make_url
-
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except SQLAlchemyError:
-        return "(not an URL)"
-
-
-def _of(row: NodeState, *names: str) -> dict[str, Any]:
-    return {f"of_{name}": getattr(row, name) for name in names}
+def _give_up(db: Statements, sends: Iterable[Row], why: str, *, nodes: list[str] | None) -> None:
+    give_up = f"UPDATE deliveries SET state = 'failed', error = :why WHERE send = :send AND state NOT IN {_ARRIVED}"
+    for row in sends:
+        if nodes is None:
+            db.run(give_up, row | {"why": why})
+        else:
+            db.run_each(f"{give_up} AND node = :node", [row | {"why": why, "node": node} for node in nodes])
+        _end_if_done(db, row["send"])
 
 
-def _forward_only(db: Connection, row: NodeState) -> None:
+def _end_if_done(db: Statements, send: str) -> None:
+    db.run(
+        "UPDATE sends SET ended_at = :now WHERE send = :send AND NOT EXISTS ("
+        f"SELECT 1 FROM deliveries WHERE deliveries.send = sends.send AND state NOT IN {_ARRIVED})",
+        {"send": send, "now": now_text()},
+    )
+
+
+def _forward_only(db: Statements, row: NodeState) -> None:
     """Send on what a node said in answer to an offer although its state is another: it holds that revision."""
     waiting = _OUTBOX.find(db, _values(row))
-    if waiting is None or waiting.seq <= row.seq:
+    if waiting is None or waiting["seq"] <= row.seq:
         _OUTBOX.put(db, _values(row))
 
 
@@ -609,7 +467,7 @@ def _values(row: NodeState) -> dict[str, Any]:
     return {name: value for name, value in row.to_dict().items() if name != "installed"}
 
 
-def _note_installed(db: Connection, row: NodeState) -> None:
+def _note_installed(db: Statements, row: NodeState) -> None:
     """Keep which revision is in service, where the node itself said it."""
     says = row.state in IN_SERVICE
     if row.seq and (says or row.installed is not None):
@@ -619,15 +477,15 @@ def _note_installed(db: Connection, row: NodeState) -> None:
         _INSTALLED.put(db, values)
 
 
-def _note_former(db: Connection, former: Any) -> None:
+def _note_former(db: Statements, former: Row | None) -> None:
     """Keep what only a state tells that is about to be replaced: an older ted wrote no more than the states."""
-    if former is not None and former.state in IN_SERVICE:
+    if former is not None and former["state"] in IN_SERVICE:
         row = _state(former)
         if _INSTALLED.find(db, _values(row)) is None:
             _note_installed(db, row)
 
 
-def _tell(db: Connection, row: NodeState) -> None:
+def _tell(db: Statements, row: NodeState) -> None:
     """Put a state among the events, before what is installed is noted: a rollback tells from what it went back.
 
     Of another node it may be known late what was installed: what is older than where it went back to was not it.
@@ -635,19 +493,22 @@ def _tell(db: Connection, row: NodeState) -> None:
     message = row.error or ""
     if row.state is State.ROLLED_BACK and not message:
         former = _INSTALLED.find(db, _values(row))
-        taken_back = former.revision if former is not None else None
+        taken_back = former["revision"] if former is not None else None
         message = f"from {taken_back}" if (taken_back or "") > (row.revision or "") else ""
     _event(db, row.state, row.node, row.distributor, row.distribution, row.revision, message)
 
 
-def _state(row: Any) -> NodeState:
-    data = dict(row._mapping)  # noqa: SLF001
-    state = State(data["state"])
-    installed = data["revision"] if state in IN_SERVICE else data.get("installed")
-    return NodeState(**(data | {"state": state, "had": bool(data["had"]), "installed": installed}))
+def _state(row: Row) -> NodeState:
+    state = State(row["state"])
+    installed = row["revision"] if state in IN_SERVICE else row.get("installed")
+    return NodeState(**(row | {"state": state, "had": bool(row["had"]), "installed": installed}))
 
 
-def _event(db: Connection, kind: str, node: str, distributor: str | None, distribution: str | None,
+def _event(db: Statements, kind: str, node: str, distributor: str | None, distribution: str | None,
            revision: str | None, message: str) -> None:  # fmt: skip
-    db.execute(insert(_events).values(at=now_text(), kind=kind, node=node, distributor=distributor,
-                                      distribution=distribution, revision=revision, message=message))  # fmt: skip
+    db.run(
+        "INSERT INTO events (at, kind, node, distributor, distribution, revision, message) "
+        "VALUES (:at, :kind, :node, :distributor, :distribution, :revision, :message)",
+        {"at": now_text(), "kind": str(kind), "node": node, "distributor": distributor, "distribution": distribution,
+         "revision": revision, "message": message},
+    )  # fmt: skip

@@ -5,17 +5,20 @@ from __future__ import annotations
 import multiprocessing
 import sqlite3
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
+from database_server import postgresql
 
 from ted.cli import send_cmd
-from ted.errors import AgentError, FormatError
+from ted.errors import AgentError, ConfigError, FormatError, RecordsError
 from ted.records.journal import Journal
 from ted.records.sends import send_result
 from ted.records.states import NodeState, State
@@ -23,8 +26,31 @@ from ted.records.states import NodeState, State
 R1, R2 = "20260101T000000000000Z", "20260102T000000000000Z"
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with postgresql() as url:
+        yield url
+
+
 @pytest.fixture
-def journal(tmp_path: Path):
+def schema_url(server: str) -> str:
+    """Return the URL of a database server, with a schema of this test's own."""
+    name = f"t{time.time_ns()}"
+    with psycopg.connect(server) as db:
+        db.execute(f'CREATE SCHEMA "{name}"')
+    return f"{server}&options=-csearch_path%3D{name}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def journal(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Journal]:
+    is_file = request.param == "sqlite"
+    journal = Journal.at(tmp_path, "hq") if is_file else Journal(request.getfixturevalue("schema_url"), "hq")
+    yield journal
+    journal.close()
+
+
+@pytest.fixture
+def journal_in_a_file(tmp_path: Path) -> Iterator[Journal]:
     journal = Journal.at(tmp_path, "hq")
     yield journal
     journal.close()
@@ -111,6 +137,7 @@ def test_what_is_installed_is_known_after_an_upgrade_from_a_ted_that_kept_states
     journal.close()
     with closing(sqlite3.connect(tmp_path / ".ted" / "records.sqlite")) as db:
         db.execute("DROP TABLE installed")
+        db.execute("PRAGMA user_version=0")
     journal = Journal.at(tmp_path, "hq")
     journal.report("hq", "dat", R2, State.RECEIVING)
     journal.learn([row(State.PENDING, node="e01", revision=R2)], forward=False)
@@ -198,22 +225,28 @@ def test_a_late_receipt_for_another_revision_does_not_touch_the_send(journal: Jo
     assert send_result(journal.send("s1"))["states"]["e01"] == "pending"
 
 
-def _report_many(path: str, name: str) -> None:
-    journal = Journal.at(Path(path), name)
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    is_file = request.param == "sqlite"
+    return f"sqlite:///{tmp_path}/records.sqlite" if is_file else str(request.getfixturevalue("schema_url"))
+
+
+def _report_many(url: str, name: str) -> None:
+    journal = Journal(url, name)
     for _ in range(50):
         journal.report("hq", "dat", R1, State.RECEIVING)
     journal.close()
 
 
-def test_several_processes_write_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_several_processes_write_at_once_and_nothing_is_lost(url: str) -> None:
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_report_many, args=(str(tmp_path), f"n{n}")) for n in range(3)]
+    writers = [context.Process(target=_report_many, args=(url, f"n{n}")) for n in range(3)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(60)
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
-    journal = Journal.at(tmp_path, "reader")
+    journal = Journal(url, "reader")
     assert [found.node for found in journal.states()] == ["n0", "n1", "n2"]
     journal.close()
 
@@ -254,7 +287,8 @@ class _Slip:
         return {"send": self.header.send}
 
 
-def test_the_newest_offer_to_each_child_is_kept_however_old_it_is(journal: Journal, tmp_path: Path) -> None:
+def test_the_newest_offer_to_each_child_is_kept_however_old_it_is(journal_in_a_file: Journal, tmp_path: Path) -> None:
+    journal = journal_in_a_file
     long_ago_s = time.time() - 30 * 86_400
     for send, child, age_s in (("a", "s01", 0), ("b", "s01", 60), ("c", "s02", 0), ("d", "", 0)):
         journal.put_offers([(child, _Slip(send))])
@@ -266,8 +300,48 @@ def test_the_newest_offer_to_each_child_is_kept_however_old_it_is(journal: Journ
 
 
 def test_a_database_that_cannot_be_opened_is_named_without_its_password(tmp_path: Path) -> None:
-    with pytest.raises(AgentError, match="records database"):
+    with pytest.raises(AgentError, match="records of hq cannot be opened"):
         Journal(f"sqlite:///{tmp_path}/no/such/place.sqlite", "hq")
+
+
+@pytest.mark.parametrize("url", ["mysql://u:hush@db/ted", "records.sqlite", "sqlite://", "sqlite:///", "://:@["])
+def test_a_database_of_another_kind_is_refused_with_what_there_is(url: str) -> None:
+    with pytest.raises(ConfigError, match="not a database that ted knows") as raised:
+        Journal(url, "hq")
+    assert "hush" not in str(raised.value)
+    assert "postgresql://" in (raised.value.hint or "")
+
+
+def test_a_server_that_is_not_there_is_named_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(AgentError, match=r"opened in postgresql\+psycopg2://ted:") as raised:
+        Journal(f"postgresql+psycopg2://ted:hush@/postgres?host={tmp_path}", "hq")
+    assert "hush" not in str(raised.value)
+
+
+def test_a_connection_that_the_server_ended_is_replaced(schema_url: str) -> None:
+    journal = Journal(schema_url, "hq")
+    journal.report("hq", "dat", R1, State.RECEIVED)
+    with psycopg.connect(schema_url, autocommit=True) as db:
+        db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+                   "AND query = 'COMMIT'")  # fmt: skip
+    assert state_of(journal, "hq") == ("received", R1)
+    journal.close()
+
+
+def test_what_a_full_or_broken_database_says_is_an_error_of_the_records(journal_in_a_file: Journal) -> None:
+    with pytest.raises(RecordsError, match="the records of hq cannot be used now: no such table"):  # noqa: SIM117
+        with journal_in_a_file._writing() as db:
+            db.run("DELETE FROM nowhere")
+    journal_in_a_file.note("test", "the connection is still good")
+    assert len(journal_in_a_file.events()) == 1
+
+
+def test_a_transaction_that_failed_leaves_nothing(journal: Journal) -> None:
+    with suppress(ZeroDivisionError), journal._writing() as db:
+        db.run("INSERT INTO installed VALUES ('a', 'b', 'c', 'd')")
+        raise ZeroDivisionError
+    with journal._reading() as db:
+        assert db.rows("SELECT * FROM installed") == []
 
 
 NO_STATE = {"node": "a", "distributor": "b", "distribution": "c", "state": "?"}
@@ -314,7 +388,8 @@ def test_a_send_of_which_nothing_is_heard_ends(journal: Journal) -> None:
     assert send_result(journal.send("s1"))["done"]
 
 
-def test_a_reader_does_not_wait_for_a_writer(journal: Journal, tmp_path: Path) -> None:
+def test_a_reader_does_not_wait_for_a_writer(journal_in_a_file: Journal, tmp_path: Path) -> None:
+    journal = journal_in_a_file
     journal.report("hq", "dat", R1, State.RECEIVED)
     with sqlite3.connect(tmp_path / ".ted" / "records.sqlite", isolation_level=None) as writer:
         writer.execute("BEGIN IMMEDIATE")
