@@ -377,14 +377,15 @@ class SourceTree:
         fail(error, self.name_of(relative))
 
 
-_ROW = struct.Struct("<HQQqqqIII")
+_ROW = struct.Struct("<HQQqQQIII")
+_64_BITS = (1 << 64) - 1  # times before 1970 have the uppermost bit, and so have those after 2262
 _ROWS = struct.Struct("<IQ")
 
 
 def _status_row(name: bytes, status: os.stat_result) -> bytes:
     return name + _ROW.pack(
-        len(name), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
-        status.st_mode, status.st_uid, status.st_gid,
+        len(name), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns & _64_BITS,
+        status.st_ctime_ns & _64_BITS, status.st_mode, status.st_uid, status.st_gid,
     )  # fmt: skip
 
 

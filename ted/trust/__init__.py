@@ -9,5 +9,6 @@ Rules:
 
 Rooms: ``names`` and ``files`` (helpers), ``keys`` (private keys), ``chain`` (a catalog at rest),
 ``catalog`` (a Distributor's), ``anchors`` (trusted roots), ``view`` (a receiver's), ``client`` (how
-it is brought up to date), ``signing`` (routing slips), ``realm`` (certificates). Nothing is imported here: a command starts quickly.
+it is brought up to date), ``signing`` (routing slips), ``realm`` (certificates). Nothing is imported here: a command
+starts quickly.
 """

@@ -83,6 +83,18 @@ def test_every_file_arrives_with_bytes_mode_owner_times_links_and_attributes(
     assert depot.leftovers(target) == []
 
 
+@pytest.mark.parametrize("at_s", [-2_000_000_000, 9_500_000_000])
+def test_times_far_from_now_travel(depot: Depot, source: Path, target: Path, at_s: int) -> None:
+    """The years 1906 and 2271: the nanoseconds of the latter fit 64 bits without a sign only."""
+    at_ns = at_s * 10**9 + 5
+    for name in ("readme.txt", "."):
+        os.utime(source / name, ns=(at_ns, at_ns))
+    depot.build(to(source))
+    depot.extract()
+    assert (target / "readme.txt").stat().st_mtime_ns == (source / "readme.txt").stat().st_mtime_ns == at_ns
+    assert same_trees(source, target) == ""
+
+
 def test_a_second_extraction_looks_at_nothing_and_changes_nothing(depot: Depot, source: Path, target: Path) -> None:
     depot.build(to(source))
     depot.extract()
