@@ -193,6 +193,24 @@ def test_a_receiver_that_is_down_fails_the_send_by_name_and_hangs_nothing(site: 
     assert installed(site, "e01") == newest(site)
 
 
+def test_a_source_that_is_gone_holds_up_no_other_distribution_and_fails_the_run_at_its_end(site: Any) -> None:
+    notice, held = site.inventory / "motd.txt", site.root / "held"
+    notice.write_text("Another notice.\n")
+    site.library.rename(held)
+    try:
+        said = site.play("site", fails=True)
+        alone = site.play("build", fails=True)
+    finally:
+        held.rename(site.library)
+    for host in RECEIVERS:
+        assert (site.run_directory / host / "root" / "etc" / "motd.txt").read_text() == "Another notice.\n"
+    tasks = said.output.split("TASK [")
+    assert tasks[-1].startswith("Everything could be built")
+    assert str(site.library) in tasks[-1]
+    assert said.recap["hq"]["failed"] == alone.recap["hq"]["failed"] == 1
+    assert all(said.recap[host]["failed"] == 0 for host in RECEIVERS)
+
+
 def test_refresh_takes_a_changed_inventory_over(site: Any) -> None:
     settings = site.inventory / "group_vars" / "all.yml"
     settings.write_text(settings.read_text().replace("ted_retry_interval: 1", "ted_retry_interval: 2"))

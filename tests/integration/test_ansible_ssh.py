@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
+from database_server import postgresql
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 HOSTS = ("hq", "s01")
@@ -91,8 +93,17 @@ class Sshd:
 
 
 @pytest.fixture(scope="module")
-def remote(bare_tree: Any) -> Iterator[Any]:
-    """Yield a tree of two hosts that are reached over SSH, each with a virtual environment of its own to come."""
+def database_url() -> Iterator[str]:
+    with postgresql() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def remote(bare_tree: Any, database_url: str) -> Iterator[Any]:
+    """Yield a tree of two hosts that are reached over SSH, each with a virtual environment of its own to come.
+
+    The Distributor keeps its records in PostgreSQL.
+    """
     sshd_port, *ports = bare_tree.free_ports(3)
     sshd = Sshd(bare_tree.root / "sshd", sshd_port)
     (bare_tree.root / "python").write_text(
@@ -116,7 +127,13 @@ def remote(bare_tree: Any) -> Iterator[Any]:
             },
             "children": {
                 "distributors": {
-                    "hosts": {"hq": {"ted_port": ports[0], "ted_distributions": distributions(bare_tree)}}
+                    "hosts": {
+                        "hq": {
+                            "ted_port": ports[0],
+                            "ted_distributions": distributions(bare_tree),
+                            "ted_database_url": database_url,
+                        }
+                    }
                 },
                 "subscribers": {"children": {"software": {"hosts": {"s01": {"ted_port": ports[1]}}}}},
             },
@@ -198,6 +215,16 @@ def test_a_distribution_reaches_a_host_that_is_managed_over_ssh(remote: Any) -> 
         f"{remote.installed('s01')}/",
     ]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_the_distributor_keeps_its_records_where_the_inventory_says(remote: Any, database_url: str) -> None:
+    markers = {host: (remote.run_directory / host / "venv" / ".ted-package").read_text() for host in HOSTS}
+    assert markers["hq"].split()[1:] == ["psycopg[binary]>=3.2"]
+    assert markers["s01"].split() == markers["hq"].split()[:1]
+    with psycopg.connect(database_url) as db:
+        rows = db.execute("SELECT node, state FROM states WHERE distribution = 'stdlib'").fetchall()
+    assert ("s01", "extracted") in rows
+    assert not (remote.run_directory / "hq" / "ted" / ".ted" / "records.sqlite").exists()
 
 
 def test_a_limit_installs_one_host_with_the_help_of_those_outside_it(remote: Any) -> None:
