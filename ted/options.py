@@ -10,8 +10,9 @@ model of its own but this one, with what is special about it added::
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
@@ -67,7 +68,8 @@ class Known:
     what: str
 
 
-TargetPath = Annotated[str, AfterValidator(target_path)]
+_IS_TARGET_PATH = AfterValidator(target_path)
+TargetPath = Annotated[str, _IS_TARGET_PATH]
 """A path on the Subscriber; ``install.expand`` it."""
 Mode = Annotated[
     int | None,
@@ -81,6 +83,19 @@ class Options(BaseModel):
     """Base of a model of options: what it does not know is refused, and errors do not repeat what was given."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+def target_paths(options: BaseModel) -> Iterator[str]:
+    """Yield every ``TargetPath`` in a model, those of models in it too."""
+    for name, field in type(options).model_fields.items():
+        value = getattr(options, name)
+        inside = [mark for part in get_args(field.annotation) for mark in getattr(part, "__metadata__", ())]
+        is_path = _IS_TARGET_PATH in (*field.metadata, *inside)
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(each, BaseModel):
+                yield from target_paths(each)
+            elif is_path and isinstance(each, str):
+                yield each
 
 
 class Target(Options):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import click
+from pydantic import BaseModel
 
 from ted.cli.common import inventory_of, no_inventory
 from ted.cli.main import Settings, emit
 from ted.errors import ConfigError, InventoryError, OptionsError, PluginError, UnknownNameError
+from ted.options import target_paths
 from ted.topology.inventory import examine_source
 from ted.topology.model import Distribution, Problem, Topology
 from ted.topology.parse import Examination
@@ -38,6 +41,7 @@ def command(settings: Settings) -> None:
     for doubtful, problem in _options(found.topology):
         (warnings if doubtful else problems).append(problem)
     problems += _variables(found.topology)
+    warnings += _undefined(found.topology)
     if not found.problems:  # routes of a broken inventory would only repeat what is wrong with it
         warnings += routing_warnings(found.topology)
     emit(settings, _data(problems, warnings), _text(found, problems, warnings))
@@ -71,10 +75,10 @@ def _options(topology: Topology) -> Iterator[tuple[bool, Problem]]:
                 yield from [found] if found else []
 
 
-def _validator() -> Callable[[str, Any], object] | None:
+def _validator() -> Callable[[str, Any], BaseModel] | None:
     """Return what judges a type's options, ``None`` where ted is there without its types."""
     try:
-        found: Callable[[str, Any], object] = importlib.import_module("ted.plugins").validate_options
+        found: Callable[[str, Any], BaseModel] = importlib.import_module("ted.plugins").validate_options
     except ModuleNotFoundError as error:
         if error.name == "ted.plugins":
             return None
@@ -115,6 +119,37 @@ def _variables(topology: Topology) -> Iterator[Problem]:
                 variables.expand(value)
             except VariableError as error:
                 yield Problem(host.name, f"ted_variables.{name}", error.message, error.hint)
+
+
+def _undefined(topology: Topology) -> Iterator[Problem]:
+    """Yield for whom a path of a distribution names a variable that is neither ted's nor the Subscriber's own."""
+    from ted.install.variables import PREDEFINED, names_in
+
+    for host in topology.distributors:
+        for name, distribution in topology.distributor(host).distributions.items():
+            needed = {each for path in _paths(distribution) for each in names_in(path)} - PREDEFINED.keys()
+            if not needed:
+                continue
+            channels = (channel for channel in distribution.channels if channel in topology.channels)
+            for target in dict.fromkeys(node for channel in channels for node in topology.targets(channel)):
+                settings = topology.nodes[target].subscriber
+                if settings is None:
+                    continue
+                for lacking in sorted(needed - {own.upper() for own in settings.variables}):
+                    yield Problem(
+                        target, "ted_variables",
+                        f"%{lacking}% is not defined, and {name} of {host} is extracted to a path with it",
+                        f"define {lacking} in ted_variables of this host; a value in a vault is not seen here",
+                    )  # fmt: skip
+
+
+def _paths(distribution: Distribution) -> Iterable[str]:
+    """Return the paths on the Subscriber among the options, none where the type or they are not known here."""
+    validate = _validator()
+    if validate is None or not distribution.type:
+        return
+    with suppress(ConfigError, OptionsError, PluginError, UnknownNameError):
+        yield from target_paths(validate(distribution.type, distribution.options))
 
 
 class _AnyEnvironment(dict[str, str]):

@@ -46,6 +46,12 @@ PREDEFINED = {
 }
 
 
+def names_in(text: str) -> set[str]:
+    """Return the names, in upper case, that a text asks of ``ted_variables`` or of ted; the environment's left out."""
+    found = (match["percent"] or match["braces"] or "" for match in _TOKEN.finditer(text))
+    return {name.strip().upper() for name in found if name and not name.strip().upper().startswith(_ENVIRONMENT)}
+
+
 def predefined(
     *,
     node: str,
