@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
+from ansible_tree import write_python
 from database_server import postgresql
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
@@ -106,14 +107,11 @@ def remote(bare_tree: Any, database_url: str) -> Iterator[Any]:
     """
     sshd_port, *ports = bare_tree.free_ports(3)
     sshd = Sshd(bare_tree.root / "sshd", sshd_port)
-    (bare_tree.root / "python").write_text(
-        PYTHON.format(python=sys.executable, packages=packages(), version="{}.{}".format(*sys.version_info))
-    )
-    (bare_tree.root / "python").chmod(0o755)
+    write_python(bare_tree.root / "python")
     inventory = {
         "all": {
             "vars": {
-                "ted_package": wheel(bare_tree),
+                "ted_package": bare_tree.wheel(),
                 **sshd.variables(),
                 "ansible_python_interpreter": sys.executable,
                 "ted_address": "127.0.0.1",
@@ -147,29 +145,6 @@ def remote(bare_tree: Any, database_url: str) -> Iterator[Any]:
     finally:
         bare_tree.close()
         sshd.close()
-
-
-# Makes virtual environments that see the packages of this one: no network is needed to install ted's dependencies.
-PYTHON = """#!/bin/sh
-{python} "$@" || exit
-[ "$1 $2" != "-m venv" ] || echo '{packages}' > "$3"/lib/python{version}/site-packages/of-the-tests.pth
-"""
-
-
-def wheel(tree: Any) -> str:
-    """Return the wheel that the role would install unasked, made once: the work tree may change while tests run."""
-    play = tree.root / "wheel.yml"
-    play.write_text(
-        "- hosts: localhost\n  gather_facts: false\n  tasks:\n"
-        f"    - ansible.builtin.debug: {{msg: \"{{{{ lookup('ted.distribution.wheel', '{tree.root}/wheels') }}}}\"}}\n"
-    )
-    tree.play(play, inventory=Path("localhost,"))
-    (made,) = (tree.root / "wheels").glob("*/*.whl")
-    return str(made)
-
-
-def packages() -> str:
-    return next(path for path in sys.path if path.endswith("site-packages"))
 
 
 def distributions(tree: Any) -> dict[str, Any]:
