@@ -97,6 +97,28 @@ def test_a_host_has_its_own_name_files_and_sshd_and_keeps_its_disk_through_a_pow
     assert not Path("/srv/file").exists()
 
 
+def test_a_host_that_asks_for_systemd_boots_it_starts_what_is_enabled_and_leaves_nothing(
+    lab_of: Callable[..., Lab],
+) -> None:
+    lab = lab_of({"hq": {"hosts": ["here"]}, "far": {"hosts": ["away"], "systemd": True}})
+
+    def inside(command: str) -> list[str]:
+        return lab.call("exec", "away", command).split()
+
+    unit = "[Service]\\nExecStart=/bin/sleep 1000\\n[Install]\\nWantedBy=multi-user.target\\n"
+    ssh = ["run", "ssh", "-F", str(lab.home / lab.name / "ssh" / "config"), "away"]
+    lab.call(*ssh, f"printf '{unit}' >/etc/systemd/system/one.service; systemctl enable --now one")
+    assert inside("cat /proc/1/comm; systemctl is-active one multi-user.target") == ["systemd", "active", "active"]
+    (pid,) = inside("systemctl show one -P MainPID")
+    assert inside("cat /sys/fs/cgroup/system.slice/one.service/cgroup.procs; pgrep -x sleep") == [pid, pid]
+    assert inside("for name in /sys /proc/sys; do findmnt -no OPTIONS $name | cut -d, -f1; done") == ["ro", "ro"]
+    lab.call("kill", "away")
+    lab.call("start", "away")
+    assert inside("until systemctl -q is-active one; do sleep 0.1; done; hostname") == ["away"]
+    lab.call("down")
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/ted-lab-{lab.name}"))
+
+
 def test_the_inventory_of_a_lab_is_one_for_ansible(lab_of: Callable[..., Lab]) -> None:
     lab = lab_of(SITES)
     inventory = lab.home / lab.name / "inventory.yml"
