@@ -27,6 +27,14 @@ Rate = Annotated[int, BeforeValidator(parse_rate_bytes_s)]
 Seconds = Annotated[float, BeforeValidator(parse_duration_s), Field(gt=0)]
 
 
+def _spelled_out(schedule: Any) -> Any:
+    """Return a schedule of one word, such as ``immediately``, as the mapping that it is short for."""
+    return ({schedule: True} if schedule else None) if isinstance(schedule, str) else schedule
+
+
+Timetable = Annotated[dict[str, Any] | None, BeforeValidator(_spelled_out)]
+
+
 def _name(value: str) -> str:
     if not is_name(value):
         raise ValueError("letters, digits and . _ @ + -, not first a dot, 128 at most")
@@ -76,7 +84,7 @@ class NodeConfig(BaseModel):
     message_levels: dict[str, int] = Field(default_factory=dict)
     log_max_age: Seconds | None = None
     variables: dict[str, str] = Field(default_factory=dict)
-    extract_schedule: dict[str, Any] | None = None
+    extract_schedule: Timetable = None
     inactive_channels: list[str] = Field(default_factory=list)
     fallbacks: list[str] = Field(default_factory=list)
     fallback_when: Literal["unreachable", "stale"] = "unreachable"

@@ -26,6 +26,21 @@ def test_defaults_are_those_of_the_contract(tmp_path: Path) -> None:
     assert (config.retry_interval, config.retry_for, config.transport) == (120, 1800, "https")
 
 
+@pytest.mark.parametrize(("written", "meant"), [("immediately", {"immediately": True}), ("never", {"never": True}),
+                                                ("", None), ("{every: 6h}", {"every": "6h"})])  # fmt: skip
+def test_a_schedule_of_one_word_is_that_of_the_inventory(tmp_path: Path, written: str, meant: object) -> None:
+    config = load(tmp_path, f"node: e01\nextract_schedule: {written}\n")
+    assert config.extract_schedule == meant
+    assert config.extracts_immediately == (written == "immediately")
+
+
+def test_a_node_takes_every_example_of_the_inventorys_page(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "inventory.md").read_text()
+    for chapter in ("Every node", "Subscribers"):
+        example = page.split(f"\n## {chapter}\n")[1].split("```yaml\n")[1].split("```")[0]
+        assert load(tmp_path, "node: e01\n" + example.replace("ted_", "")).node == "e01"
+
+
 def test_a_host_without_configuration_is_told_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         NodeConfig.load(tmp_path)
