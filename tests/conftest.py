@@ -12,7 +12,7 @@ from fleet import CountingProxy, Fleet
 LONGEST = (
     "test_transfer_kill.py", "test_lab_trees.py", "test_ansible_playbooks.py", "test_transfer_tiers.py",
     "test_ansible_modules.py", "test_lab_priorities.py", "test_transfer_pacing.py", "test_transfer_patches.py",
-    "test_mutants.py", "test_types_contract.py", "test_packages_playbooks.py", "test_demo.py",
+    "test_mutants.py", "test_lab_systemd.py", "test_types_contract.py", "test_packages_playbooks.py", "test_demo.py",
 )  # fmt: skip
 LEFT_OUT = pytest.StashKey[int]()
 

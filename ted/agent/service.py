@@ -32,6 +32,7 @@ from ted.agent.control import ControlServer
 from ted.agent.distributor import Distributor
 from ted.agent.locks import hold_lock
 from ted.agent.node import Node
+from ted.agent.readiness import tell_ready
 from ted.agent.receipts import Receipts
 from ted.agent.receiver import Receiver, key_of
 from ted.agent.sender import Sender
@@ -93,6 +94,7 @@ class Agent:
         runner = await self._listen()
         await self._control.start()
         log.info("%s listens on port %d", self.node.name, self._port)
+        tell_ready()
         self._background(self._receipts.run())
         self._background(self._housekeeping())
         self._background(self._watch_limits())
