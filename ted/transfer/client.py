@@ -230,30 +230,31 @@ class Connection:
         """
         done = 0
         try:
-            while done < len(buffer):
-                read = self._read_past if answer is self._buffer_empty_of else self._read_some
-                count = read(answer, buffer[done:])
-                if not count:
-                    raise UnreachableError(f"{self.peer} ended the transfer early")
-                done += count
+            while done < len(buffer) and answer is not self._buffer_empty_of:
+                piece = answer.read1(len(buffer) - done)
+                buffer[done : done + len(piece)] = piece
+                done += self._more_than_none(len(piece))
+                if len(buffer) >= io.DEFAULT_BUFFER_SIZE:  # all that was buffered had room
+                    self._buffer_empty_of = answer
+            self._read_past(answer, buffer[done:])
             if answer.length == 0:
                 answer.read()  # ends it, so that the connection can be used again
         except CLOSED as error:
             raise self.broken(error) from error
 
-    def _read_some(self, answer: http.client.HTTPResponse, buffer: memoryview) -> int:
-        piece = answer.read1(len(buffer))
-        buffer[: len(piece)] = piece
-        if len(buffer) >= io.DEFAULT_BUFFER_SIZE:  # all that was buffered had room
-            self._buffer_empty_of = answer
-        return len(piece)
-
-    def _read_past(self, answer: http.client.HTTPResponse, buffer: memoryview) -> int:
-        sock = self._http.sock
+    def _read_past(self, answer: http.client.HTTPResponse, buffer: memoryview) -> None:
+        sock, size, done = self._http.sock, len(buffer), 0
+        # one call less than recv_into, and into the buffer it is a count that comes back
+        read: Any = sock.read if isinstance(sock, ssl.SSLSocket) else lambda _size, view: sock.recv_into(view)
+        while done < size:
+            done += read(size - done, buffer[done:]) or self._more_than_none(0)
         assert answer.length is not None
-        count: Any = sock.read(len(buffer), buffer) if isinstance(sock, ssl.SSLSocket) else sock.recv_into(buffer)
-        answer.length -= count
-        return int(count)
+        answer.length -= size
+
+    def _more_than_none(self, count: int) -> int:
+        if not count:
+            raise UnreachableError(f"{self.peer} ended the transfer early")
+        return count
 
     def broken(self, error: Exception) -> TedError:
         """Return the error for a connection that broke."""
