@@ -11,12 +11,14 @@ import pytest
 from fleet import CommandError, Fleet, same_trees, two_tiers
 from install_depot import DISTRIBUTOR, NAME, Depot
 
-from ted.cli.common_install import report_failure
+from ted.cli.common_install import host_of, report_failure
 from ted.cli.main import main
+from ted.config import NodeConfig
 from ted.errors import TargetError
 from ted.install.state import EXTRACTED, FAILED, Installed, Step
 from ted.records.journal import Journal
 from ted.records.states import State
+from ted.trust.realm import RealmAuthority
 
 Run = Callable[..., tuple[int, Any]]
 
@@ -208,3 +210,15 @@ def test_a_failed_step_leaves_on_record_what_was_installed_last(tmp_path: Path, 
     (row,) = journal.states()
     journal.close()
     assert (row.state, row.revision, row.installed) == (State.FAILED, second, known)
+
+
+def test_a_node_knows_the_name_of_its_realm_by_the_certificate_of_its_authority(tmp_path: Path) -> None:
+    authority = RealmAuthority(tmp_path / "authority")
+    authority.create("shops.example")
+    (tmp_path / "realm").mkdir()
+    config = NodeConfig(node="s01", config_directory=tmp_path, working_directory=tmp_path / "var")
+    assert host_of(config).variables.expand("%SERVER_DN%") == "s01"
+    (tmp_path / "realm" / "ca.pem").write_bytes(authority.certificate())
+    assert host_of(config).variables.expand("%SERVER_DN% of %TREE_NAME%") == "s01.shops.example of shops.example"
+    (tmp_path / "realm" / "ca.pem").write_bytes(b"damaged")
+    assert host_of(config).variables.expand("%SERVER_DN%") == "s01"
