@@ -236,7 +236,7 @@ def entry_from_row(row: object, where: str) -> Entry:
             type(mtime_ns) is int and -(1 << 63) <= mtime_ns < 1 << 64,
             _is_owner(owner),
             _is_owner(group),
-            type(size) is int and 0 <= size <= MAX_FILE_BYTES and (not size or kind in {"f", "h"}),
+            type(size) is int and 0 <= size <= MAX_FILE_BYTES and (not size or kind in ("f", "h")),
             type(extents) is list and (not extents or kind == "f"),
             link is None if kind == "f" else _link_fits(kind, link),
             digest is None or (_is_digest(digest) and type(extents) is list and len(extents) == 1),
