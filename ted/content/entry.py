@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ MAX_FILE_BYTES = 1 << 62
 _FIELDS = 11
 _MAX_LISTS = 20_000
 _MAX_NAME = 255
+_NO_NAMES = (b".", b"..")
 
 
 class Kind(StrEnum):
@@ -58,6 +60,8 @@ class ExtentList(NamedTuple):
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
 Components = tuple[bytes, ...]
+Rights = tuple[int, str | int, str | int]
+"""Mode, owner and group."""
 
 
 class Entry(NamedTuple):
@@ -280,6 +284,61 @@ def _plain_file(row: list[Any]) -> Entry | None:
     if not sound:
         return None
     return Entry(path, _FILE, mode, mtime_ns, owner, group, size, (Extent(frame, offset, length),), None, digest)
+
+
+def rights_of_plain_file(row: object) -> tuple[bytes, bytes, Rights] | None:
+    """Return directory, frame and rights of a row that looks like one of a file in one piece; ``None`` for others.
+
+    Nothing else of the row is checked.
+    """
+    if type(row) is not list or len(row) != _FIELDS:
+        return None
+    path, kind, mode, _, owner, group, _, extents, link, _, xattrs = row
+    if kind != "f" or link is not None or xattrs != [] or type(extents) is not list or len(extents) != 1:
+        return None
+    piece = extents[0]
+    if type(piece) is not list or len(piece) != 3 or not _is_digest(piece[0]) or type(path) is not bytes:
+        return None
+    return path.rpartition(b"/")[0], piece[0], (mode, owner, group)
+
+
+PlainFile = tuple[bytes, int, int, int, bytes | None]
+"""Name, modified (ns), offset in its frame, length, digest where the frame has more."""
+
+
+def plain_files(rows: Iterable[list[Any]], before_name: int) -> list[PlainFile] | None:
+    """Return files of one directory, whose names begin at that byte; ``None`` if anything is wrong with one.
+
+    That is what ``entry_from_row`` finds, in a third of the time: for rows that ``rights_of_plain_file`` and
+    ``are_rights`` have looked at.
+    """
+    files: list[PlainFile] = []
+    last = b""
+    for path, _, _, mtime_ns, _, _, size, ((_, offset, length),), _, digest, _ in rows:
+        name = path[before_name:]
+        sound = (
+            last < name
+            and name not in _NO_NAMES
+            and b"\0" not in name
+            and len(name) <= MAX_COMPONENT_BYTES
+            and len(path) <= MAX_PATH_BYTES
+            and type(mtime_ns) is type(size) is type(offset) is type(length) is int
+            and -(1 << 63) <= mtime_ns < 1 << 64
+            and 1 <= length == size <= MAX_FRAME_BYTES
+            and 0 <= offset <= MAX_FRAME_BYTES
+            and (digest is None or (type(digest) is bytes and len(digest) == DIGEST_BYTES))
+        )
+        if not sound:
+            return None
+        files.append((name, mtime_ns, offset, length, digest))
+        last = name
+    return files
+
+
+def are_rights(rights: tuple[object, object, object]) -> bool:
+    """Return whether these can be mode, owner and group of an entry."""
+    mode, owner, group = rights
+    return type(mode) is int and 0 <= mode <= 0o7777 and _is_owner(owner) and _is_owner(group)
 
 
 class _WrongError(Exception):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -20,10 +20,15 @@ from ted.content.entry import (
     Components,
     Entry,
     PathOrder,
+    PlainFile,
+    Rights,
+    are_rights,
     components,
     entry_from_row,
     path_problem,
+    plain_files,
     printable,
+    rights_of_plain_file,
     unpack_one,
     unpacker,
 )
@@ -35,6 +40,8 @@ INDEX_FORMAT = 1
 _MAX_ROW_ARRAY = 20_000
 _MAX_FRAMES = 200_000
 _MAX_ENTRIES = 1 << 16
+_MAX_RUN_BYTES = 16 << 10
+_MAX_RUN_RIGHTS = 256
 _INDEX_KEYS = {"format", "frames", "options", "settings", "type"}
 
 
@@ -55,6 +62,83 @@ class ManifestIndex:
     settings: Mapping[str, Any]
     options: Mapping[str, Any]
     frames: tuple[ManifestFrame, ...]
+
+
+class Run(NamedTuple):
+    """Files of one directory, each in one piece of the same frame, as the manifest has them one after another.
+
+    That is all that was looked at: the rows are checked by who takes the ``entries``. ``rows`` are a few KiB at most.
+    ``rights`` are those that occur, ``which`` has for each file the place of its own among them.
+    """
+
+    path: bytes
+    """Of the first file."""
+    last: bytes
+    """Path of the last one."""
+    frame: bytes
+    rights: tuple[Rights, ...]
+    which: bytes
+    rows: bytes
+
+    @property
+    def directory(self) -> bytes:
+        """Path of the directory."""
+        return self.path.rpartition(b"/")[0]
+
+    def entries(self, where: str) -> list[Entry]:
+        """Return the entries, checked.
+
+        Raises:
+            FormatError: They break the format.
+        """
+        reader = unpacker(self.rows, _MAX_ROW_ARRAY)
+        order = PathOrder()
+        entries = [entry_from_row(_unpacked(reader, where), where) for _ in self.which]
+        for entry in entries:
+            _check_order(order, entry.path, where)
+        return entries
+
+    def files(self) -> list[PlainFile] | None:
+        """Return what the ``entries`` say, in less time; ``None`` if there is anything wrong with one of them."""
+        if path_problem(self.path):
+            return None
+        return plain_files(unpacker(self.rows, _MAX_ROW_ARRAY), self.path.rfind(b"/") + 1)
+
+
+class _OpenRun:
+    """A run that more files may follow."""
+
+    __slots__ = ("_directory", "_first", "_frame", "_last", "_places", "_start", "_which")
+
+    def __init__(self, start: int, path: bytes, directory: bytes, frame: bytes) -> None:
+        self._start = start
+        self._first = self._last = path
+        self._directory = directory
+        self._frame = frame
+        self._places: dict[Rights, int] = {}
+        self._which = bytearray()
+
+    def add(self, path: bytes, directory: bytes, frame: bytes, rights: Rights, end: int) -> bool:
+        """Take up the next row, which ends at ``end``; false if it belongs to no run, or to another."""
+        if directory != self._directory or frame != self._frame or end - self._start > _MAX_RUN_BYTES:
+            return False
+        try:
+            place = self._places.get(rights)
+        except TypeError:  # none that can be
+            return False
+        if place is None:
+            if len(self._places) >= _MAX_RUN_RIGHTS or not are_rights(rights):
+                return False
+            place = self._places[rights] = len(self._places)
+        self._which.append(place)
+        self._last = path
+        return True
+
+    def closed(self, plain: bytes, end: int) -> Run:
+        """Return it; ``end`` is where its last row in ``plain`` ends."""
+        return Run(
+            self._first, self._last, self._frame, tuple(self._places), bytes(self._which), plain[self._start : end]
+        )
 
 
 class ManifestWriter:
@@ -175,20 +259,74 @@ def parse_frame(plain: bytes, frame: ManifestFrame, where: str) -> Iterator[Entr
     Raises:
         FormatError: They break the format, or are not those the index promised.
     """
+    order = PathOrder()
+    for row, _, _ in _rows(plain, frame, where):
+        entry = entry_from_row(row, where)
+        _check_order(order, entry.path, where)
+        yield entry
+
+
+def parse_runs(
+    plain: bytes, frame: ManifestFrame, where: str, has_runs: Callable[[bytes], bool]
+) -> Iterator[Entry | Run]:
+    """As ``parse_frame``; small files of the directories for which ``has_runs`` says so come as runs.
+
+    ``has_runs`` is called when all that comes before the directory's file was yielded.
+    """
+    order = PathOrder()
+    run: _OpenRun | None = None
+    known, said = b"/", False  # of no directory
+    for row, start, end in _rows(plain, frame, where):
+        piece = rights_of_plain_file(row)
+        if run is not None:
+            if piece is not None and run.add(row[0], *piece, end):
+                continue
+            yield _ended(run.closed(plain, start), order, where)
+            run = None
+        if piece is not None:
+            if piece[0] != known:
+                known, said = piece[0], has_runs(piece[0])
+            run = _OpenRun(start, row[0], *piece[:2]) if said else None
+            if run is not None and run.add(row[0], *piece, end):
+                continue
+            run = None
+        entry = entry_from_row(row, where)
+        _check_order(order, entry.path, where)
+        yield entry
+    if run is not None:
+        yield _ended(run.closed(plain, len(plain)), order, where)
+
+
+def _ended(run: Run, order: PathOrder, where: str) -> Run:
+    _check_order(order, run.path, where)
+    if run.last != run.path:
+        _check_order(order, run.last, where)
+    return run
+
+
+def _check_order(order: PathOrder, path: bytes, where: str) -> None:
+    if not order.follows(path):
+        raise FormatError(f"{where}: {printable(path)} is out of order")
+
+
+def _rows(plain: bytes, frame: ManifestFrame, where: str) -> Iterator[tuple[Any, int, int]]:
+    """Yield each row of a manifest frame, not checked, and where it begins and ends."""
     if len(plain) > MAX_ROW_BYTES:
         raise FormatError(f"{where}: a manifest frame of {len(plain)} bytes")
     reader = unpacker(plain, _MAX_ROW_ARRAY)
-    order = PathOrder()
+    end = 0
     for number in range(frame.entries):
-        try:
-            row = reader.unpack()
-        except Exception as error:  # msgpack raises many kinds on hostile bytes
-            raise FormatError(f"{where}: a manifest frame is not readable ({type(error).__name__})") from error
-        entry = entry_from_row(row, where)
-        if not number and entry.path != frame.first_path:
+        row = _unpacked(reader, where)
+        if not number and not (isinstance(row, list) and row and row[0] == frame.first_path):
             raise FormatError(f"{where}: a manifest frame does not begin where the index says")
-        if not order.follows(entry.path):
-            raise FormatError(f"{where}: {printable(entry.path)} is out of order")
-        yield entry
-    if reader.tell() != len(plain):
+        start, end = end, reader.tell()
+        yield row, start, end
+    if end != len(plain):
         raise FormatError(f"{where}: a manifest frame holds more than the index says")
+
+
+def _unpacked(reader: msgpack.Unpacker, where: str) -> Any:
+    try:
+        return reader.unpack()
+    except Exception as error:  # msgpack raises many kinds on hostile bytes
+        raise FormatError(f"{where}: a manifest frame is not readable ({type(error).__name__})") from error

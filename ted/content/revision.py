@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from ted.content.blocks import PACK_NAME
 from ted.content.entry import (
@@ -34,7 +34,7 @@ from ted.content.entry import (
     printable,
 )
 from ted.content.frame import Encoded, Location, frame_digest
-from ted.content.manifest import ManifestFrame, ManifestIndex, parse_frame, parse_index
+from ted.content.manifest import ManifestFrame, ManifestIndex, Run, parse_frame, parse_index, parse_runs
 from ted.content.pack import PackReader
 from ted.content.record import PackRef, RevisionRecord
 from ted.errors import DigestMismatchError, FormatError, MissingContentError, UsageError
@@ -47,6 +47,7 @@ _AHEAD_FRAMES = 16
 _AHEAD_BYTES = 8 << 20
 """Frames on their way and not asked for yet: by number for one file, by size for all."""
 
+Found = TypeVar("Found", Entry, Entry | Run)
 Difference = tuple[bytes, Entry | None, Entry | None]
 """(path, entry before or ``None``, entry after or ``None``)."""
 
@@ -56,15 +57,6 @@ class Hole:
     """``length`` bytes of a file that are not stored: they read as zeros."""
 
     length: int
-
-
-class Piece(NamedTuple):
-    """Where all bytes of a file are, in one frame; ``digest`` is the file's SHA-256 where the frame has more."""
-
-    frame: bytes
-    offset: int
-    length: int
-    digest: bytes | None
 
 
 class Revision:
@@ -93,7 +85,7 @@ class RevisionReader:
         self._where = f"{record.distribution} {record.revision}"
         self._packs = _Packs(directory, record)
         self._manifest_cache: OrderedDict[int, list[Entry]] = OrderedDict()
-        self._inflated: tuple[bytes, bytes] = (b"", b"")
+        self._inflated: tuple[bytes, memoryview] = (b"", memoryview(b""))
         try:
             plain = self._packs.read(bytes.fromhex(record.manifest))
             self._index = parse_index(plain, self._where)
@@ -150,13 +142,16 @@ class RevisionReader:
         Raises:
             FormatError: The manifest breaks the format: nothing after that is yielded.
         """
-        prefix = prefix.strip(b"/")
-        if not prefix:
-            yield from self._checked(self._stream(0), _TreeCheck(self, known=True))
-            return
-        if problem := path_problem(prefix):
-            raise UsageError(f"{printable(prefix)} {problem}")
-        yield from self._checked(self._below(components(prefix)), _TreeCheck(self, known=False))
+        return self._at_and_below(prefix, self.frame_entries)
+
+    def runs(self, prefix: bytes, has_runs: Callable[[bytes], bool]) -> Iterator[Entry | Run]:
+        """As ``entries``, but files of directories for which ``has_runs`` says so may come as runs, not checked yet."""
+
+        def frame_runs(number: int) -> Iterator[Entry | Run]:
+            frame = self._index.frames[number]
+            return parse_runs(self._packs.read(frame.digest), frame, self._where, has_runs)
+
+        return self._at_and_below(prefix, frame_runs)
 
     def find(self, path: bytes) -> Entry | None:
         """Return the entry of that path, ``None`` if there is none."""
@@ -196,18 +191,18 @@ class RevisionReader:
         """End the threads that read ahead; they come back when something is prepared."""
         self._packs.rest()
 
-    def read_piece(self, piece: Piece) -> bytes:
-        """Return the bytes of a piece, checked: by the file's digest, or by the frame's where it has none. No threads.
+    def read_piece(self, frame: bytes, offset: int, length: int, digest: bytes | None) -> bytes | memoryview:
+        """Return the bytes of a file in one piece, checked by its digest, or the frame's if it has none. No threads.
 
         Raises:
             RepositoryError: As ``chunks``.
         """
-        frame, offset, length, digest = piece
+        part: bytes | memoryview
         if digest is None:
             part = self._packs.read(frame)
         else:
             if self._inflated[0] != frame:
-                self._inflated = (frame, self._packs.inflated(frame))
+                self._inflated = (frame, memoryview(self._packs.inflated(frame)))
             part = self._inflated[1][offset : offset + length]
             offset = 0
             if frame_digest(part) != digest:
@@ -273,26 +268,33 @@ class RevisionReader:
 
     # how entries are found and checked
 
-    def _stream(self, number: int) -> Iterator[Entry]:
+    def _at_and_below(self, prefix: bytes, read: Callable[[int], Iterator[Found]]) -> Iterator[Found]:
+        prefix = prefix.strip(b"/")
+        if problem := path_problem(prefix) if prefix else None:
+            raise UsageError(f"{printable(prefix)} {problem}")
+        found = self._below(components(prefix), read) if prefix else self._stream(0, read)
+        return self._checked(found, _TreeCheck(self, known=not prefix))
+
+    def _stream(self, number: int, read: Callable[[int], Iterator[Found]]) -> Iterator[Found]:
         for each in range(number, len(self._index.frames)):
             if each + 1 < len(self._index.frames):
                 self._packs.prepare(self._index.frames[each + 1].digest)
-            yield from self.frame_entries(each)
+            yield from read(each)
 
-    def _below(self, wanted: Components) -> Iterator[Entry]:
+    def _below(self, wanted: Components, read: Callable[[int], Iterator[Found]]) -> Iterator[Found]:
         prefix = b"/".join(wanted)
         inside = prefix + b"/"
-        for entry in self._stream(max(bisect_right(self._starts, wanted) - 1, 0)):
-            if entry.path.startswith(inside) or entry.path == prefix:
-                yield entry
-            elif entry.components > wanted:
+        for found in self._stream(max(bisect_right(self._starts, wanted) - 1, 0), read):
+            if found.path.startswith(inside) or found.path == prefix:
+                yield found
+            elif components(found.path) > wanted:
                 return
 
     @staticmethod
-    def _checked(entries: Iterator[Entry], check: _TreeCheck) -> Iterator[Entry]:
-        for entry in entries:
-            check.check(entry)
-            yield entry
+    def _checked(found: Iterator[Found], check: _TreeCheck) -> Iterator[Found]:
+        for each in found:
+            check.check(each)
+            yield each
 
     def linked(self, entry: Entry) -> Entry:
         """Return the file that a hard link is another name of.
@@ -330,17 +332,18 @@ class _TreeCheck:
         self._directory = None
         self._above = None
 
-    def check(self, entry: Entry) -> None:
-        """Check the next entry.
+    def check(self, entry: Entry | Run) -> None:
+        """Check the next entry, or of a run the first and the last.
 
         Raises:
             FormatError: It breaks the order, lies in no directory, or is a hard link to no earlier file.
         """
         path = entry.path
-        if not self._order.follows(path):
-            raise FormatError(f"{printable(path)} is out of order")
+        self._check_order(path)
+        if isinstance(entry, Run) and entry.last != path:
+            self._check_order(entry.last)
         above = path.rpartition(b"/")[0]
-        if entry.kind is _FILE and above == self._above:
+        if above == self._above and (isinstance(entry, Run) or entry.kind is _FILE):
             return
         key = components(path)
         parent = key[:-1]
@@ -350,10 +353,16 @@ class _TreeCheck:
         if parent != self._directory[: len(parent)]:
             raise FormatError(f"{printable(path)} lies in no directory")
         self._above = above
+        if isinstance(entry, Run):
+            return
         if entry.kind is Kind.DIRECTORY:
             self._directory = key
         elif entry.kind is Kind.HARDLINK:
             self._reader.linked(entry)
+
+    def _check_order(self, path: bytes) -> None:
+        if not self._order.follows(path):
+            raise FormatError(f"{printable(path)} is out of order")
 
     def _look_up(self, path: Components) -> None:
         for depth in range(1, len(path) + 1):

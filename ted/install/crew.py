@@ -24,22 +24,23 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import msgpack
 
-from ted.content.revision import Piece
+from ted.content.manifest import Run
 from ted.errors import InstallError, TedError
-from ted.install.paths import Base, die_with, join
+from ted.install.paths import Base, die_with, join, keep_freed_memory
+from ted.install.trees import TreeWriter, pack_row
 
 MAX_WORKERS = 4
-MAX_ORDERS = 500
-"""At once, of one directory."""
 _BATCH_FILES = 96
 """A batch ends with a frame, so that one worker inflates it, or at twice its size."""
+_MAX_BATCH_BYTES = 32 << 10
+"""A run more it may have, and an answer is shorter than what was ordered."""
 _UNDER_WAY = 3
 """Batches that one worker has at most."""
 _MAX_WAITING = 8192
@@ -49,19 +50,9 @@ _TRIES, _TRY_S = 50, 0.001
 
 Noted = tuple[int, int, int, int]
 """File type, inode, size (bytes), modified (ns)."""
-Note = Callable[[int, bytes, bytes, Noted], None]
-Again = Callable[[int], Noted | None]
-
-
-class Order(NamedTuple):
-    """A file to be made: its name, where its bytes are, and its attributes (``None`` leaves an owner as it is)."""
-
-    name: bytes
-    piece: Piece
-    mode: int
-    owner: int | None
-    group: int | None
-    mtime_ns: int
+PlainRights = tuple[int, int | None, int | None]
+"""Mode, and the numbers of owner and group: ``None`` leaves one as it is."""
+Again = Callable[[list[int]], Iterator[tuple[bytes, Noted]]]
 
 
 class Source(Protocol):
@@ -70,8 +61,8 @@ class Source(Protocol):
     def rest(self) -> None:
         """End the threads it has."""
 
-    def read_piece(self, piece: Piece, /) -> bytes:
-        """Return the bytes of a piece, checked, without a thread; raises ``RepositoryError``."""
+    def read_piece(self, frame: bytes, offset: int, length: int, digest: bytes | None, /) -> bytes | memoryview:
+        """Return the bytes of a file in one piece, checked, without a thread; raises ``RepositoryError``."""
 
 
 def workers_possible(source: Source) -> int:
@@ -101,7 +92,6 @@ class _Waiting(NamedTuple):
     act: int
     directory: bytes
     made: tuple[bytes, Noted] | None
-    orders: list[Order]
     again: Again
 
 
@@ -119,16 +109,17 @@ class Crew:
     Args:
         staged: The staging directory.
         source: What gives a piece's bytes; asked in the workers.
-        note: Told, in order, of everything made.
+        notes: Told, in order, of everything made.
     """
 
     staged: Base
     source: Source
-    note: Note
+    notes: TreeWriter
     _workers: list[_Worker] = field(default_factory=list)
     _given: deque[_Worker] = field(default_factory=deque)
-    _batch: list[tuple[bytes, list[Order]]] = field(default_factory=list)
+    _batch: list[tuple[int, bytes, Run, Sequence[PlainRights]]] = field(default_factory=list)
     _batch_files: int = 0
+    _batch_bytes: int = 0
     _waiting: deque[_Waiting] = field(default_factory=deque)
 
     def start(self) -> bool:
@@ -162,32 +153,34 @@ class Crew:
         self._workers.append(_Worker(pid, ours))
         return True
 
-    def order(self, act: int, directory: bytes, orders: list[Order], again: Again) -> None:
-        """Have files made in one directory; best those of one frame together.
+    def order(self, act: int, directory: bytes, run: Run, rights: Sequence[PlainRights], again: Again) -> None:
+        """Have the files of a run made in one directory.
 
         Args:
             act: Of the directory that is staged whole.
             directory: Path below that.
-            orders: The files.
-            again: Makes one here, by its place among the orders, that the worker could not make.
+            run: The files.
+            rights: What they get for each of the run's rights.
+            again: Makes here, by their places in the run, those that the worker could not make.
 
         Raises:
             TedError: What an earlier file could not be made for.
         """
-        self._waiting.append(_Waiting(act, directory, None, orders, again))
-        if self._batch_files >= _BATCH_FILES:
-            goes_on = self._batch[-1][1][-1].piece.frame == orders[0].piece.frame
+        self._waiting.append(_Waiting(act, directory, None, again))
+        if self._batch_files >= _BATCH_FILES or self._batch_bytes >= _MAX_BATCH_BYTES:
+            goes_on = self._batch[-1][2].frame == run.frame and self._batch_bytes < _MAX_BATCH_BYTES
             if not goes_on or self._batch_files >= 2 * _BATCH_FILES:
                 self._give()
-        self._batch.append((join(b"%d" % act, directory), orders))
-        self._batch_files += len(orders)
+        self._batch.append((act, directory, run, rights))
+        self._batch_files += len(run.which)
+        self._batch_bytes += len(run.rows)
 
     def noted(self, act: int, directory: bytes, name: bytes, noted: Noted) -> None:
         """Note what was made here, after all that was ordered before."""
         if not self._waiting:
-            self.note(act, directory, name, noted)
+            self.notes.note(act, directory, name, noted)
             return
-        self._waiting.append(_Waiting(act, directory, (name, noted), [], _never))
+        self._waiting.append(_Waiting(act, directory, (name, noted), _never))
         if len(self._waiting) >= _MAX_WAITING:
             self.finish()
 
@@ -224,33 +217,32 @@ class Crew:
         worker.under_way += 1
         self._given.append(worker)
         self._batch.clear()
-        self._batch_files = 0
+        self._batch_files = self._batch_bytes = 0
 
     def _take(self) -> None:
         worker = self._given.popleft()
         with _told_if_gone():
             answers = msgpack.unpackb(worker.connection.recv_bytes())
         worker.under_way -= 1
-        for inodes in answers:
+        for row, failed in answers:
             self._note_made_here()
-            self._note_made(self._waiting.popleft(), inodes)
+            self._note_made(self._waiting.popleft(), row, failed)
         self._note_made_here()
 
     def _note_made_here(self) -> None:
         while self._waiting and (made := self._waiting[0].made) is not None:
             waiting = self._waiting.popleft()
-            self.note(waiting.act, waiting.directory, *made)
+            self.notes.note(waiting.act, waiting.directory, *made)
 
-    def _note_made(self, waiting: _Waiting, inodes: list[int | None]) -> None:
-        act, directory, _, orders, again = waiting
-        for at, (order, inode) in enumerate(zip(orders, inodes, strict=True)):
-            if inode is not None:
-                self.note(act, directory, order[0], (stat.S_IFREG, inode, order[1][2], order[5]))
-            elif (noted := again(at)) is not None:
-                self.note(act, directory, order[0], noted)
+    def _note_made(self, waiting: _Waiting, row: bytes, failed: list[int]) -> None:
+        if row:
+            self.notes.add_row(waiting.act, row)
+        if failed:
+            for name, noted in waiting.again(failed):
+                self.notes.note(waiting.act, waiting.directory, name, noted)
 
 
-def _never(_at: int) -> None:
+def _never(_failed: list[int]) -> Iterator[tuple[bytes, Noted]]:
     raise AssertionError
 
 
@@ -278,32 +270,48 @@ def _be_worker(
         for other in others:
             other.close()
         os.umask(0)
+        keep_freed_memory()
         gc.disable()  # it would touch, and so copy, all that is shared with the parent; nothing here needs it
         with contextlib.suppress(EOFError, ConnectionError):
             while True:
                 batch = msgpack.unpackb(connection.recv_bytes())
-                connection.send_bytes(msgpack.packb([_make(staged, source, *orders) for orders in batch]))
+                connection.send_bytes(msgpack.packb([_make(staged, source, *order) for order in batch]))
         code = 0
     finally:
         os._exit(code)
 
 
-def _make(staged: Base, source: Source, directory: bytes, orders: list[list[Any]]) -> list[int | None]:
-    """Make the files ``orders`` in a directory; return the inode of each, ``None`` when there is nothing of it."""
+def _make(
+    staged: Base, source: Source, act: int, directory: bytes, fields: list[Any], rights: list[PlainRights]
+) -> tuple[bytes, list[int]]:
+    """Make the files of a run in a directory; return the note of them, and the places of those that could not be made.
+
+    Nothing is left of these.
+    """
+    run = Run(*fields)
     try:
-        at = staged.directory(directory)
+        at = staged.directory(join(b"%d" % act, directory))
     except (OSError, TedError):
-        return [None] * len(orders)
-    made: list[int | None] = []
-    for name, piece, *attributes in orders:
+        at = -1
+    files = run.files()
+    if files is None or at < 0:
+        return b"", list(range(len(run.which)))
+    made: list[Any] = []
+    failed: list[int] = []
+    for place, (name, mtime_ns, offset, length, digest) in enumerate(files):
         try:
-            made.append(_make_one(at, name, source.read_piece(Piece(*piece)), *attributes))
+            data = source.read_piece(run.frame, offset, length, digest)
+            inode = _make_one(at, name, data, *rights[run.which[place]], mtime_ns)
         except (OSError, OverflowError, TedError):
-            made.append(None)
-    return made
+            failed.append(place)
+        else:
+            made += (name, stat.S_IFREG, inode, length, mtime_ns)
+    return pack_row(act, directory, made) if made else b"", failed
 
 
-def _make_one(at: int, name: bytes, data: bytes, mode: int, owner: int | None, group: int | None, mtime_ns: int) -> int:
+def _make_one(
+    at: int, name: bytes, data: bytes | memoryview, mode: int, owner: int | None, group: int | None, mtime_ns: int
+) -> int:
     """Make a file and return its inode.
 
     Raises:

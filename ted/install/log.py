@@ -72,7 +72,10 @@ class LogWriter:
 
     def append(self, record: Any) -> None:
         """Add one record; it reaches the file at the latest with ``flush``."""
-        payload: bytes = self._pack(record)
+        self.append_packed(self._pack(record))
+
+    def append_packed(self, payload: bytes) -> None:
+        """As ``append``, for a record that was packed already, by msgpack."""
         if len(payload) > MAX_PAYLOAD_BYTES:
             raise FormatError(f"{self._path}: a record of {len(payload)} bytes is above {MAX_PAYLOAD_BYTES}")
         self._pending += (

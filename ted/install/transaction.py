@@ -37,20 +37,23 @@ import tempfile
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from ted.content.durable import replace_file, sync_directory
+from ted.content.entry import Entry
+from ted.content.manifest import Run
 from ted.errors import FormatError, InstallError, TargetError, TedError, UnsafePathError
 from ted.hookspecs import Attributes, Item
 from ted.install import attributes as attrs
 from ted.install.acts import ATTRIBUTES, DELETE, HARDLINK, MKDIR, RUN, SYMLINK, TREE, WRITE, Act, Bases, Failure
 from ted.install.attributes import Rights
-from ted.install.crew import Crew, Noted, Order, Source, workers_possible
+from ted.install.crew import Crew, Noted, PlainRights, Source, workers_possible
 from ted.install.execution import Execution, OnAct, Policy, State, UndoResult, written_failures
 from ted.install.log import LogReader, LogWriter
 from ted.install.paths import Base, join, mount_of, refuse_unplain, show, sync_filesystem
@@ -369,18 +372,24 @@ class Transaction:
         return possible
 
     def write_plain(
-        self, root: str, directory: bytes, orders: list[Order], chunks: Callable[[int], Iterable[bytes | Hole]]
+        self,
+        root: str,
+        directory: bytes,
+        run: Run,
+        rights: Sequence[PlainRights],
+        chunks: Callable[[Entry], Iterable[bytes | Hole]],
     ) -> bool:
-        """Make plain files in a directory that this transaction makes; what is wrong with one is told later.
+        """Make the files of a run in a directory that this transaction makes; what is wrong with one is told later.
 
         Args:
             root: As ``write``.
             directory: Path of the directory below the root.
-            orders: ``MAX_ORDERS`` at most, their bytes from ``employ``'s source; best those of one frame together.
-            chunks: Returns the content of one, by its place among the orders.
+            run: The files, their bytes from ``employ``'s source.
+            rights: What they get for each of the run's rights.
+            chunks: Returns the content of one.
 
         Returns:
-            False when nothing was done: the directory is not staged whole, or an order is not for other processes.
+            False when nothing was done: the directory is not staged whole, or a file is not for other processes.
 
         Raises:
             UnsafePathError: As ``write``.
@@ -391,22 +400,20 @@ class Transaction:
         if tree is None or not ((where == tree.path and base == tree.base) or tree.holds(base, where)):
             return False
         crew = self._crew_for(base)
-        if crew is None or any(order.mode & ~_PERMISSIONS for order in orders):
+        if crew is None or any(mode & ~_PERMISSIONS for mode, _, _ in rights):
             return False
-        for order in orders:
-            refuse_unplain(order.name)
         if not self.rights.root:
-            orders = [self._reduced_order(order) for order in orders]
-        self.counts["written"] += len(orders)
+            rights = [self._reduced_rights(each, run.which.count(place)) for place, each in enumerate(rights)]
+        self.counts["written"] += len(run.which)
+        below = where[len(tree.path) + 1 :]
         crew.order(
-            tree.act, where[len(tree.path) + 1 :], orders,
-            lambda at: self._write_again(tree, where, orders[at], chunks(at)),
-        )  # fmt: skip
+            tree.act, below, run, rights, lambda failed: self._write_again(tree, where, run, rights, failed, chunks)
+        )
         return True
 
-    def _reduced_order(self, order: Order) -> Order:
-        held = self._reduced(Attributes(order.mode, order.owner, order.group))
-        return order._replace(owner=held.owner, group=held.group)
+    def _reduced_rights(self, rights: PlainRights, files: int) -> PlainRights:
+        held = self._reduced(Attributes(*rights), files=files)
+        return rights[0], held.owner, held.group
 
     def symlink(self, root: str, path: bytes, target: bytes, *, attributes: Attributes | None = None) -> None:
         """Make ``path`` a symbolic link to ``target``, which is not looked at.
@@ -858,12 +865,8 @@ class Transaction:
         if crew is not None:
             crew.noted(act, directory, name, noted)
         else:
-            self._write_note(act, directory, name, noted)
-
-    def _write_note(self, act: int, directory: bytes, name: bytes, noted: Noted) -> None:
-        assert self._grown is not None
-        self._grown.note(act, directory, name, noted)
-        self._execution.step("stage", act)
+            assert self._grown is not None
+            self._grown.note(act, directory, name, noted)
 
     def _crew_for(self, base: int) -> Crew | None:
         """Return the workers for a base's staging directory, forked when the first file for them comes."""
@@ -873,7 +876,8 @@ class Transaction:
         if number != base:
             self._finish_ordered()
             self._dismiss()
-            crew = Crew(self._bases.staged(base), self._source, self._write_note)
+            assert self._grown is not None
+            crew = Crew(self._bases.staged(base), self._source, self._grown)
             self._crew = (base, crew if crew.start() else None)
         return self._crew[1]
 
@@ -893,20 +897,29 @@ class Transaction:
             crew.close()
 
     def _write_again(
-        self, tree: _Tree, directory: bytes, order: Order, chunks: Iterable[bytes | Hole]
-    ) -> Noted | None:
-        """Make a file that a worker could not make; ``None`` when it is left out (``on_error: continue``)."""
-        where = join(directory, order.name)
-        held = Attributes(order.mode, order.owner, order.group, order.mtime_ns)
-        try:
-            at, name = self._in_tree(tree, where)
-            inode, mtime_ns = self._stage_file(where, at, name, chunks, order.piece.length, held)
-        except UnsafePathError:
-            raise
-        except (OSError, TargetError) as error:
-            self.fail(self._bases[tree.base].path, where, error)
-            return None
-        return stat.S_IFREG, inode, order.piece.length, mtime_ns
+        self,
+        tree: _Tree,
+        directory: bytes,
+        run: Run,
+        rights: Sequence[PlainRights],
+        failed: list[int],
+        chunks: Callable[[Entry], Iterable[bytes | Hole]],
+    ) -> Iterator[tuple[bytes, Noted]]:
+        """Make files that a worker could not make; some may be left out (``on_error: continue``)."""
+        entries = run.entries("manifest")
+        for place in failed:
+            entry = entries[place]
+            where = join(directory, entry.path.rpartition(b"/")[2])
+            held = Attributes(*rights[run.which[place]], entry.mtime_ns)
+            try:
+                at, name = self._in_tree(tree, where)
+                inode, mtime_ns = self._stage_file(where, at, name, chunks(entry), entry.size, held)
+            except UnsafePathError:
+                raise
+            except (OSError, TargetError) as error:
+                self.fail(self._bases[tree.base].path, where, error)
+            else:
+                yield name, (stat.S_IFREG, inode, entry.size, mtime_ns)
 
     def _create(self, where: bytes, make: Callable[[], Made]) -> Made:
         """Call ``make``, which makes something at ``where`` in the staging directory.
@@ -944,7 +957,7 @@ class Transaction:
         self._execution.step("stage", act.number)
         self._tree = self._trees[base, where] = _Tree(act.number, base, where)
         if self._grown is None:
-            self._grown = TreeWriter(self.directory)
+            self._grown = TreeWriter(self.directory, partial(self._execution.step, "stage"))
         return True
 
     def _plan_directory(self, base: int, where: bytes, status: os.stat_result | None, replace_link: bool) -> None:
@@ -1067,11 +1080,11 @@ class Transaction:
     def _time(self, base: int, where: bytes, status: os.stat_result) -> int:
         return self._bases.times.get(self._bases[base].full(where), status.st_mtime_ns)
 
-    def _reduced(self, wanted: Attributes) -> Attributes:
+    def _reduced(self, wanted: Attributes, *, files: int = 1) -> Attributes:
         """Return what of ``wanted`` this process may set; what it may not is told once, with a count."""
         held = self.rights.reduce(wanted)
         if (held.owner, held.group) != (wanted.owner, wanted.group):
-            self._warn(["owner or group not set: only root may give files away"])
+            self._execution.warnings["owner or group not set: only root may give files away"] += files
         return held
 
     def _warn(self, trouble: list[str]) -> None:

@@ -26,12 +26,13 @@ from functools import cache
 from typing import Literal
 
 from ted.content.entry import Entry, Kind
-from ted.content.revision import Piece, RevisionReader
+from ted.content.manifest import Run
+from ted.content.revision import RevisionReader
 from ted.content.walk import Excludes
 from ted.errors import OptionsError, TargetError, UnsafePathError
 from ted.hookspecs import Attributes
 from ted.install import attributes as attrs
-from ted.install.crew import MAX_ORDERS, Order
+from ted.install.crew import PlainRights
 from ted.install.paths import Base, join, names, show, walk_below
 from ted.install.transaction import Transaction
 
@@ -123,12 +124,6 @@ class Placing:
         self._below_base = b""
         self._many = False
         """Whether other processes make the files of new directories."""
-        self._new = b"/"
-        """Directory of the content tree that is made here, the last one of which a file came; at first none."""
-        self._gathered: list[Entry] = []
-        """Files of that directory, the bytes of all in one frame."""
-        self._frame: bytes | None = None
-        self._rights: dict[tuple[int, str | int, str | int], tuple[int, int | None, int | None] | None] = {}
         self._accounts: dict[tuple[str | int, str | int], tuple[int | None, int | None]] = {}
 
     def run(self) -> None:
@@ -145,19 +140,26 @@ class Placing:
         entries = sum(frame.entries for frame in self._reader.manifest_frames)
         self._many = self._transaction.employ(_Readers(self._reader, self._before) if entries >= MANY else None)
         for entry, was in self._foreseen():
-            if self._many and self._gathers(entry):
-                continue
-            self._hand_over()
-            path = entry.path[len(self._prefix) + 1 :]
-            self._leave_to(path)
-            try:
-                self._one(entry, was, path)
-            except UnsafePathError:
-                raise
-            except (OSError, TargetError) as error:
-                self._transaction.fail(self._root, path, error)
-        self._hand_over()
+            self._leave_to(self._below(entry.path))
+            if not isinstance(entry, Run):
+                self._place(entry, was)
+            elif not self._hand_over(entry):
+                for each in entry.entries("manifest"):
+                    self._place(each, None)
         self._leave_to(None)
+
+    def _below(self, path: bytes) -> bytes:
+        """Return where a path of the content tree lies below the root."""
+        return path[len(self._prefix) + 1 :]
+
+    def _place(self, entry: Entry, was: Entry | None) -> None:
+        path = self._below(entry.path)
+        try:
+            self._one(entry, was, path)
+        except UnsafePathError:
+            raise
+        except (OSError, TargetError) as error:
+            self._transaction.fail(self._root, path, error)
 
     def _remove(self) -> None:
         """Delete what the options say must not be there."""
@@ -172,28 +174,34 @@ class Placing:
                 self._transaction.delete(self._root, path)
                 self._emptied.add(path.rpartition(b"/")[0])
 
-    def _paired(self) -> Iterator[tuple[Entry, Entry | None]]:
+    def _paired(self) -> Iterator[tuple[Entry | Run, Entry | None]]:
         """Yield each entry with the one that the revision installed before had there."""
+        found: Iterator[Entry | Run] = self._reader.entries(self._prefix)
+        if self._many:
+            found = self._reader.runs(self._prefix, self._is_made)
         if self._before is not None and self._before.record.manifest == self._reader.record.manifest:
-            for entry in self._reader.entries(self._prefix):
-                yield entry, entry
+            for entry in found:
+                yield entry, None if isinstance(entry, Run) else entry
             return
         before = iter(self._before.entries(self._prefix)) if self._before is not None else iter(())
         was = next(before, None)
-        for entry in self._reader.entries(self._prefix):
+        for entry in found:
+            if isinstance(entry, Run):
+                yield entry, None
+                continue
             while was is not None and was.path != entry.path and was.components < entry.components:
                 was = next(before, None)
             yield entry, was if was is not None and was.path == entry.path else None
 
-    def _foreseen(self) -> Iterator[tuple[Entry, Entry | None]]:
+    def _foreseen(self) -> Iterator[tuple[Entry | Run, Entry | None]]:
         """Yield the pairs; in a directory that is made, the content of those that follow is on its way."""
         if self._many:  # they read it
             yield from self._paired()
             return
-        waiting: deque[tuple[Entry, Entry | None]] = deque()
+        waiting: deque[tuple[Entry | Run, Entry | None]] = deque()
         for pair in self._paired():
             waiting.append(pair)
-            if self._stack and not self._stack[-1].there:
+            if self._stack and not self._stack[-1].there and not isinstance(pair[0], Run):
                 self._reader.prepare(pair[0])
             if len(waiting) > _FORESEEN:
                 yield waiting.popleft()
@@ -201,53 +209,24 @@ class Placing:
 
     # --- files that other processes make --------------------------------------------------------------------------
 
-    def _gathers(self, entry: Entry) -> bool:
-        """Take up a file that is handed over with others of its directory; return whether it is such a one."""
-        if entry.kind is not _FILE or entry.xattrs or len(entry.extents) != 1 or entry.lists:
-            return False
-        frame = entry.extents[0].frame
-        if frame is None or entry.path.rpartition(b"/")[0] != self._new or self._plain_rights(entry) is None:
-            return False
-        if frame != self._frame or len(self._gathered) >= MAX_ORDERS:
-            self._hand_over()
-            self._frame = frame
-        self._gathered.append(entry)
-        return True
+    def _is_made(self, directory: bytes) -> bool:
+        """Return whether a directory of the content tree is one that is made here."""
+        path = self._below(directory)
+        return any(held.path == path and not held.there for held in reversed(self._stack))
 
-    def _plain_rights(self, entry: Entry) -> tuple[int, int | None, int | None] | None:
-        """Return mode, owner and group of a new file; ``None`` where there is something to be told about them."""
-        key = (entry.mode, entry.owner, entry.group)
-        if key not in self._rights:
-            owner = account("user", entry.owner if self._how.owner is None else self._how.owner)
-            group = account("group", entry.group if self._how.group is None else self._how.group)
-            mode = entry.mode if self._how.mode is None else self._how.mode
-            self._rights[key] = None if None in (owner, group) else (mode, owner, group)
-        return self._rights[key]
+    def _hand_over(self, run: Run) -> bool:
+        """Have the files of a run made; false when nothing was done, since there is something to be told of them."""
+        rights = [self._plain_rights(*each) for each in run.rights]
+        plain = [each for each in rights if each is not None]
+        if len(plain) < len(rights):
+            return False
+        return self._transaction.write_plain(self._root, self._below(run.directory), run, plain, self._reader.chunks)
 
-    def _hand_over(self) -> None:
-        """Have what was gathered made."""
-        if not self._gathered:
-            return
-        files, self._gathered, self._frame = self._gathered, [], None
-        before, skipped = len(self._new) + 1, len(self._prefix) + 1
-        rights = self._rights
-        orders: list[Order] = []
-        for file in files:
-            held, (frame, offset, length) = rights[file.mode, file.owner, file.group], file.extents[0]
-            assert held is not None
-            assert frame is not None
-            piece = Piece(frame, offset, length, file.digest)
-            orders.append(Order(file.path[before:], piece, *held, file.mtime_ns))
-        chunks = self._reader.chunks
-        if not self._transaction.write_plain(self._root, self._new[skipped:], orders, lambda at: chunks(files[at])):
-            for file in files:
-                path = file.path[skipped:]
-                try:
-                    self._write(file, path)
-                except UnsafePathError:
-                    raise
-                except (OSError, TargetError) as error:
-                    self._transaction.fail(self._root, path, error)
+    def _plain_rights(self, mode: int, owner: str | int, group: str | int) -> PlainRights | None:
+        """Return what a new file gets; ``None`` where there is something to be told about it."""
+        uid = account("user", owner if self._how.owner is None else self._how.owner)
+        gid = account("group", group if self._how.group is None else self._how.group)
+        return None if None in (uid, gid) else (mode if self._how.mode is None else self._how.mode, uid, gid)
 
     # --- directories ----------------------------------------------------------------------------------------------
 
@@ -338,9 +317,7 @@ class Placing:
             parent.names.discard(path.rpartition(b"/")[2])
         made = parent is not None and not parent.there
         if made and entry.kind is _FILE:
-            self._new = entry.path.rpartition(b"/")[0]
-            if not (self._many and self._gathers(entry)):
-                self._write(entry, path)
+            self._write(entry, path)
             return
         status = None if made else self._transaction.look(self._root, path)
         if entry.kind is Kind.DIRECTORY:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgpack
 
 from ted.install.log import LogReader, LogWriter
 from ted.install.paths import join
@@ -43,11 +45,18 @@ class Grown(NamedTuple):
         return (stat.S_IFMT(status.st_mode), status.st_ino) == (self.kind, self.inode)
 
 
-class TreeWriter:
-    """Notes what is made in staged directories."""
+def pack_row(act: int, directory: bytes, fields: list[Any]) -> bytes:
+    """Return the note of what was made in one directory: ``fields`` are name, type, inode, size and time of each."""
+    row: bytes = msgpack.packb([act, directory, *fields])
+    return row
 
-    def __init__(self, directory: Path) -> None:
+
+class TreeWriter:
+    """Notes what is made in staged directories; ``noted`` is told the act of each note, or row of notes."""
+
+    def __init__(self, directory: Path, noted: Callable[[int], None]) -> None:
         self._log = LogWriter(directory / LOG_NAME)
+        self._noted = noted
         self._at: tuple[int, bytes] = (-1, b"")
         self._row: list[Any] = []
 
@@ -64,6 +73,13 @@ class TreeWriter:
             self._flush_row()
             self._at = (act, directory)
         self._row += (name, *noted)
+        self._noted(act)
+
+    def add_row(self, act: int, row: bytes) -> None:
+        """Add what ``pack_row`` made of an act."""
+        self._flush_row()
+        self._log.append_packed(row)
+        self._noted(act)
 
     def sync(self) -> None:
         """Make everything noted durable."""

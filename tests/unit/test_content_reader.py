@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from ted.content.blocks import BlockList
 from ted.content.builder import RevisionBuilder
 from ted.content.entry import Entry, Kind
 from ted.content.frame import encode
+from ted.content.manifest import ManifestFrame, Run, parse_frame, parse_runs
 from ted.content.pack import PackReader, PackWriter
 from ted.content.record import PackRef, RevisionRecord
-from ted.content.revision import Piece, Revision, RevisionReader, diff
+from ted.content.revision import Revision, RevisionReader, diff
 from ted.errors import DigestMismatchError, FormatError, MissingContentError, RepositoryError, UsageError
 
 STAMP = "20261122T125447123456Z"
@@ -38,11 +39,14 @@ def row(path: bytes, kind: str = "d", **fields: Any) -> list[Any]:
 
 
 def written(
-    directory: Path, *frames: list[Any], index: Callable[[dict[str, Any]], Any] | None = None
+    directory: Path,
+    *frames: list[Any],
+    index: Callable[[dict[str, Any]], Any] | None = None,
+    more: Sequence[bytes] = (),
 ) -> RevisionRecord:
     """A revision whose manifest has exactly those frames of rows, whatever they say."""
     listed = []
-    plains = [CONTENT]
+    plains = [CONTENT, *more]
     for rows in frames:
         plain = b"".join(msgpack.packb(each) for each in rows)
         plains.append(plain)
@@ -77,6 +81,35 @@ def read_all(directory: Path, record: RevisionRecord) -> list[Entry]:
         return entries
 
 
+def read_all_in_runs(directory: Path, record: RevisionRecord) -> list[Entry]:
+    """As ``read_all``, with files in runs where that can be."""
+    with Revision(directory, record).open() as reader:
+        entries: list[Entry] = []
+        for found in reader.runs(b"", lambda _directory: True):
+            entries += taken_from(found) if isinstance(found, Run) else [found]
+        for entry in entries:
+            if entry.kind in {Kind.FILE, Kind.HARDLINK}:
+                list(reader.chunks(entry))
+        return entries
+
+
+def taken_from(run: Run) -> list[Entry]:
+    """The entries of a run; the quick way says the same of them, and nothing if one is wrong."""
+    try:
+        entries = run.entries("here")
+    except FormatError:
+        assert run.files() is None
+        raise
+    assert run.files() == [
+        (entry.path.rpartition(b"/")[2], entry.mtime_ns, entry.extents[0].offset, entry.size, entry.digest)
+        for entry in entries
+    ]
+    for entry, which in zip(entries, run.which, strict=True):
+        assert (entry.mode, entry.owner, entry.group) == run.rights[which]
+        assert (entry.path.rpartition(b"/")[0], entry.extents[0].frame) == (run.directory, run.frame)
+    return entries
+
+
 def test_what_the_tests_write_is_sound(tmp_path: Path) -> None:
     rows = [row(b"a"), row(b"a/f", "f"), row(b"a/h", "h", link=b"a/f"), row(b"b", "l", link=b"/anywhere")]
     assert [entry.path for entry in read_all(tmp_path, written(tmp_path, rows))] == [b"a", b"a/f", b"a/h", b"b"]
@@ -98,11 +131,21 @@ HOSTILE = {
     "path below nothing": [row(b"a/b")],
     "path below a sibling": [row(b"a"), row(b"ab/c")],
     "twice": [row(b"a"), row(b"a")],
+    "file twice": [row(b"a", "f"), row(b"a", "f")],
     "out of order": [row(b"b"), row(b"a")],
+    "file out of order": [row(b"a"), row(b"a/2", "f"), row(b"a/1", "f"), row(b"a/3", "f")],
+    "file after one that is later": [row(b"a"), row(b"a/b"), row(b"a/b/f", "f"), row(b"a/a", "f")],
+    "no name": [row(b"a"), row(b"a/", "f")],
+    "dots for a name": [row(b"a"), row(b"a/..", "f"), row(b"a/f", "f")],
+    "NUL in a name": [row(b"a"), row(b"a/f\0", "f")],
+    "long name of a file": [row(b"a"), row(b"a/" + b"n" * 256, "f")],
+    "file of an owner that is none": [row(b"f", "f", owner=[1])],
+    "file below a file": [row(b"f", "f"), row(b"f/g", "f"), row(b"f/h", "f")],
     "out of component order": [row(b"a"), row(b"a-b"), row(b"a/b")],
     "unknown kind": [row(b"a", "x")],
     "device": [row(b"a", "b")],
     "kind that is no text": [row(b"a", ["d"])],  # type: ignore[arg-type]
+    "kind that is no text, with a size": [row(b"a", ["f"], size=1)],  # type: ignore[arg-type]
     "type bits in the mode": [row(b"a", mode=0o100644)],
     "negative mode": [row(b"a", mode=-1)],
     "mode as truth": [row(b"a", mode=True)],
@@ -157,8 +200,56 @@ HOSTILE = {
 @pytest.mark.parametrize("rows", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_manifest_is_refused(tmp_path: Path, rows: list[Any]) -> None:
     record = written(tmp_path, rows)
-    with pytest.raises(RepositoryError):
-        read_all(tmp_path, record)
+    for read in (read_all, read_all_in_runs):
+        with pytest.raises(RepositoryError):
+            read(tmp_path, record)
+
+
+def test_runs_are_what_the_entries_are(tmp_path: Path) -> None:
+    other = hashlib.sha256(CONTENT + CONTENT).digest()
+    digest = hashlib.sha256(CONTENT[:5]).digest()
+    usual = [row(b"d/f%03d" % number, "f", mode=(0o644, 0o755)[number % 2], mtime_ns=number) for number in range(500)]
+    part = row(b"d/g", "f", size=5, extents=[[FRAME, 0, 5]], digest=digest, owner=1)
+    odd = [row(b"d/h", "f", xattrs=[[b"user.a", b"1"]]), row(b"d/i", "l", link=b"h"), row(b"d/j", "h", link=b"d/g")]
+    elsewhere = row(b"d/k", "f", size=42, extents=[[other, 0, 42]])
+    below = [row(b"d/l"), row(b"d/l/f", "f"), row(b"d/m", "f"), row(b"d/n", "f", size=0, extents=[])]
+    last = [row(b"e"), *(row(b"e/%d" % number, "f", owner=number) for number in range(100, 400))]
+    record = written(tmp_path, [row(b"d"), *usual, part, *odd, elsewhere, *below], last, more=[CONTENT + CONTENT])
+    assert read_all_in_runs(tmp_path, record) == read_all(tmp_path, record)
+    with Revision(tmp_path, record).open() as reader:
+        found = list(reader.runs(b"d", lambda directory: directory == b"d"))
+        runs = [each for each in found if isinstance(each, Run)]
+        assert all(len(run.rows) < 20_000 for run in runs)
+        assert sum(len(run.which) for run in runs) == 503
+        assert len(runs) < 20
+        assert [each.path for each in found if isinstance(each, Entry)] == [
+            b"d", b"d/h", b"d/i", b"d/j", b"d/l", b"d/l/f", b"d/n"
+        ]  # fmt: skip
+
+
+RUBBISH: list[Any] = [
+    None, True, -1, 0, 1, 5, 21, 22, 1 << 33, 1 << 63, 1.5, "", "x", b"", b"x", b"d/\0", FRAME, FRAME[:31], [], [1],
+    [None], [[FRAME, 0, 21]] * 2, [[FRAME, 0, 5]], [[FRAME, 1, 21]], [[FRAME, -1, 21]], [[FRAME, 0, True]],
+    [["x", 0, 21]], [[FRAME, 0, 21, 0]], [FRAME], {}, {"x": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", range(11))
+def test_a_run_accepts_what_an_entry_may_be(field: int) -> None:
+    for value in RUBBISH:
+        wrong = row(b"d/f", "f")
+        wrong[field] = value
+        plain = b"".join(msgpack.packb(each) for each in (row(b"d/a", "f"), wrong, row(b"d/z", "f")))
+        frame = ManifestFrame(b"d/a", bytes(32), 3)
+        assert what_is_read(plain, frame, runs=True) == what_is_read(plain, frame, runs=False), value
+
+
+def what_is_read(plain: bytes, frame: ManifestFrame, *, runs: bool) -> list[Entry] | None:
+    found = parse_runs(plain, frame, "", lambda _directory: True) if runs else parse_frame(plain, frame, "")
+    try:
+        return [entry for each in found for entry in (taken_from(each) if isinstance(each, Run) else [each])]
+    except FormatError:
+        return None
 
 
 @pytest.mark.parametrize(
@@ -371,11 +462,11 @@ def test_a_piece_is_what_the_chunks_of_a_file_are(tmp_path: Path) -> None:
     digest = hashlib.sha256(part).digest()
     record = written(tmp_path, [row(b"f", "f", size=6, extents=[[FRAME, 3, 6]], digest=digest), row(b"g", "f")])
     with Revision(tmp_path, record).open() as reader:
-        assert reader.read_piece(Piece(FRAME, 3, 6, digest)) == part
-        assert reader.read_piece(Piece(FRAME, 0, len(CONTENT), None)) == CONTENT
-        for wrong in (Piece(FRAME, 2, 6, digest), Piece(FRAME, 3, 99, digest)):
+        assert reader.read_piece(FRAME, 3, 6, digest) == part
+        assert reader.read_piece(FRAME, 0, len(CONTENT), None) == CONTENT
+        for offset, length in ((2, 6), (3, 99)):
             with pytest.raises(DigestMismatchError):
-                reader.read_piece(wrong)
-        for wrong in (Piece(FRAME, 3, 6, None), Piece(FRAME, 1, len(CONTENT), None)):
+                reader.read_piece(FRAME, offset, length, digest)
+        for offset, length in ((3, 6), (1, len(CONTENT))):
             with pytest.raises(FormatError):
-                reader.read_piece(wrong)
+                reader.read_piece(FRAME, offset, length, None)

@@ -100,6 +100,19 @@ def test_what_a_worker_could_not_make_is_made_again(
     assert not (tmp_path / "target").exists()
 
 
+def test_long_paths_fill_no_pipe(depot: Depot, source: Path, tmp_path: Path, started: list[Crew]) -> None:
+    deep = source.joinpath(*["n" * 200] * 12)
+    deep.mkdir(parents=True)
+    for number in range(2000):
+        (deep / f"{number:04}{'m' * 200}").write_bytes(b"%d\n" % number)
+    depot.build({"path": str(tmp_path / "target"), "from": [f"{source}/"]})
+    depot.extract()
+    assert started
+    assert same_trees(source, tmp_path / "target") == ""
+    assert depot.rollback().warnings == []
+    assert not (tmp_path / "target").exists()
+
+
 def test_damage_is_told_as_without_workers(depot: Depot, tmp_path: Path, started: list[Crew]) -> None:
     (pack,) = depot.working.path.rglob("DISTFILE.TED")
     with pack.open("r+b") as file:
