@@ -289,14 +289,16 @@ class RevisionBuilder:
                                  hint="build with --force: everything is gathered anew")  # fmt: skip
             if former is not None and self._keep:
                 return _unchanged(former, started_s)
-            looked = self._look()
-            if former is not None and self._knows(looked, former[0]):
+            looked = self._look() if former is not None else None
+            if former is not None and looked is not None and self._knows(looked, former[0]):
                 return _unchanged(former, started_s)
             frames = FrameStore(temporary / PACK_NAME, earlier, self._level)
             stack.callback(frames.close)
             cache_out = CacheWriter(None if check else self._cache_path, time.time_ns())
             stack.callback(cache_out.abandon)
-            gatherer, manifest = self._gather(frames, cache_out)
+            gatherer, manifest = self._gather(frames, cache_out, look=looked is None)
+            if looked is None:
+                looked = self._looked([tree.looked or _UNLIKE_ANYTHING for tree in self._trees])
             if former is not None and former[0].manifest == manifest.hex():
                 cache_out.commit(looked, manifest)
                 return _unchanged(former, started_s)
@@ -313,6 +315,10 @@ class RevisionBuilder:
         looks = [_UNLIKE_ANYTHING]
         with suppress(OSError):  # reading it tells better what is wrong
             looks = [tree.look() for tree in self._trees]
+        return self._looked(looks)
+
+    def _looked(self, looks: Sequence[Look]) -> Look:
+        """Return what everything looks like whose sources look like that."""
         given = [(each.path, frame_digest(each.data or b""), each.mode, each.mtime_ns) for each in self._given]
         told = (_RULES, self._names, canonical_json([self._settings, self._options]), sorted(self._places))
         digest = hashlib.sha256(repr((told, given, [look.digest for look in looks])).encode()).digest()
@@ -325,13 +331,13 @@ class RevisionBuilder:
         finally:
             cache.close()
 
-    def _gather(self, frames: FrameStore, cache_out: CacheWriter) -> tuple[Gatherer, bytes]:
+    def _gather(self, frames: FrameStore, cache_out: CacheWriter, *, look: bool) -> tuple[Gatherer, bytes]:
         manifest = ManifestWriter(frames.put)
         cache = CacheReader(self._cache_path)
         try:
             gatherer = Gatherer(frames, manifest, cache, cache_out)
             found: dict[int, int] = {}
-            for item in self._merged():
+            for item in self._merged(look=look):
                 if isinstance(item, Item) and (item.relative or not item.path):
                     found[id(item.tree)] = 1
                 gatherer.take(item)
@@ -350,9 +356,9 @@ class RevisionBuilder:
         if not self._trees and not self._given:
             raise EmptySourceError(f"{self._names[1]}: no source was given", hint=hint)
 
-    def _merged(self) -> Iterator[Item | Given]:
+    def _merged(self, *, look: bool) -> Iterator[Item | Given]:
         """Yield everything once, in the manifest's order; what is said twice is an error."""
-        described: list[Iterator[Item | Given]] = [tree.items() for tree in self._trees]
+        described: list[Iterator[Item | Given]] = [tree.items(look=look) for tree in self._trees]
         described.append(iter(sorted(self._given, key=lambda given: given.key)))
         implied = [Given(path, components(path), None, _DIRECTORY_MODE) for path in self._places]
         described.append(iter(sorted(implied, key=lambda given: given.key)))
@@ -428,12 +434,14 @@ def _interpreter_for_building() -> Iterator[None]:
     has it again before another wakes.
     """
     thresholds, turn_s = gc.get_threshold(), sys.getswitchinterval()
+    gc.freeze()  # what is there already is not looked through again and again
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *thresholds[1:])
     sys.setswitchinterval(_TURN_S)
     try:
         yield
     finally:
         gc.set_threshold(*thresholds)
+        gc.unfreeze()
         sys.setswitchinterval(turn_s)
 
 

@@ -153,6 +153,8 @@ class SourceTree:
             self._root_fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._name = os.fsencode(name)
         self._current: tuple[Components, int] = ((), self._root_fd)
+        self.looked: Look | None = None
+        """See ``items``."""
 
     @classmethod
     def of_file(cls, source: Path, path: bytes) -> SourceTree:
@@ -195,29 +197,27 @@ class SourceTree:
         Raises:
             OSError: Something went away meanwhile, or may not be listed.
         """
-        digest = hashlib.sha256(repr((os.path.abspath(self.source), self._base, self._name, self._as_named,
-                                      self._keep_links, self._excludes.patterns)).encode())  # fmt: skip
-        digest.update(_status_row(b"", self._status))
-        owners = {(self._status.st_uid, self._status.st_gid)}
-        changed_at_ns = max(self._status.st_mtime_ns, self._status.st_ctime_ns)
-        below = [(b"", self._status)] if self._name is None else []
-        while below:
-            directory, status = below.pop()
-            rows, directories, newest_ns = self._look_into(directory, status, owners)
-            digest.update(_ROWS.pack(len(directory), len(rows)) + directory + b"".join(rows))
-            below += directories
-            changed_at_ns = max(changed_at_ns, newest_ns)
-        named = sorted((uid, gid, str(owner_name(uid)), str(group_name(gid))) for uid, gid in owners)
-        digest.update(repr(named).encode())
-        return Look(digest.digest(), changed_at_ns)
+        sight = self._sight()
+        levels = [self._look_into(b"", self._status, sight)] if self._name is None else []
+        while levels:
+            directory, rows, below = levels[-1]
+            if below:
+                levels.append(self._look_into(*below.pop(), sight))
+            else:
+                sight.leave(directory, rows)
+                levels.pop()
+        return sight.look()
+
+    def _sight(self) -> _Sight:
+        return _Sight((os.path.abspath(self.source), self._base, self._name, self._as_named, self._keep_links,
+                       self._excludes.patterns), self._status)  # fmt: skip
 
     def _look_into(
-        self, directory: bytes, status: os.stat_result, owners: set[tuple[int, int]]
-    ) -> tuple[list[bytes], list[tuple[bytes, os.stat_result]], int]:
-        """Return a row for each name, the directories among them, and the last change."""
+        self, directory: bytes, status: os.stat_result, sight: _Sight
+    ) -> tuple[bytes, list[bytes], list[tuple[bytes, os.stat_result]]]:
+        """Return the directory, a row for each name, and the directories among them, the last one first."""
         rows: list[bytes] = []
         directories: list[tuple[bytes, os.stat_result]] = []
-        newest_ns = 0
         excludes, prefix = self._excludes, directory + b"/" if directory else b""
         fd = os.open(directory or b".", _OPEN | os.O_DIRECTORY, dir_fd=self._root_fd)
         try:
@@ -230,36 +230,41 @@ class SourceTree:
                     is_directory = stat.S_ISDIR(held.st_mode)
                     if excludes.patterns and excludes.match(prefix + name, is_directory=is_directory):
                         continue
-                    rows.append(_status_row(name, held))
-                    if held.st_ctime_ns > newest_ns or held.st_mtime_ns > newest_ns:
-                        newest_ns = max(held.st_mtime_ns, held.st_ctime_ns)
-                    owners.add((held.st_uid, held.st_gid))
+                    rows.append(sight.row(name, held))
                     if is_directory:
                         directories.append((prefix + name, held))
         finally:
             os.close(fd)
-        rows.sort()
-        directories.sort(key=itemgetter(0))
-        return rows, directories, newest_ns
+        directories.sort(key=itemgetter(0), reverse=True)
+        return directory, rows, directories
 
-    def items(self) -> Iterator[Item]:
+    def items(self, *, look: bool = False) -> Iterator[Item]:
         """Yield everything in the tree, sorted; the tree's own root first if it has a place.
+
+        With ``look``, what ``look`` would have said before is in ``looked`` at the end: a name and its status are taken
+        before it is read.
 
         Raises:
             UnsupportedFileError: A device, socket, FIFO, a link that leaves the tree, a name that is too long.
             SourceChangedError: Something went away meanwhile.
             BuildError: Something may not be read.
         """
+        sight = self._sight() if look else None
         if self._name is not None:
             yield self._file_item((self._name,), self._root_fd, self._status)
-            return
+        else:
+            yield from self._root_and_below(sight)
+        if sight is not None:
+            self.looked = sight.look()
+
+    def _root_and_below(self, sight: _Sight | None) -> Iterator[Item]:
         if self._base:
             status = os.fstat(self._root_fd)
             xattrs = read_xattrs(self._root_fd, lambda: self.name_of(()))
             yield Item(self, (), self._base, _key(self._base), status, None, xattrs)
-        yield from self._below()
+        yield from self._below(sight)
 
-    def _below(self) -> Iterator[Item]:
+    def _below(self, sight: _Sight | None) -> Iterator[Item]:
         key = _key(self._base) if self._base else ()
         levels = [_Level((), key, self._root_fd, self._names(self._root_fd, ()))]
         try:
@@ -267,11 +272,15 @@ class SourceTree:
                 level = levels[-1]
                 if not level.names:
                     levels.pop()
+                    if sight is not None:
+                        sight.leave(b"/".join(level.relative), level.rows)
                     self._leave(level, levels)
                     continue
                 item = self._item(level, level.names.pop())
                 if item is None:
                     continue
+                if sight is not None:
+                    level.rows.append(sight.row(item.relative[-1], item.status))
                 if stat.S_ISDIR(item.status.st_mode):
                     item, below = self._enter(item, level)
                     levels.append(below)
@@ -382,11 +391,37 @@ _64_BITS = (1 << 64) - 1  # times before 1970 have the uppermost bit, and so hav
 _ROWS = struct.Struct("<IQ")
 
 
-def _status_row(name: bytes, status: os.stat_result) -> bytes:
-    return name + _ROW.pack(
-        len(name), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns & _64_BITS,
-        status.st_ctime_ns & _64_BITS, status.st_mode, status.st_uid, status.st_gid,
-    )  # fmt: skip
+class _Sight:
+    """What a tree looks like, directory by directory: one is left after those in it, in the order of their names."""
+
+    def __init__(self, head: tuple[object, ...], status: os.stat_result) -> None:
+        self._digest = hashlib.sha256(repr(head).encode())
+        self._owners: set[tuple[int, int]] = set()
+        self._changed_at_ns = 0
+        self._digest.update(self.row(b"", status))
+
+    def row(self, name: bytes, status: os.stat_result) -> bytes:
+        """Return what is told of a name in a directory."""
+        modified_ns, changed_ns = status.st_mtime_ns, status.st_ctime_ns
+        if changed_ns > self._changed_at_ns or modified_ns > self._changed_at_ns:
+            self._changed_at_ns = max(modified_ns, changed_ns)
+        self._owners.add((status.st_uid, status.st_gid))
+        return name + _ROW.pack(
+            len(name), status.st_dev, status.st_ino, status.st_size, modified_ns & _64_BITS, changed_ns & _64_BITS,
+            status.st_mode, status.st_uid, status.st_gid,
+        )  # fmt: skip
+
+    def leave(self, directory: bytes, rows: list[bytes]) -> None:
+        """Take up a directory with the rows of all that is in it."""
+        rows.sort()
+        self._digest.update(_ROWS.pack(len(directory), len(rows)) + directory + b"".join(rows))
+
+    def look(self) -> Look:
+        """Return it, when everything was seen."""
+        named = sorted((uid, gid, str(owner_name(uid)), str(group_name(gid))) for uid, gid in self._owners)
+        digest = self._digest.copy()
+        digest.update(repr(named).encode())
+        return Look(digest.digest(), self._changed_at_ns)
 
 
 @dataclass(slots=True)
@@ -398,6 +433,7 @@ class _Level:
     fd: int
     names: list[bytes]
     identity: tuple[int, int] = (0, 0)
+    rows: list[bytes] = field(default_factory=list)
     prefix: bytes = field(init=False)
 
     def __post_init__(self) -> None:

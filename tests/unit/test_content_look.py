@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ted.content.builder import BuildResult, RevisionBuilder
+from ted.content.walk import Excludes, SourceTree
 from ted.errors import BuildError
 
 YOUNG_S = 2.1
@@ -142,6 +143,39 @@ def test_what_is_young_is_looked_at_again(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.build()
     assert place.reads(place.build)
+
+
+def test_a_walk_sees_what_a_look_sees(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name in (
+        "a/x",
+        "a/inner/y",
+        "a/inner/z/last",
+        "a-b",
+        "a.d/c",
+        "a\x01",
+        "\x01",
+        "b/skipped.tmp",
+        "c/d/e/f/g",
+        "z",
+    ):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    (source / "empty").mkdir()
+    (source / "link").symlink_to("a")
+    trees = [
+        SourceTree(source, b"data", Excludes(("*.tmp", "/c/d/e")), contents_only=True),
+        SourceTree(source, b"", Excludes(()), contents_only=False),
+        SourceTree(source / "link", b"data", Excludes(()), contents_only=False),
+        SourceTree.of_file(source / "z", b"data/z"),
+    ]
+    for tree in trees:
+        list(tree.items())
+        assert tree.looked is None
+        list(tree.items(look=True))
+        assert tree.looked == tree.look()
+        tree.close()
+    assert len({tree.looked for tree in trees}) == len(trees)
 
 
 def test_a_pack_that_is_gone_or_a_damaged_cache_is_no_reason_to_trust_it(tmp_path: Path) -> None:
