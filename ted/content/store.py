@@ -23,7 +23,7 @@ from ted.errors import BuildError
 
 _WORKERS = 2
 _MAX_WAITING_BYTES = 16 << 20
-_BATCH_BYTES = 512 << 10
+_BATCH_BYTES = 1 << 20
 """So much goes to a thread at once: to take turns at the interpreter costs time, most of all on a busy machine."""
 _LIVE_SHARE_TO_KEEP = 4
 
