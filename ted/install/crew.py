@@ -9,8 +9,9 @@ Rules:
    process with more threads (the agent) does the work itself.
  * They have the transaction's lock and the distribution's with their parent, and die with it: whoever takes up what a
    crash left has these locks, so nobody writes there any more.
- * Answers are taken in the order of the orders, and what was noted between them keeps its place. Orders under way are
-   bounded, and answers shorter than a socket's buffer: neither side waits for the other for ever, and memory is flat.
+ * Who is done gets the next orders. Notes are made in the order of the orders, and what was noted between them keeps
+   its place. Orders under way are bounded, and with their answers shorter than a socket's buffer: neither side waits
+   for the other for ever, and memory is flat.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import contextlib
 import errno
 import gc
 import os
+import select
 import signal
 import stat
 import threading
@@ -43,6 +45,8 @@ _MAX_BATCH_BYTES = 32 << 10
 """A run more it may have, and an answer is shorter than what was ordered."""
 _UNDER_WAY = 3
 """Batches that one worker has at most."""
+_MAX_NOT_NOTED = 64
+"""Batches, those that were made before their turn to be noted came among them."""
 _MAX_WAITING = 8192
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MODE = 0o7777
@@ -96,10 +100,17 @@ class _Waiting(NamedTuple):
 
 
 @dataclass(slots=True)
+class _Given:
+    """A batch that a worker has; its answers, when they came."""
+
+    answers: list[tuple[bytes, list[int]]] | None = None
+
+
+@dataclass(slots=True)
 class _Worker:
     pid: int
     connection: Connection
-    under_way: int = 0
+    under_way: deque[_Given] = field(default_factory=deque)
 
 
 @dataclass(slots=True)
@@ -116,7 +127,8 @@ class Crew:
     source: Source
     notes: TreeWriter
     _workers: list[_Worker] = field(default_factory=list)
-    _given: deque[_Worker] = field(default_factory=deque)
+    _answering: select.poll = field(default_factory=select.poll)
+    _given: deque[_Given] = field(default_factory=deque)
     _batch: list[tuple[int, bytes, Run, Sequence[PlainRights]]] = field(default_factory=list)
     _batch_files: int = 0
     _batch_bytes: int = 0
@@ -151,6 +163,7 @@ class Crew:
             _be_worker(parent, theirs, others, self.staged, self.source, held)
         theirs.close()
         self._workers.append(_Worker(pid, ours))
+        self._answering.register(ours, select.POLLIN)
         return True
 
     def order(self, act: int, directory: bytes, run: Run, rights: Sequence[PlainRights], again: Again) -> None:
@@ -209,25 +222,35 @@ class Crew:
     def _give(self) -> None:
         if not self._batch:
             return
-        while len(self._given) >= _UNDER_WAY * len(self._workers):
+        worker = self._least_busy()
+        while len(self._given) >= _MAX_NOT_NOTED or len(worker.under_way) >= _UNDER_WAY:
             self._take()
-        worker = min(self._workers, key=lambda each: each.under_way)
+            worker = self._least_busy()
         with _told_if_gone():
             worker.connection.send_bytes(msgpack.packb(self._batch))
-        worker.under_way += 1
-        self._given.append(worker)
+        given = _Given()
+        worker.under_way.append(given)
+        self._given.append(given)
         self._batch.clear()
         self._batch_files = self._batch_bytes = 0
 
+    def _least_busy(self) -> _Worker:
+        return min(self._workers, key=lambda each: len(each.under_way))
+
     def _take(self) -> None:
-        worker = self._given.popleft()
-        with _told_if_gone():
-            answers = msgpack.unpackb(worker.connection.recv_bytes())
-        worker.under_way -= 1
-        for row, failed in answers:
+        """Wait for the answers of whoever is done first, and note those whose turn it is."""
+        ready = {fd for fd, _ in self._answering.poll()}
+        for worker in self._workers:
+            if worker.connection.fileno() in ready:
+                with _told_if_gone():
+                    answers = msgpack.unpackb(worker.connection.recv_bytes())
+                worker.under_way.popleft().answers = answers
+        while self._given and (made := self._given[0].answers) is not None:
+            self._given.popleft()
+            for row, failed in made:
+                self._note_made_here()
+                self._note_made(self._waiting.popleft(), row, failed)
             self._note_made_here()
-            self._note_made(self._waiting.popleft(), row, failed)
-        self._note_made_here()
 
     def _note_made_here(self) -> None:
         while self._waiting and (made := self._waiting[0].made) is not None:
