@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import msgpack
 
@@ -95,7 +95,8 @@ class Run(NamedTuple):
         order = PathOrder()
         entries = [entry_from_row(_unpacked(reader, where), where) for _ in self.which]
         for entry in entries:
-            _check_order(order, entry.path, where)
+            if not order.follows(entry.path):
+                _refuse_order(entry.path, where)
         return entries
 
     def files(self) -> list[PlainFile] | None:
@@ -117,6 +118,12 @@ class _OpenRun:
         self._frame = frame
         self._places: dict[Rights, int] = {}
         self._which = bytearray()
+
+    @classmethod
+    def of(cls, start: int, path: bytes, directory: bytes, frame: bytes, rights: Rights, end: int) -> _OpenRun | None:
+        """Return a run that begins with a row; ``None`` if that is for no run."""
+        run = cls(start, path, directory, frame)
+        return run if run.add(path, directory, frame, rights, end) else None
 
     def add(self, path: bytes, directory: bytes, frame: bytes, rights: Rights, end: int) -> bool:
         """Take up the next row, which ends at ``end``; false if it belongs to no run, or to another."""
@@ -259,11 +266,16 @@ def parse_frame(plain: bytes, frame: ManifestFrame, where: str) -> Iterator[Entr
     Raises:
         FormatError: They break the format, or are not those the index promised.
     """
+    reader = _frame_reader(plain, where)
     order = PathOrder()
-    for row, _, _ in _rows(plain, frame, where):
-        entry = entry_from_row(row, where)
-        _check_order(order, entry.path, where)
+    for number in range(frame.entries):
+        entry = entry_from_row(_unpacked(reader, where), where)
+        if not number:
+            _check_first(entry.path, frame, where)
+        if not order.follows(entry.path):
+            _refuse_order(entry.path, where)
         yield entry
+    _check_end(reader, plain, where)
 
 
 def parse_runs(
@@ -274,54 +286,58 @@ def parse_runs(
     ``has_runs`` is called when all that comes before the directory's file was yielded.
     """
     order = PathOrder()
+    for number, found in enumerate(_in_runs(plain, frame, where, has_runs)):
+        if not number:
+            _check_first(found.path, frame, where)
+        last = found.last if isinstance(found, Run) else found.path
+        if not order.follows(found.path) or (last != found.path and not order.follows(last)):
+            _refuse_order(last, where)
+        yield found
+
+
+def _in_runs(
+    plain: bytes, frame: ManifestFrame, where: str, has_runs: Callable[[bytes], bool]
+) -> Iterator[Entry | Run]:
+    reader = _frame_reader(plain, where)
     run: _OpenRun | None = None
-    known, said = b"/", False  # of no directory
-    for row, start, end in _rows(plain, frame, where):
+    known, said, end = b"/", False, 0  # of no directory
+    for _ in range(frame.entries):
+        row = _unpacked(reader, where)
+        start, end = end, reader.tell()
         piece = rights_of_plain_file(row)
         if run is not None:
             if piece is not None and run.add(row[0], *piece, end):
                 continue
-            yield _ended(run.closed(plain, start), order, where)
+            yield run.closed(plain, start)
             run = None
         if piece is not None:
             if piece[0] != known:
                 known, said = piece[0], has_runs(piece[0])
-            run = _OpenRun(start, row[0], *piece[:2]) if said else None
-            if run is not None and run.add(row[0], *piece, end):
-                continue
-            run = None
-        entry = entry_from_row(row, where)
-        _check_order(order, entry.path, where)
-        yield entry
+            run = _OpenRun.of(start, row[0], *piece, end) if said else None
+        if run is None:
+            yield entry_from_row(row, where)
+    _check_end(reader, plain, where)
     if run is not None:
-        yield _ended(run.closed(plain, len(plain)), order, where)
+        yield run.closed(plain, end)
 
 
-def _ended(run: Run, order: PathOrder, where: str) -> Run:
-    _check_order(order, run.path, where)
-    if run.last != run.path:
-        _check_order(order, run.last, where)
-    return run
+def _refuse_order(path: bytes, where: str) -> NoReturn:
+    raise FormatError(f"{where}: {printable(path)} is out of order")
 
 
-def _check_order(order: PathOrder, path: bytes, where: str) -> None:
-    if not order.follows(path):
-        raise FormatError(f"{where}: {printable(path)} is out of order")
-
-
-def _rows(plain: bytes, frame: ManifestFrame, where: str) -> Iterator[tuple[Any, int, int]]:
-    """Yield each row of a manifest frame, not checked, and where it begins and ends."""
+def _frame_reader(plain: bytes, where: str) -> msgpack.Unpacker:
     if len(plain) > MAX_ROW_BYTES:
         raise FormatError(f"{where}: a manifest frame of {len(plain)} bytes")
-    reader = unpacker(plain, _MAX_ROW_ARRAY)
-    end = 0
-    for number in range(frame.entries):
-        row = _unpacked(reader, where)
-        if not number and not (isinstance(row, list) and row and row[0] == frame.first_path):
-            raise FormatError(f"{where}: a manifest frame does not begin where the index says")
-        start, end = end, reader.tell()
-        yield row, start, end
-    if end != len(plain):
+    return unpacker(plain, _MAX_ROW_ARRAY)
+
+
+def _check_first(path: bytes, frame: ManifestFrame, where: str) -> None:
+    if path != frame.first_path:
+        raise FormatError(f"{where}: a manifest frame does not begin where the index says")
+
+
+def _check_end(reader: msgpack.Unpacker, plain: bytes, where: str) -> None:
+    if reader.tell() != len(plain):
         raise FormatError(f"{where}: a manifest frame holds more than the index says")
 
 
