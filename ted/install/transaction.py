@@ -906,7 +906,7 @@ class Transaction:
         chunks: Callable[[Entry], Iterable[bytes | Hole]],
     ) -> Iterator[tuple[bytes, Noted]]:
         """Make files that a worker could not make; some may be left out (``on_error: continue``)."""
-        entries = run.entries("manifest")
+        entries = run.entries("the manifest")
         for place in failed:
             entry = entries[place]
             where = join(directory, entry.path.rpartition(b"/")[2])

@@ -144,7 +144,7 @@ class Placing:
             if not isinstance(entry, Run):
                 self._place(entry, was)
             elif not self._hand_over(entry):
-                for each in entry.entries("manifest"):
+                for each in entry.entries("the manifest"):
                     self._place(each, None)
         self._leave_to(None)
 

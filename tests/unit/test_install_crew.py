@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -16,8 +17,9 @@ from install_depot import Depot
 from install_trees import snapshot
 
 from ted.errors import DigestMismatchError, InstallError
-from ted.install import crew, tree
+from ted.install import attributes, crew, transaction, tree
 from ted.install.crew import Crew
+from ted.install.transaction import Transaction
 
 
 @pytest.fixture
@@ -98,6 +100,55 @@ def test_what_a_worker_could_not_make_is_made_again(
     assert same_trees(source, tmp_path / "target") == ""
     assert depot.rollback().warnings == []
     assert not (tmp_path / "target").exists()
+
+
+def test_what_cannot_be_made_at_all_is_left_out_where_that_is_asked_for(
+    depot: Depot, source: Path, tmp_path: Path, started: list[Crew], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, stage = crew._make_one, Transaction._stage_file
+    refused = [b"f003", b"f017", b"f303"]
+
+    def make_some(at: int, name: bytes, *rest: Any) -> int:
+        if name in refused:
+            raise PermissionError
+        return make(at, name, *rest)
+
+    def stage_some(self: Transaction, where: bytes, at: int, name: bytes, *rest: Any) -> tuple[int, int]:
+        if name in refused:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return stage(self, where, at, name, *rest)
+
+    monkeypatch.setattr(crew, "_make_one", make_some)
+    monkeypatch.setattr(Transaction, "_stage_file", stage_some)
+    depot.build({"path": str(tmp_path / "target"), "from": [f"{source}/"]}, on_error="continue")
+    result = depot.extract()
+    assert started
+    assert result.state == "failed"
+    assert result.error is not None
+    told = [failure["path"] for failure in result.error["failures"]]
+    assert [path.rpartition("/")[2].encode() for path in told] == refused
+    made = {path.relative_to(tmp_path / "target") for path in (tmp_path / "target").rglob("*")}
+    wanted = {path.relative_to(source) for path in source.rglob("*")}
+    assert wanted - made == {Path("d0/f003"), Path("d0/f017"), Path("d6/f303")}
+    assert made < wanted
+
+
+def test_a_user_is_told_for_how_many_files_the_owner_was_not_set(
+    depot: Depot, source: Path, tmp_path: Path, started: list[Crew], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(50, 60):
+        os.chown(source / "d1" / f"f{number:03}", 12345, -1)
+    depot.build({"path": str(tmp_path / "target"), "from": [f"{source}/"]})
+    told: list[list[str]] = []
+    for many in (1, 1 << 30):
+        monkeypatch.setattr(tree, "MANY", many)
+        monkeypatch.setattr(transaction, "Rights", lambda: attributes.Rights(root=False))
+        told.append(depot.extract().warnings)
+        assert (tmp_path / "target" / "d1" / "f052").stat().st_uid == os.geteuid()
+        depot.rollback()
+    assert len(started) == 1
+    assert told[0] == told[1]
+    assert any("owner or group not set" in text and text.endswith("(10 times)") for text in told[0])
 
 
 def test_long_paths_fill_no_pipe(depot: Depot, source: Path, tmp_path: Path, started: list[Crew]) -> None:
