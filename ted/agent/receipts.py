@@ -15,6 +15,7 @@ import asyncio
 import json
 import logging
 from collections import defaultdict
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -114,13 +115,14 @@ class Receipts:
     def _behind(self, peer: str, distributor: str, distribution: str) -> set[str]:
         """Return the nodes that were sent to through ``peer``, by any slip still kept."""
         names: set[str] = set()
-        for send, slip in self._node.journal.slips(peer, distributor, distribution):
+        for send in self._node.journal.offered(peer, distributor, distribution):
             key = (send, peer)
             if key not in self._names:
                 if len(self._names) > NAMES_KEPT:
                     self._names.clear()
-                self._names[key] = RoutingSlip.decode(json.loads(slip)).hop.names()
-            names |= self._names[key]
+                with suppress(TedError):  # it was dropped meanwhile: a newer one says the same
+                    self._names[key] = self._slip(send, peer).hop.names()
+            names |= self._names.get(key, set())
         return names
 
     async def run(self) -> None:
@@ -171,14 +173,17 @@ class Receipts:
 
     def _above(self, distributor: str, distribution: str) -> Peer | None:
         """Return who offered that distribution here last; ``None`` when nobody did."""
-        for _, slip in self._node.journal.slips("", distributor, distribution):
+        for send in self._node.journal.offered("", distributor, distribution):
             try:
-                sender = RoutingSlip.decode(json.loads(slip)).sender
+                sender = self._slip(send, "").sender
             except TedError:
                 continue
             if sender is not None:
                 return Peer(sender.name, sender.address, sender.port)
         return None
+
+    def _slip(self, send: str, child: str) -> RoutingSlip:
+        return RoutingSlip.decode(json.loads(self._node.journal.slip(send, child) or "null"))
 
     def _retry(self, peer: Peer) -> tuple[float, float]:
         """Return before when a peer that did not answer is not asked, and how long it then has if it fails again."""

@@ -275,12 +275,18 @@ class Journal:
             rows = db.rows(f"SELECT * FROM offers {where} ORDER BY put_at_s DESC, send {limit}", wanted)
         return [row | {"slip": json.loads(row["slip"])} for row in rows]
 
-    def slips(self, child: str, distributor: str, distribution: str) -> list[tuple[str, str]]:
-        """Return (send, slip as JSON text) of the offers to a child (``""``: of those to this node), newest first."""
+    def offered(self, child: str, distributor: str, distribution: str) -> list[str]:
+        """Return the sends in which a distribution was offered to a child (``""``: to this node), newest first."""
         where, wanted = _where("offers", child=child, distributor=distributor, distribution=distribution)
         with self._reading() as db:
-            rows = db.rows(f"SELECT send, slip FROM offers {where} ORDER BY put_at_s DESC, send", wanted)
-        return [(row["send"], row["slip"]) for row in rows]
+            rows = db.rows(f"SELECT send FROM offers {where} ORDER BY put_at_s DESC, send", wanted)
+        return [row["send"] for row in rows]
+
+    def slip(self, send: str, child: str) -> str | None:
+        """Return the slip of an offer as JSON text."""
+        with self._reading() as db:
+            row = _OFFERS.find(db, {"send": send, "child": child})
+        return None if row is None else row["slip"]
 
     # -- sends -------------------------------------------------------------------------------------------
 

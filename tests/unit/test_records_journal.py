@@ -299,6 +299,18 @@ def test_the_newest_offer_to_each_child_is_kept_however_old_it_is(journal_in_a_f
     assert {(offer["child"], offer["send"]) for offer in journal.offers()} == {("s01", "b"), ("s02", "c"), ("", "d")}
 
 
+def test_offers_to_a_child_are_named_newest_first_and_read_one_by_one(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, send in enumerate("acb"):
+        monkeypatch.setattr("ted.records.journal.time.time", lambda number=number: 1_000.0 + number)
+        journal.put_offers([("s01", _Slip(send)), ("", _Slip(f"{send}-own"))])
+    assert journal.offered("s01", "hq", "dat") == ["b", "c", "a"]
+    assert journal.offered("s01", "hq", "other") == journal.offered("s02", "hq", "dat") == []
+    assert journal.slip("c", "s01") == '{"send": "c"}'
+    assert journal.slip("c", "") is None
+
+
 def test_a_database_that_cannot_be_opened_is_named_without_its_password(tmp_path: Path) -> None:
     with pytest.raises(AgentError, match="records of hq cannot be opened"):
         Journal(f"sqlite:///{tmp_path}/no/such/place.sqlite", "hq")
