@@ -29,6 +29,8 @@ Seconds = Annotated[float, BeforeValidator(parse_duration_s), Field(gt=0)]
 
 def _spelled_out(schedule: Any) -> Any:
     """Return a schedule of one word, such as ``immediately``, as the mapping that it is short for."""
+    if schedule not in ("", "never", "immediately") and isinstance(schedule, str):
+        raise ValueError(f"{schedule!r} is neither `immediately` nor `never`, nor a mapping such as `daily: ...`")
     return ({schedule: True} if schedule else None) if isinstance(schedule, str) else schedule
 
 

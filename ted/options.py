@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 if TYPE_CHECKING:
     from ted.hookspecs import InstallContext
 
-__all__ = ["Mode", "Options", "Target", "TargetPath", "octal_mode", "target_path"]
+__all__ = ["Expanded", "Mode", "Options", "Target", "TargetPath", "expanded_texts", "octal_mode", "target_path"]
 
 _MODE = re.compile("[0-7]{3,5}")
 
@@ -68,8 +68,10 @@ class Known:
     what: str
 
 
-_IS_TARGET_PATH = AfterValidator(target_path)
-TargetPath = Annotated[str, _IS_TARGET_PATH]
+_EXPANDED = "may hold %NAME%"
+Expanded = Annotated[str, _EXPANDED]
+"""A text in which ``%NAME%`` stands for a variable of the Subscriber; ``install.expand`` it."""
+TargetPath = Annotated[Expanded, AfterValidator(target_path)]
 """A path on the Subscriber; ``install.expand`` it."""
 Mode = Annotated[
     int | None,
@@ -85,16 +87,16 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
-def target_paths(options: BaseModel) -> Iterator[str]:
-    """Yield every ``TargetPath`` in a model, those of models in it too."""
+def expanded_texts(options: BaseModel) -> Iterator[str]:
+    """Yield every text in a model that is ``Expanded`` (a ``TargetPath`` is), those of models in it too."""
     for name, field in type(options).model_fields.items():
         value = getattr(options, name)
         inside = [mark for part in get_args(field.annotation) for mark in getattr(part, "__metadata__", ())]
-        is_path = _IS_TARGET_PATH in (*field.metadata, *inside)
+        is_expanded = _EXPANDED in (*field.metadata, *inside)
         for each in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(each, BaseModel):
-                yield from target_paths(each)
-            elif is_path and isinstance(each, str):
+                yield from expanded_texts(each)
+            elif is_expanded and isinstance(each, str):
                 yield each
 
 

@@ -28,8 +28,8 @@ from pydantic import (
 from ted import hookimpl
 from ted.errors import BuildError
 from ted.hookspecs import BuildContext, InstallContext, TypeInfo
+from ted.options import Expanded, TargetPath
 from ted.options import octal_mode as _mode
-from ted.options import target_path as _target_path
 
 NETWORK_FILESYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "fuse.sshfs", "afs", "glusterfs"}
@@ -55,7 +55,7 @@ class Place(BaseModel):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    path: Annotated[str, AfterValidator(_target_path)] = Field(
+    path: TargetPath = Field(
         "%DEST_VOLUME%", min_length=1, description="Directory on the subscriber; %NAME% allowed, %% is a percent sign."
     )
     exclude: list[str] = Field(default_factory=list, description="Patterns of what is left out.")
@@ -65,7 +65,7 @@ class Place(BaseModel):
     mode: Annotated[int | None, BeforeValidator(_mode, json_schema_input_type=str | None)] = Field(
         None, description="Mode of files, an octal string; directories can also be entered. Unset keeps the source's."
     )
-    remove: Annotated[list[str], AfterValidator(_relative)] = Field(
+    remove: Annotated[list[Expanded], AfterValidator(_relative)] = Field(
         default_factory=list, description="Paths below the target that must not be there."
     )
 

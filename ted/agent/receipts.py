@@ -15,12 +15,11 @@ import asyncio
 import json
 import logging
 from collections import defaultdict
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from ted.agent.node import Node
-from ted.errors import FormatError, TedError
+from ted.errors import FormatError, SlipError, TedError
 from ted.records.states import NodeState, State
 from ted.transfer.client import Peer
 from ted.transfer.slip import RoutingSlip
@@ -120,9 +119,10 @@ class Receipts:
             if key not in self._names:
                 if len(self._names) > NAMES_KEPT:
                     self._names.clear()
-                with suppress(TedError):  # it was dropped meanwhile: a newer one says the same
-                    self._names[key] = self._slip(send, peer).hop.names()
-            names |= self._names.get(key, set())
+                if (slip := self._slip(send, peer)) is None:  # dropped meanwhile: a newer one says the same
+                    continue
+                self._names[key] = slip.hop.names()
+            names |= self._names[key]
         return names
 
     async def run(self) -> None:
@@ -175,15 +175,17 @@ class Receipts:
         """Return who offered that distribution here last; ``None`` when nobody did."""
         for send in self._node.journal.offered("", distributor, distribution):
             try:
-                sender = self._slip(send, "").sender
-            except TedError:
+                slip = self._slip(send, "")
+            except SlipError:
                 continue
+            sender = None if slip is None else slip.sender
             if sender is not None:
                 return Peer(sender.name, sender.address, sender.port)
         return None
 
-    def _slip(self, send: str, child: str) -> RoutingSlip:
-        return RoutingSlip.decode(json.loads(self._node.journal.slip(send, child) or "null"))
+    def _slip(self, send: str, child: str) -> RoutingSlip | None:
+        text = self._node.journal.slip(send, child)
+        return None if text is None else RoutingSlip.decode(json.loads(text))
 
     def _retry(self, peer: Peer) -> tuple[float, float]:
         """Return before when a peer that did not answer is not asked, and how long it then has if it fails again."""

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from ted.cli.common import inventory_of, no_inventory
 from ted.cli.main import Settings, emit
 from ted.errors import ConfigError, InventoryError, OptionsError, PluginError, UnknownNameError
-from ted.options import target_paths
+from ted.options import expanded_texts
 from ted.topology.inventory import examine_source
 from ted.topology.model import Distribution, Problem, Topology
 from ted.topology.parse import Examination
@@ -122,12 +122,12 @@ def _variables(topology: Topology) -> Iterator[Problem]:
 
 
 def _undefined(topology: Topology) -> Iterator[Problem]:
-    """Yield for whom a path of a distribution names a variable that is neither ted's nor the Subscriber's own."""
+    """Yield for whom an option of a distribution names a variable that is neither ted's nor the Subscriber's own."""
     from ted.install.variables import PREDEFINED, names_in
 
     for host in topology.distributors:
         for name, distribution in topology.distributor(host).distributions.items():
-            needed = {each for path in _paths(distribution) for each in names_in(path)} - PREDEFINED.keys()
+            needed = {each for text in _texts(distribution) for each in names_in(text)} - PREDEFINED.keys()
             if not needed:
                 continue
             channels = (channel for channel in distribution.channels if channel in topology.channels)
@@ -138,18 +138,18 @@ def _undefined(topology: Topology) -> Iterator[Problem]:
                 for lacking in sorted(needed - {own.upper() for own in settings.variables}):
                     yield Problem(
                         target, "ted_variables",
-                        f"%{lacking}% is not defined, and {name} of {host} is extracted to a path with it",
+                        f"%{lacking}% is not defined, and {name} of {host} needs it there",
                         f"define {lacking} in ted_variables of this host; a value in a vault is not seen here",
                     )  # fmt: skip
 
 
-def _paths(distribution: Distribution) -> Iterable[str]:
-    """Return the paths on the Subscriber among the options, none where the type or they are not known here."""
+def _texts(distribution: Distribution) -> Iterable[str]:
+    """Return the options that the Subscriber expands, none where the type or they are not known here."""
     validate = _validator()
     if validate is None or not distribution.type:
         return
     with suppress(ConfigError, OptionsError, PluginError, UnknownNameError):
-        yield from target_paths(validate(distribution.type, distribution.options))
+        yield from expanded_texts(validate(distribution.type, distribution.options))
 
 
 class _AnyEnvironment(dict[str, str]):

@@ -8,15 +8,16 @@ Rules:
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 from ted.errors import AgentError, ConfigError, RecordsError
 
@@ -63,8 +64,8 @@ class _Driver(Protocol):
     def connect(self) -> Any:
         """Return a new connection whose transactions begin and end as they are told to."""
 
-    def prepare(self, connection: Any, version: int, tables: Iterable[str]) -> None:
-        """Make the tables that lack."""
+    def prepare(self, connection: Any, owner: str, version: int, tables: Iterable[str]) -> None:
+        """Make the tables where they lack; refuse those of another owner where several could have the same place."""
 
     def is_broken(self, connection: Any) -> bool:
         """Return whether nothing can be asked of a connection any more."""
@@ -78,24 +79,30 @@ class Database:
 
     Args:
         url: ``sqlite:////var/lib/ted/.ted/records.sqlite`` or ``postgresql://user:password@host/name``.
-        what: What is kept there, for errors.
+        owner: The node whose records they are.
         tables: The statements that make its tables where they lack.
-        version: Of these tables; a file that has it is not looked at again.
+        version: Of these tables; a place that has it, or a later one, is left as it is.
 
     Raises:
-        ConfigError: No such kind of database, or its driver is not installed.
+        ConfigError: No such kind of database, its driver is not installed, or another node keeps its records there.
         AgentError: It cannot be opened.
     """
 
-    def __init__(self, url: str, *, what: str, tables: Iterable[str], version: int) -> None:
-        self._driver, self._what = _driver(url), what
+    def __init__(self, url: str, *, owner: str, tables: Iterable[str], version: int) -> None:
+        self._driver, self._what = _driver(url), f"the records of {owner}"
+        self._told: Callable[[Exception], str] = lambda error: _without(_secrets(url), " ".join(str(error).split()))
         self._idle: list[Any] = []
         try:
             connection = self._driver.connect()
-            self._driver.prepare(connection, version, tables)
+            try:
+                self._driver.prepare(connection, owner, version, tables)
+            except BaseException:
+                connection.close()
+                raise
         except self._driver.errors as error:
-            raise AgentError(f"{what} cannot be opened in {without_password(url)}: {_line(error)}",
-                             hint="see that it exists and is this user's") from error  # fmt: skip
+            # not as its cause: what a driver says may hold the password
+            raise AgentError(f"{self._what} cannot be opened in {without_password(url)}: {self._told(error)}",
+                             hint="see that it exists and is this user's") from None  # fmt: skip
         self._idle.append(connection)
 
     def close(self) -> None:
@@ -129,7 +136,7 @@ class Database:
             finally:
                 self._give_back(connection)
         except self._driver.errors as error:
-            raise RecordsError(f"{self._what} cannot be used now: {_line(error)}",
+            raise RecordsError(f"{self._what} cannot be used now: {self._told(error)}",
                                hint="is the disk full, or the database down?") from error  # fmt: skip
 
     def _begun(self, begin: Iterable[str]) -> tuple[Any, Any]:
@@ -144,6 +151,8 @@ class Database:
                 for sql in begin:
                     cursor.execute(sql)
             except self._driver.errors:
+                with suppress(self._driver.errors):
+                    cursor.execute("ROLLBACK")  # of the part that was begun
                 is_broken = self._driver.is_broken(connection)
                 self._give_back(connection)
                 if is_new or not is_broken:
@@ -177,8 +186,9 @@ class _SQLite:
         connection.execute("PRAGMA synchronous=NORMAL")
         return connection
 
-    def prepare(self, connection: sqlite3.Connection, version: int, tables: Iterable[str]) -> None:
-        if connection.execute("PRAGMA user_version").fetchone()[0] == version:
+    def prepare(self, connection: sqlite3.Connection, owner: str, version: int, tables: Iterable[str]) -> None:
+        del owner  # the file is below its working directory
+        if connection.execute("PRAGMA user_version").fetchone()[0] >= version:
             return
         connection.execute("BEGIN IMMEDIATE")  # another process may be making them at this moment
         for sql in tables:
@@ -198,7 +208,13 @@ class _PostgreSQL:
     """A server's; writers take a lock of ted's own, since they may be several processes of one node."""
 
     begin_reading = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-    begin_writing: tuple[str, ...] = ("BEGIN", "SELECT pg_advisory_xact_lock(7465)")
+    # read committed: a snapshot from before the lock would not hold what the writer before has written
+    begin_writing: tuple[str, ...] = (
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+        "SELECT pg_advisory_xact_lock(7465, hashtext(current_schema()))",
+    )
+    # nobody waits for ever, and a writer whose host is gone holds up nobody
+    settings = (f"SET lock_timeout = '{BUSY_S}s'", "SET idle_in_transaction_session_timeout = '60s'")
 
     def __init__(self, url: str) -> None:
         try:
@@ -206,17 +222,41 @@ class _PostgreSQL:
         except ImportError as error:
             raise ConfigError(f"database_url {without_password(url)}: psycopg is not installed beside ted",
                               hint="pip install 'ted[postgresql]'") from error  # fmt: skip
-        self._url, self._connect = url, psycopg.connect
+        self._address, self._connect = _quoted(url), psycopg.connect
         self.errors: type[Exception] = psycopg.Error
 
     def connect(self) -> Any:
-        return self._connect(self._url, autocommit=True, connect_timeout=BUSY_S)
+        connection = self._connect(self._address, autocommit=True, connect_timeout=BUSY_S)
+        for setting in self.settings:
+            connection.execute(setting)
+        return connection
 
-    def prepare(self, connection: Any, version: int, tables: Iterable[str]) -> None:
-        del version
+    def prepare(self, connection: Any, owner: str, version: int, tables: Iterable[str]) -> None:
+        if self._version(connection, owner) >= version:
+            return
         with connection.transaction():
-            for sql in (self.begin_writing[1], *tables):
+            connection.execute(self.begin_writing[1])
+            for sql in (*tables, "CREATE TABLE IF NOT EXISTS records (owner VARCHAR(128), version INTEGER)"):
                 connection.execute(sql)
+            if not self._version(connection, owner):  # another process may have been first
+                connection.execute("INSERT INTO records VALUES (%s, %s)", (owner, version))
+
+    @staticmethod
+    def _version(connection: Any, owner: str) -> int:
+        """Return the version of the tables that are there, 0 for none.
+
+        Raises:
+            ConfigError: They are another node's.
+        """
+        if connection.execute("SELECT to_regclass('records')").fetchone()[0] is None:
+            return 0
+        found = connection.execute("SELECT owner, version FROM records").fetchone()
+        if found is not None and found[0] != owner:
+            raise ConfigError(
+                f"database_url of {owner}: {found[0]} keeps its records in that database",
+                hint="give each Distributor a database or a schema of its own",
+            )
+        return 0 if found is None else int(found[1])
 
     def is_broken(self, connection: Any) -> bool:
         return bool(connection.closed)
@@ -234,8 +274,8 @@ def _driver(url: str) -> _Driver:
     found = _DRIVER.match(url)
     kind, rest = (found[1], url[found.end() :]) if found else ("", "")
     if kind == "sqlite" and rest.startswith("///") and len(rest) > len("///"):
-        return _SQLite(Path(unquote(rest.removeprefix("///"))))
-    if kind.startswith("postgres"):
+        return _SQLite(Path(os.fsdecode(unquote_to_bytes(rest.removeprefix("///")))))
+    if kind.startswith("postgres") and rest.startswith("//"):
         return _PostgreSQL(f"postgresql:{rest}")
     raise ConfigError(
         f"database_url {without_password(url)}: not a database that ted knows",
@@ -243,19 +283,41 @@ def _driver(url: str) -> _Driver:
     )
 
 
+# A password may hold whatever somebody typed, `/`, `?` and `@` too: it ends at the last `@` before the parameters, or,
+# where there is none before them and they do not follow a host and its port, at the last one.
+_CREDENTIALS = re.compile(r"(?<=://)(?P<user>[^:@/?]*)(?::(?P<password>[^?]*|(?!\d*/).*))?@")
+_PARAMETER = re.compile(r"(?<=password=)[^&]*")
+
+
 def without_password(url: str) -> str:
     """Return an URL as it may be told."""
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        return "(not an URL)"
-    if "://" not in url:
-        return "(not an URL)"
-    return url if not password else url.replace(f":{password}@", ":***@")
+    return _without(_secrets(url), url) if "://" in url else "(not an URL)"
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _secrets(url: str) -> list[str]:
+    """Return what must not be told, as it is written and as it is meant; the longest first."""
+    whole = re.search(r"(?<=://)[^:@]*:(.*)@", url)
+    found = [*(whole.groups() if whole else ()), *_PARAMETER.findall(url)]
+    if (credentials := _CREDENTIALS.search(url)) and credentials["password"]:
+        found.append(credentials["password"])
+    return sorted({each for word in found for each in (word, unquote(word)) if each}, key=len, reverse=True)
+
+
+def _without(secrets: Iterable[str], text: str) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+def _quoted(url: str) -> str:
+    """Return an URL with its user and password as libpq reads them: what stands for something else there is escaped."""
+
+    def quoted(found: re.Match[str]) -> str:
+        password = found["password"]
+        secret = "" if password is None else ":" + quote(unquote(password), safe="")
+        return f"{quote(unquote(found['user']), safe='')}{secret}@"
+
+    return _CREDENTIALS.sub(quoted, url, count=1)
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -20,7 +21,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from ted.records.database import Database, Row, Statements
-from ted.records.states import FINAL, HOLDS, IN_SERVICE, NodeState, State, now_text, supersedes
+from ted.records.states import FINAL, HOLDS, IN_SERVICE, NodeState, State, clean, now_text, supersedes
 
 
 class _Table:
@@ -131,7 +132,7 @@ class Journal:
 
     def __init__(self, url: str, node: str) -> None:
         self.node = node
-        self._database = Database(url, what=f"the records of {node}", tables=_TABLES, version=_VERSION)
+        self._database = Database(url, owner=node, tables=_TABLES, version=_VERSION)
         self._reading, self._writing = self._database.reading, self._database.writing
 
     @classmethod
@@ -139,7 +140,7 @@ class Journal:
         """Open the SQLite journal in a working directory."""
         directory = working_directory / ".ted"
         directory.mkdir(parents=True, exist_ok=True)
-        return cls(f"sqlite:///{quote(str(directory))}/records.sqlite", node)
+        return cls(f"sqlite:///{quote(os.fsencode(directory))}/records.sqlite", node)
 
     def close(self) -> None:
         """Give back every connection."""
@@ -470,7 +471,9 @@ def _forward_only(db: Statements, row: NodeState) -> None:
 
 def _values(row: NodeState) -> dict[str, Any]:
     """Return the columns of a state; what is installed has a table of its own."""
-    return {name: value for name, value in row.to_dict().items() if name != "installed"}
+    values = row.to_dict() | {"error": None if row.error is None else clean(row.error)}
+    del values["installed"]
+    return values
 
 
 def _note_installed(db: Statements, row: NodeState) -> None:
@@ -516,5 +519,5 @@ def _event(db: Statements, kind: str, node: str, distributor: str | None, distri
         "INSERT INTO events (at, kind, node, distributor, distribution, revision, message) "
         "VALUES (:at, :kind, :node, :distributor, :distribution, :revision, :message)",
         {"at": now_text(), "kind": str(kind), "node": node, "distributor": distributor, "distribution": distribution,
-         "revision": revision, "message": message},
+         "revision": revision, "message": clean(message)},
     )  # fmt: skip

@@ -91,7 +91,7 @@ class NodeState:
                 node=_name(row.node), distributor=_name(row.distributor), distribution=_name(row.distribution),
                 revision=None if row.revision is None else _stamp(row.revision),
                 installed=None if row.installed is None else _stamp(row.installed),
-                error=None if row.error is None else str(row.error)[:MAX_ERROR_CHARACTERS],
+                error=None if row.error is None else clean(str(row.error)[:MAX_ERROR_CHARACTERS]),
                 seq=_number(row.seq, time.time_ns() + MAX_AHEAD_NS), had=row.had is True,
                 bytes_done=_number(row.bytes_done), bytes_total=_number(row.bytes_total),
             )  # fmt: skip
@@ -138,6 +138,11 @@ def supersedes(new: NodeState, former: NodeState) -> bool:
     if new.seq:
         return new.seq > former.seq
     return new.revision != former.revision or former.state not in HOLDS
+
+
+def clean(text: str) -> str:
+    """Return a text as every database takes it: what is no character, and NUL, become U+FFFD."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 def now_text() -> str:

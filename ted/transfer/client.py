@@ -230,7 +230,8 @@ class Connection:
         """
         done = 0
         try:
-            while done < len(buffer) and answer is not self._buffer_empty_of:
+            # an answer that says `Connection: close` has the socket to itself
+            while done < len(buffer) and (answer is not self._buffer_empty_of or self._http.sock is None):
                 piece = answer.read1(len(buffer) - done)
                 buffer[done : done + len(piece)] = piece
                 done += self._more_than_none(len(piece))

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ted.options import Expanded
 from ted_plugins.packages.model import ARCHITECTURE, NAME, VERSION
 from ted_plugins.sources.rate import Size
 from ted_plugins.sources.web import WebAccess, web_address
@@ -181,7 +182,7 @@ class PackageOptions(BaseModel):
         default_factory=list, description="Files of public keys that metadata of the repositories must be signed with."
     )
     fetch_rate: Size | None = Field(None, description="Bytes per second of all downloads together; unset: no limit.")
-    root: Annotated[str, AfterValidator(_root)] = Field(
+    root: Annotated[Expanded, AfterValidator(_root)] = Field(
         "/", description="Root of the system to install into; %NAME% allowed."
     )
     timeout_s: int = Field(1800, ge=1, le=86_400, description="Time limit of the installation.")

@@ -150,6 +150,7 @@ all:
         hq:
           ansible_host: 192.0.2.1
           secret_of_another_product: hidden
+          ted_database_url: postgresql://ted:hunter2@db/ted
           ted_routing_hierarchy: [{relay: [s01]}]
           ted_distributions:
             app:
@@ -160,7 +161,7 @@ all:
                   - {path: "{{ only_subscribers_know }}/app", from: ["{{ where }}/app/"]}
                 password: hunter2
     subscribers:
-      hosts: {s01: {ted_address: 192.0.2.2}, s02: {ted_parent: lonely}}
+      hosts: {s01: {ted_address: 192.0.2.2}, s02: {ted_parent: lonely, ted_database_url: postgresql://ted:hunter2@db/ted}}
     external_subscribers:
       hosts: {partner: {ted_parent: s01}}
     pos: {children: {subscribers: {}}, hosts: {partner: {}}}
@@ -184,6 +185,7 @@ PLAY = """
                         hostvars | ted.distribution.meant(groups, distribution='zzz'),
                         hostvars | ted.distribution.meant(groups, channel='poss'),
                         hostvars | ted.distribution.meant(groups, distribution='app', channel='pos')],
+              'hq': hostvars | ted.distribution.node_settings(groups, 'hq'),
               's01': hostvars | ted.distribution.node_settings(groups, 's01'),
               's02': hostvars | ted.distribution.node_settings(groups, 's02'),
               'slip': lookup('ted.distribution.routing_slip', 'pos', limit=['s01'])} | to_json }}
@@ -212,7 +214,14 @@ def filtered(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_distributor_gets_its_own_secrets_and_no_others(filtered: Any) -> None:
     assert "hunter2" in json.dumps(filtered["own"])
     assert "hunter2" not in json.dumps(filtered["of_another"])
-    assert filtered["own"] == filtered["topology"]
+    own, whole = (filtered[which]["_meta"]["hostvars"] for which in ("own", "topology"))
+    assert own["hq"] == whole["hq"]
+    assert own["s02"] == {"ted_channels": {"pos": {}}, "ted_parent": "lonely"}
+
+
+def test_only_a_distributor_is_told_a_database(filtered: Any) -> None:
+    assert filtered["hq"]["database_url"] == "postgresql://ted:hunter2@db/ted"
+    assert "database_url" not in filtered["s02"]
 
 
 FORETOLD = """
@@ -238,7 +247,9 @@ def test_the_tree_that_a_check_goes_by_is_not_shown(tmp_path: Path) -> None:
 def test_the_topology_holds_the_contracts_variables_and_nothing_else(filtered: Any) -> None:
     hostvars = filtered["topology"]["_meta"]["hostvars"]
     assert set(hostvars) == {"hq", "relay", "s01", "s02", "lonely", "partner"}
-    assert set(hostvars["hq"]) == {"ansible_host", "ted_channels", "ted_distributions", "ted_routing_hierarchy"}
+    assert set(hostvars["hq"]) == {
+        "ansible_host", "ted_channels", "ted_database_url", "ted_distributions", "ted_routing_hierarchy"
+    }  # fmt: skip
     assert filtered["topology"]["pos"]["hosts"] == ["partner", "s01", "s02"]
     assert filtered["topology"]["ungrouped"]["hosts"] == ["lonely", "relay"]
 

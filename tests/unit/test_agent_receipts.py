@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,7 +13,8 @@ import pytest
 
 from ted.agent import receipts
 from ted.agent.receipts import Receipts
-from ted.errors import TransferError
+from ted.errors import RecordsError, TransferError
+from ted.records.journal import Journal
 from ted.records.states import NodeState, State
 from ted.transfer.client import Peer
 
@@ -62,3 +64,38 @@ def test_a_peer_that_does_not_answer_costs_no_busy_loop(monkeypatch: pytest.Monk
         assert not asyncio.run(settle(node))
     assert node.calls == 1
     assert node.looks < 20
+
+
+class _Slip:
+    header = SimpleNamespace(send="s1", distributor="hq", distribution="maps", revision=WAITING.revision)
+
+    @staticmethod
+    def encode() -> dict[str, Any]:
+        return {}
+
+
+def test_receipts_that_cannot_be_judged_now_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be gone: who is told that they were taken forgets them."""
+    journal = Journal.at(tmp_path, "relay")
+    journal.put_offers([("sub", _Slip())])
+
+    def unreadable(*_: Any) -> str:
+        raise RecordsError("the database is down")
+
+    monkeypatch.setattr(journal, "slip", unreadable)
+
+    async def run(function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.to_thread(function, *arguments)
+
+    row = WAITING.to_dict() | {"revision": "20260101T000000000000Z"}
+
+    async def arrive() -> None:
+        pump = Receipts(cast("Any", SimpleNamespace(name="relay", journal=journal, run=run)))
+        await pump.arrived({"receipts": [row]}, "sub")
+
+    with pytest.raises(RecordsError):
+        asyncio.run(arrive())
+    monkeypatch.setattr(journal, "slip", lambda *_: None)
+    asyncio.run(arrive())
+    assert journal.states() == [], "the offer was dropped meanwhile: sub is not behind it"
+    journal.close()

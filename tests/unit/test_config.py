@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ted.agent.records import open_journal
 from ted.config import NodeConfig
 from ted.errors import ConfigError
 
@@ -55,6 +56,7 @@ def test_a_host_without_configuration_is_told_how_to_get_one(tmp_path: Path) -> 
         ("node: e01\ntimeout: 0\n", "timeout"),
         ("node: e01\nmin_free: lots\n", "min_free"),
         ("node: e01\nport: 70000\n", "port"),
+        ("node: e01\nextract_schedule: imediately\n", "neither `immediately` nor `never`"),
         ("- a list\n", "mapping"),
         ("node: [\n", "node.yml"),
         ("port: 1\n", "node"),
@@ -63,3 +65,12 @@ def test_a_host_without_configuration_is_told_how_to_get_one(tmp_path: Path) -> 
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         load(tmp_path, text)
+
+
+def test_only_a_distributor_keeps_its_records_elsewhere(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/elsewhere.sqlite"
+    config = load(tmp_path, f"node: s01\nworking_directory: {tmp_path}/var\ndatabase_url: {url}\n")
+    open_journal(config).close()
+    assert not (tmp_path / "elsewhere.sqlite").exists()
+    open_journal(config.model_copy(update={"distributor": True})).close()
+    assert (tmp_path / "elsewhere.sqlite").exists()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sqlite3
 import time
+import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from multiprocessing.synchronize import Barrier
@@ -19,6 +22,7 @@ from database_server import postgresql
 
 from ted.cli import send_cmd
 from ted.errors import AgentError, ConfigError, FormatError, RecordsError
+from ted.records.database import _PostgreSQL, _quoted
 from ted.records.journal import Journal
 from ted.records.sends import send_result
 from ted.records.states import NodeState, State
@@ -231,10 +235,10 @@ def url(tmp_path: Path, request: pytest.FixtureRequest) -> str:
     return f"sqlite:///{tmp_path}/records.sqlite" if is_file else str(request.getfixturevalue("schema_url"))
 
 
-def _report_many(url: str, name: str) -> None:
-    journal = Journal(url, name)
+def _report_many(url: str, distribution: str) -> None:
+    journal = Journal(url, "hq")
     for _ in range(50):
-        journal.report("hq", "dat", R1, State.RECEIVING)
+        journal.report("hq", distribution, R1, State.RECEIVING)
     journal.close()
 
 
@@ -246,8 +250,8 @@ def test_several_processes_write_at_once_and_nothing_is_lost(url: str) -> None:
     for writer in writers:
         writer.join(60)
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
-    journal = Journal(url, "reader")
-    assert [found.node for found in journal.states()] == ["n0", "n1", "n2"]
+    journal = Journal(url, "hq")
+    assert [found.distribution for found in journal.states()] == ["n0", "n1", "n2"]
     journal.close()
 
 
@@ -328,6 +332,124 @@ def test_a_server_that_is_not_there_is_named_without_its_password(tmp_path: Path
     with pytest.raises(AgentError, match=r"opened in postgresql\+psycopg2://ted:") as raised:
         Journal(f"postgresql+psycopg2://ted:hush@/postgres?host={tmp_path}", "hq")
     assert "hush" not in str(raised.value)
+
+
+@pytest.mark.parametrize("secret", ["hu/sh", "hu#sh", "hu?sh", "hu%sh", "h@u:sh", "hush&x=1@y"])
+def test_no_password_is_told_whatever_is_in_it(tmp_path: Path, secret: str) -> None:
+    for url in (f"postgresql://ted:{secret}@/postgres?host={tmp_path}",
+                f"postgresql://ted@/postgres?host={tmp_path}&password={secret.replace('&', '')}"):  # fmt: skip
+        with pytest.raises(AgentError) as raised:
+            Journal(url, "hq")
+        told = "".join(traceback.format_exception(raised.value))
+        assert "sh" not in told.rsplit("cannot be opened", 1)[1].replace(str(tmp_path), "")
+        assert secret not in told
+
+
+def test_a_password_may_hold_anything(server: str) -> None:
+    with psycopg.connect(server, autocommit=True) as db:
+        db.execute("CREATE ROLE typed LOGIN PASSWORD 'a/b#c?d%e@f'")
+        assert _quoted("postgresql://typed:a/b#c?d%e@f@db:5/x?host=/y") == (
+            "postgresql://typed:a%2Fb%23c%3Fd%25e%40f@db:5/x?host=/y"
+        )
+    assert _quoted("postgresql://typed:a%2Fb@db/x") == "postgresql://typed:a%2Fb@db/x"
+    assert _quoted("postgresql:///x?options=-cfoo%3Da@b") == "postgresql:///x?options=-cfoo%3Da@b"
+    assert _quoted("postgresql://db:5/x?options=a@b") == "postgresql://db:5/x?options=a@b"
+
+
+def test_two_distributors_do_not_share_one_place(schema_url: str) -> None:
+    Journal(schema_url, "hq").close()
+    with pytest.raises(ConfigError, match="database_url of hq2: hq keeps its records in that database"):
+        Journal(schema_url, "hq2")
+    Journal(schema_url, "hq").close()
+
+
+@pytest.mark.parametrize("how", ["lock_timeout", "cancelled"])
+def test_a_writer_that_did_not_get_the_lock_is_good_for_the_next_time(
+    schema_url: str, server: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_PostgreSQL, "settings", ("SET lock_timeout = '300ms'",) if how == "lock_timeout" else ())
+    journal, writer = Journal(schema_url, "hq"), Journal(schema_url, "hq")
+    with writer._writing(), ThreadPoolExecutor(1) as waiting:
+        waits = waiting.submit(journal.note, "test", "waited in vain")
+        if how == "cancelled":
+            with psycopg.connect(server, autocommit=True) as db:
+                while not db.execute("SELECT pg_cancel_backend(pid) FROM pg_locks WHERE NOT granted").fetchall():
+                    time.sleep(0.01)
+        with pytest.raises(RecordsError, match="the records of hq cannot be used now: cancel"):
+            waits.result(30)
+        assert journal.events() == [], "whoever reads waits for nobody"
+    journal.note("test", "now")
+    assert [event["message"] for event in journal.events()] == ["now"]
+    journal.close()
+    writer.close()
+
+
+def test_writers_of_two_schemas_wait_not_for_one_another(server: str) -> None:
+    urls = []
+    for name in ("one", "two"):
+        with psycopg.connect(server) as db:
+            db.execute(f"CREATE SCHEMA {name}")
+        urls.append(f"{server}&options=-csearch_path%3D{name}")
+    one, two = (Journal(url, "hq") for url in urls)
+    with one._writing():
+        two.note("test", "at once")
+    assert len(two.events()) == 1
+    one.close()
+    two.close()
+
+
+def test_writers_see_what_the_one_before_wrote_whatever_the_default_isolation(schema_url: str) -> None:
+    url = f"{schema_url}%20-cdefault_transaction_isolation%3Dserializable"
+    first, second = Journal(url, "hq"), Journal(url, "hq")
+    first.report("hq", "dat", R1, State.RECEIVING)
+    with ThreadPoolExecutor(1) as waiting, first._writing() as db:
+        waits = waiting.submit(second.report, "hq", "dat", R1, State.RECEIVED)
+        time.sleep(0.3)
+        db.run("UPDATE states SET seq = seq + 1")
+    assert waits.result(30).state is State.RECEIVED
+    first.close()
+    second.close()
+
+
+def test_a_role_that_may_make_no_tables_uses_those_that_are_there(server: str, schema_url: str) -> None:
+    Journal(schema_url, "hq").close()
+    schema = schema_url.rsplit("%3D", 1)[1]
+    role = f"r{schema}"
+    with psycopg.connect(server, autocommit=True) as db:
+        db.execute(f"CREATE ROLE {role} LOGIN")
+        db.execute(f'GRANT USAGE ON SCHEMA "{schema}" TO {role}')
+        db.execute(f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "{schema}" TO {role}')
+        db.execute(f'GRANT USAGE ON ALL SEQUENCES IN SCHEMA "{schema}" TO {role}')
+    journal = Journal(schema_url.replace("ted@", f"{role}@"), "hq")
+    journal.note("test", "written")
+    assert len(journal.events()) == 1
+    journal.close()
+
+
+def test_what_is_no_character_holds_up_no_news(journal: Journal) -> None:
+    told = {"error": "a\0b\ud800c"}
+    news = NodeState.from_dict(row(State.FAILED, seq=5).to_dict() | told)
+    assert journal.learn([news, row(State.FAILED, node="e02", seq=5, **told)], forward=True)
+    journal.report("hq", "dat", R1, State.FAILED, **told)
+    journal.note("test", told["error"])
+    assert {found.error for found in (*journal.states(), *journal.outbox())} == {"a\ufffdb?c"}
+    assert journal.events(1)[0]["message"] == "a\ufffdb?c"
+
+
+def test_a_later_teds_file_is_left_as_it_is(tmp_path: Path) -> None:
+    Journal.at(tmp_path, "hq").close()
+    with closing(sqlite3.connect(tmp_path / ".ted" / "records.sqlite")) as db:
+        db.execute("PRAGMA user_version=7")
+        Journal.at(tmp_path, "hq").close()
+        assert db.execute("PRAGMA user_version").fetchone() == (7,)
+
+
+def test_a_working_directory_may_have_any_name(tmp_path: Path) -> None:
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a%20?#\xff"))
+    journal = Journal.at(place, "hq")
+    journal.note("test", "x")
+    journal.close()
+    assert (place / ".ted" / "records.sqlite").exists()
 
 
 def test_a_connection_that_the_server_ended_is_replaced(schema_url: str) -> None:

@@ -178,7 +178,7 @@ def test_check_names_variables_that_no_extraction_could_replace(inventory: Path)
 
 
 def test_check_names_who_lacks_a_variable_of_a_path(inventory: Path) -> None:
-    targets = [{"path": "%DEST_VOLUME%/%shop%/%ENV:HOME%/%%", "from": ["/build/dat/"]}]
+    targets = [{"path": "%DEST_VOLUME%/%ENV:HOME%/%%", "from": ["/build/dat/"], "remove": ["old", "old-%shop%"]}]
     dat = DATA["_meta"]["hostvars"]["hq"]["ted_distributions"]["dat"] | {"options": {"targets": targets}}
     change(inventory, "hq", ted_distributions={"dat": dat})
     change(inventory, "e01", ted_variables={"Shop": "7"})
@@ -186,5 +186,5 @@ def test_check_names_who_lacks_a_variable_of_a_path(inventory: Path) -> None:
     assert done.returncode == 0
     found = json.loads(done.stdout)["warnings"]
     assert [(item["host"], item["variable"]) for item in found] == [("e02", "ted_variables"), ("s01", "ted_variables")]
-    said = "! e02, s01: ted_variables: %SHOP% is not defined, and dat of hq is extracted to a path with it\n"
+    said = "! e02, s01: ted_variables: %SHOP% is not defined, and dat of hq needs it there\n"
     assert said in ted("check", "-i", str(inventory)).stdout

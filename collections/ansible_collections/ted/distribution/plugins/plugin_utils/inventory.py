@@ -153,7 +153,8 @@ def members(hostvars, groups):
 
 
 def without_others_secrets(found):
-    """Return a Distributor's variables as another one may have them: no password of a source is in them."""
+    """Return a Distributor's variables as another one may have them: no password of a source or database is in them."""
+    found = {name: value for name, value in found.items() if name != "ted_database_url"}
     distributions = found.get("ted_distributions")
     if not isinstance(distributions, dict):
         return found
@@ -207,6 +208,8 @@ def node_settings(hostvars, groups, host):
     for name in NODE_SETTINGS:
         if own.get("ted_" + name) is not None:
             result[name] = own["ted_" + name]
+    if not result["distributor"]:
+        result.pop("database_url", None)
     result.setdefault("address", own.get("ansible_host") or host)
     if result["address"] in LOOPBACK:
         result["listen"] = result["address"]
