@@ -16,7 +16,9 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -336,9 +338,21 @@ def guarded(known: KnownType, hook: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise PluginError(
-            f"type {known.info.name!r} of {known.package} failed in {hook}: {type(error).__name__}: {error}",
-            hint=f"this is a fault of {known.package}; with --verbose its traceback is shown",
+            f"type {known.info.name!r} of {known.package} failed in {hook}{_line_of(error)}: "
+            f"{type(error).__name__}: {error}",
+            hint=f"this is a fault of {known.package}; `ted --verbose` shows its traceback",
         ) from error
+
+
+def _line_of(error: Exception) -> str:
+    """Return where a plugin's own code was when it raised, `` (file.py:12)``: the rest is ted's or a library's."""
+    found: tuple[str, int] | None = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        is_the_plugins = package not in {"ted", "pluggy"} and package not in sys.stdlib_module_names
+        if is_the_plugins and (found is None or frame.f_code.co_filename == found[0]):
+            found = frame.f_code.co_filename, line
+    return f" ({Path(found[0]).name}:{found[1]})" if found else ""
 
 
 class _Collector(logging.Handler):

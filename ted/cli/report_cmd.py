@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import click
 
 from ted.agent.records import open_journal
+from ted.cli.common import topology_if_any
 from ted.cli.main import Settings, emit, tabulated
 from ted.cli.progress import human_bytes
 from ted.config import NodeConfig
@@ -46,7 +48,7 @@ def command(settings: Settings, name: str, last: int) -> None:
     config = NodeConfig.load(settings.config)
     journal = open_journal(config)
     try:
-        rows = _revisions(config) if name == "revisions" else _rows(journal, name, last)
+        rows = _revisions(config) if name == "revisions" else _rows(journal, name, last, _owned(settings, config))
     finally:
         journal.close()
     emit(settings, rows, _failures(rows) if rows and name == "failures" else _table(rows) if rows else EMPTY[name])
@@ -78,7 +80,15 @@ def _failures(rows: list[dict[str, Any]]) -> str:
     return "\n".join([table, "", *[f"{', '.join(who)}: {why}" for why, who in causes.items()]])
 
 
-def _rows(journal: Journal, name: str, last: int) -> list[dict[str, Any]]:
+def _owned(settings: Settings, config: NodeConfig) -> Collection[str] | None:
+    """Return the distributions of this Distributor, ``None`` where they are not known."""
+    topology = topology_if_any(settings) if config.distributor else None
+    if topology is None or config.node not in topology.distributors:
+        return None
+    return topology.distributor(config.node).distributions.keys()
+
+
+def _rows(journal: Journal, name: str, last: int, owned: Collection[str] | None) -> list[dict[str, Any]]:
     if name == "events":
         return [{key: row[key] for key in ("at", "kind", "node", "distributor", "distribution", "revision", "message")}
                 for row in journal.events(last)]  # fmt: skip
@@ -89,6 +99,8 @@ def _rows(journal: Journal, name: str, last: int) -> list[dict[str, Any]]:
                       f"build: {row['message']}").public()
             for row in journal.failed_builds()
         ]  # fmt: skip
+        if owned is not None:  # what is no distribution of this Distributor any more has nothing left to mend
+            failed = [row for row in failed if row["distributor"] != journal.node or row["distribution"] in owned]
         return sorted(failed, key=lambda row: str(row["at"]), reverse=True)[:last]
     rows = []
     for head in journal.sends()[:last]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 
 from ted.agent.overview import known_states
@@ -10,8 +12,6 @@ from ted.cli.common import refuse_unknown, topology_if_any
 from ted.cli.main import Settings, emit, tabulated
 from ted.config import NodeConfig
 from ted.records.states import NodeState, said
-
-SHORT = 60
 
 
 @click.command("status")
@@ -43,17 +43,18 @@ def command(settings: Settings, names: tuple[str, ...], node: str | None, distri
 
 
 def table(rows: list[NodeState]) -> str:
-    """Return the rows as a table that fits."""
+    """Return the rows as a table that fits a terminal; what went wrong stands below it, whole."""
     if not rows:
         return "nothing was received or sent yet"
-    shown = tabulated(
-        [[row.node, row.distribution, row.distributor, row.revision or "-", said(row.state, row.revision),
-          row.installed or "-", row.at[:19], _short(row.error)] for row in rows],
-        headers=["node", "distribution", "distributor", "revision", "state", "installed", "at (UTC)", "error"],
-    )  # fmt: skip
-    cut = [f"{row.node}, {row.distribution}: {row.error}" for row in rows if row.error and len(row.error) > SHORT]
-    return "\n\n".join([shown, *cut])
-
-
-def _short(text: str | None) -> str:
-    return "" if text is None else text if len(text) <= SHORT else text[: SHORT - 1] + "…"
+    several = len({row.distributor for row in rows}) > 1
+    columns: dict[str, Callable[[NodeState], str]] = {
+        "node": lambda row: row.node,
+        "distribution": lambda row: row.distribution,
+        **({"distributor": lambda row: row.distributor} if several else {}),
+        "revision": lambda row: row.revision or "-",
+        "state": lambda row: said(row.state, row.revision),
+        "installed": lambda row: "yes" if row.revision and row.installed == row.revision else row.installed or "-",
+        "at (UTC)": lambda row: row.at[:16].replace("T", " "),
+    }
+    shown = tabulated([[show(row) for show in columns.values()] for row in rows], headers=list(columns))
+    return "\n\n".join([shown, *(f"{row.node}, {row.distribution}: {row.error}" for row in rows if row.error)])

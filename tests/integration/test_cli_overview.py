@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,22 @@ def test_reports_list_events_sends_and_revisions(sent: Fleet) -> None:
     assert sent.ted("hq", "report", "sends")[0]["without"] == 0
     assert sent.ted("e01", "report", "revisions")[0]["files"] == 40
     assert sent.ted("hq", "report", "failures") == []
+
+
+def test_the_failure_of_a_distribution_that_is_gone_is_none_any_more(sent: Fleet) -> None:
+    (sent.root / "source").rename(sent.root / "away")
+    with pytest.raises(CommandError):
+        sent.ted("hq", "build")
+    assert len(sent.ted("hq", "report", "failures")) == 1
+    topology = sent.config("hq") / "topology.json"
+    before = topology.read_text()
+    known = json.loads(before)
+    known["_meta"]["hostvars"]["hq"]["ted_distributions"] = {}
+    topology.write_text(json.dumps(known))
+    assert sent.ted("hq", "report", "failures") == []
+    topology.write_text(before)
+    (sent.root / "away").rename(sent.root / "source")
+    sent.ted("hq", "build")
 
 
 def test_a_build_that_failed_is_a_failure_until_one_went_well(sent: Fleet) -> None:
@@ -164,6 +181,23 @@ def test_a_rollback_is_told_with_where_it_led_to() -> None:
         leaf = {"node": "e01", "target": True, "state": "rolled_back", "revision": revision, "installed": revision}
         tree = leaf | {"node": "hq", "children": [leaf | {"children": []}]}
         assert tree_cmd.lines(tree)[1] == f"└── e01  ↶ {words} {revision or ''}".rstrip()
+
+
+def test_the_table_of_who_has_what_fits_a_terminal() -> None:
+    first, second = "20260101T000000000000Z", "20260102T000000000000Z"
+    at, error = "2026-01-02T03:04:05.678+00:00", "the disk is full " * 10
+    rows = [
+        NodeState("store-0001", "hq", "price-list", first, State.EXTRACTED, at, installed=first),
+        NodeState("store-0002", "hq", "price-list", second, State.FAILED, at, error, installed=first),
+        NodeState("store-0003", "hq", "price-list", None, State.UNKNOWN, at),
+    ]
+    table, below = status_cmd.table(rows).split("\n\n")
+    assert max(len(line) for line in table.splitlines()) <= 104
+    assert max(len(line) for line in status_cmd.table(rows[:1]).splitlines()) <= 92
+    assert [line.split()[4] for line in table.splitlines()[2:]] == ["yes", first, "-"]
+    assert below == f"store-0002, price-list: {error}"
+    assert "distributor" not in table
+    assert "distributor" in status_cmd.table([*rows, replace(rows[0], distributor="hq2")])
 
 
 def test_purge_shows_first_and_removes_only_what_nobody_needs(sent: Fleet) -> None:

@@ -209,7 +209,8 @@ def test_a_plugins_own_error_is_shown_as_it_is_and_a_crash_names_the_plugin(
     depot = Depot(tmp_path, given_plugins=plugins)
     with pytest.raises(BuildError, match="no such note"):
         build(depot, plugins, "refuse")
-    with pytest.raises(PluginError, match=r"ted_test_note failed in ted_build: RuntimeError: oops"):
+    where = r"ted_test_note failed in ted_build \(ted_test_note\.py:\d+\): RuntimeError: oops"
+    with pytest.raises(PluginError, match=where):
         build(depot, plugins, "crash")
 
 
