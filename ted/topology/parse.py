@@ -388,13 +388,16 @@ class _Parser:
                     self._findings.warning(host, name, *_why_unused(host, topology, meant))
 
     def _is_for_subscribers(self, host: str, name: str, value: object, topology: Topology) -> bool:
-        """Say whether a Distributor has a value that a Subscriber has too: it was set for both, below ``all`` say."""
+        """Say whether a Distributor has what a Subscriber has too: it was set for both, below ``all`` say.
+
+        A mapping of the same names is the same: a template below ``all`` gives each host values of its own.
+        """
         node = topology.nodes.get(host)
         if node is None or node.distributor is None:
             return False
         return any(
-            other.subscriber is not None and self._inventory.hosts.get(other.name, {}).get(name) == value
-            for other in topology.nodes.values() if other is not node
+            other.subscriber is not None and _names_or_value(self._inventory.hosts.get(other.name, {}).get(name))
+            == _names_or_value(value) for other in topology.nodes.values() if other is not node
         )  # fmt: skip
 
     def _set_for_all(self) -> Mapping[str, Any]:
@@ -406,6 +409,10 @@ class _Parser:
         for found in hosts:
             shared = {name: value for name, value in shared.items() if name in found and found[name] == value}
         return shared
+
+
+def _names_or_value(value: object) -> object:
+    return set(value) if isinstance(value, Mapping) else value
 
 
 def _top(variable: str | None) -> str | None:

@@ -348,7 +348,9 @@ def test_a_variable_set_for_all_hosts_alike_is_no_warning() -> None:
     assert warnings(small(hq=for_all, s01=for_all, s02=for_all, x01=for_all)) == []
     for_both = {"ted_variables": {"VOLUME": "/data"}}
     assert warnings(small(hq=for_both, s01=for_both, s02={"ted_variables": {"VOLUME": "/other"}})) == []
-    assert len(warnings(small(hq=for_both, s01={"ted_variables": {"VOLUME": "/other"}}))) == 1
+    own = {"ted_variables": {"VOLUME": "/data/s01"}}
+    assert warnings(small(hq=for_both, s01=own)) == [], "a template below `all`"
+    assert len(warnings(small(hq=for_both, s01={"ted_variables": {"OTHER": "/other"}}))) == 1
 
 
 def test_a_vaulted_value_stays_unread_and_is_no_problem() -> None:
