@@ -128,7 +128,8 @@ def _choice(held: Installed, kept: Sequence[str], revision: str | None) -> str:
     installed = held.newest.revision if held.newest is not None else None
     there = sorted({*kept, *(step.revision for step in held.chain)} - {installed}, reverse=True)
     if not there:
-        return f"there is none but {installed}, which is installed; `max_revisions` says how many are kept"
+        kept_here = "a node has what it received itself, and `max_revisions` says how many of it are kept"
+        return f"there is none but {installed}, which is installed: {kept_here}"
     there.sort(key=lambda stamp: not (revision and stamp.startswith(revision)))
     more = "" if len(there) <= _SHOWN else f" and {len(there) - _SHOWN} more"
     return f"there are {', '.join(there[:_SHOWN])}{more}; installed is {installed}"

@@ -244,8 +244,9 @@ def change_line(change):
     if not isinstance(change, dict):
         return str(change)
     kind = str(change.get("change") or change.get("action") or "changed")
-    line = "%s %s" % (SIGNS.get(kind, "~"), change.get("path", ""))
     before, after = change.get("before"), change.get("after")
+    sign = "~" if kind == "written" and before is not None else SIGNS.get(kind, "~")
+    line = "%s %s" % (sign, change.get("path", ""))
     if before is not None and after is not None:
         return "%s (%s: %s -> %s)" % (line, kind, before, after)
     return "%s (%s)" % (line, kind)
