@@ -208,11 +208,12 @@ class Plugins:
                     f"type {name!r} of {broken.package} cannot be used: {broken.cause}",
                     hint=f"mend or upgrade {broken.package}; `ted types` shows what is known here",
                 )
-        hint = f"known here: {', '.join(sorted(self._types)) or 'none'}"
         close = difflib.get_close_matches(name, self._types, n=1)
         raise PluginError(
             f"no distribution type {name!r} is installed here",
-            hint=f"did you mean {close[0]!r}? {hint}" if close else f"install the package that brings it; {hint}",
+            hint=(f"did you mean {close[0]!r}? Else " if close else "")
+            + "install the package that brings it beside ted (ted_type_packages for the playbooks);"
+            f" known here: {', '.join(sorted(self._types)) or 'none'}",
         )
 
     def validate_options(self, type_name: str, options: Mapping[str, Any]) -> BaseModel:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ted.cli.common_install import finish, host_of, named, received
+from ted.cli.common_install import Pair, finish, host_of, named, received
 from ted.cli.main import Settings, tabulated
 from ted.config import NodeConfig
 from ted.errors import DigestMismatchError, DriftError, TedError, TrustError
@@ -32,29 +32,43 @@ def command(
     problems: list[Problem] = []
     failures: list[TedError] = []
     repaired: list[dict[str, Any]] = []
+    unjudged: list[dict[str, Any]] = []
     known = list(dict.fromkeys([*received(host.working), *host.states.all()]))
     for pair in named(known, names, distributor):
         if stored or both:
             problems += verify_stored(host, *pair)
         if not (installed or both):
             continue
+        drifted: list[Problem] | None = None
         try:
             drifted = verify_installed(host, *pair)
             if drifted and mend:
                 repaired.append(repair(host, *pair).to_dict())
                 drifted = verify_installed(host, *pair)
-            problems += drifted
         except TedError as error:
             failures.append(error)
+            if drifted is None:
+                unjudged.append(_unjudged(pair, error))
+        problems += drifted or []
     problem = _failure(problems)
-    finish(settings, _data(problems, failures, repaired), _text(problems, repaired),
+    finish(settings, _data(problems, failures, repaired, unjudged), _text(problems, repaired, unjudged),
            [*failures, *([problem] if problem else [])])  # fmt: skip
 
 
-def _data(problems: list[Problem], failures: list[TedError], repaired: list[dict[str, Any]]) -> dict[str, Any]:
+def _unjudged(pair: Pair, error: TedError) -> dict[str, Any]:
+    distributor, distribution = pair
+    return {"distributor": distributor, "distribution": distribution, "where": "installed", "error": error.to_dict()}
+
+
+def _data(
+    problems: list[Problem],
+    failures: list[TedError],
+    repaired: list[dict[str, Any]],
+    unjudged: list[dict[str, Any]],
+) -> dict[str, Any]:
     return {
         "ok": not problems and not failures, "changed": any(row["changed"] for row in repaired),
-        "problems": [problem.to_dict() for problem in problems], "repaired": repaired,
+        "problems": [problem.to_dict() for problem in problems], "repaired": repaired, "unjudged": unjudged,
     }  # fmt: skip
 
 
@@ -80,11 +94,16 @@ def _more(problems: list[Problem]) -> str:
     return f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
 
 
-def _text(problems: list[Problem], repaired: list[dict[str, Any]]) -> str:
+def _text(problems: list[Problem], repaired: list[dict[str, Any]], unjudged: list[dict[str, Any]]) -> str:
     lines = [f"{row['distribution']}: repaired" for row in repaired if row["changed"]]
+    lines += [
+        f"{row['distribution']}: what is installed cannot be judged: {row['error']['message']}" for row in unjudged
+    ]
     table = [[p.distribution, p.revision, p.where, p.path, p.what] for p in problems[:_SHOWN]]
     if table:
         lines.append(tabulated(table, headers=["distribution", "revision", "where", "path", "what"]))
     if len(problems) > _SHOWN:
         lines.append(f"... and {len(problems) - _SHOWN} more (--json has them)")
+    if unjudged and not problems:
+        lines.append("whatever else was looked at is as it was signed")
     return "\n".join(lines) or "everything is as it was signed"

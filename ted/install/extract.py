@@ -39,7 +39,8 @@ class ExtractResult:
 
     ``state`` is one of the contract's: ``extracted``, ``skipped``, ``failed`` (some files could not be written, see
     ``error``), ``rolled_back``. ``actions``: counts by name. ``things``: what became of things that are no paths (see
-    ``hookspecs.Item``). ``diff``: the first 1000 changes, when asked for.
+    ``hookspecs.Item``). ``diff``: the first 1000 changes, when asked for. ``hint``: what to do that it is not skipped,
+    where its type is missing or broken; another platform, or a type that cannot work on this machine, has none.
     """
 
     distributor: str
@@ -53,6 +54,7 @@ class ExtractResult:
     diff: list[Change] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     reason: str | None = None
+    hint: str | None = None
     check: bool = False
     duration_s: float = 0.0
 
@@ -144,9 +146,11 @@ class _Extraction:
         if self._is_installed(newest):
             return self._result(EXTRACTED)
         record, digest = self.host.record(self.held.distributor, self.held.distribution, self.stamp, known=self.known)
-        reason = mismatch(record.settings.get("platforms") or []) or self._unavailable(record.type)
+        reason, hint = mismatch(record.settings.get("platforms") or []), None
+        if reason is None:
+            reason, hint = self._unavailable(record.type)
         if reason is not None:
-            return replace(self._result(SKIPPED), reason=reason)
+            return replace(self._result(SKIPPED), reason=reason, hint=hint)
         with self.host.verified(self.held.distributor, self.held.distribution, self.stamp, known=digest) as reader:
             if newest is not None and newest.revision == self.stamp and newest.state == ACCEPTING and not self.check:
                 self._accept(reader, undo=True)
@@ -162,12 +166,13 @@ class _Extraction:
             and not newest.recheck
         )
 
-    def _unavailable(self, type_name: str) -> str | None:
+    def _unavailable(self, type_name: str) -> tuple[str | None, str | None]:
+        """Return why that type cannot be used here, if so, and what to do about it, if that is known."""
         try:
             reason = self.host.plugins.type_named(type_name).info.available()
         except PluginError as error:
-            return error.message
-        return None if reason is None else f"type {type_name!r} cannot work on this machine: {reason}"
+            return error.message, error.hint
+        return None if reason is None else f"type {type_name!r} cannot work on this machine: {reason}", None
 
     def _apply(self, reader: RevisionReader, digest: str) -> ExtractResult:
         plugins = self.host.plugins

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ted.cli.main import main
 from ted.config import NodeConfig
 from ted.errors import TargetError
 from ted.install.state import EXTRACTED, FAILED, Installed, Step
+from ted.plugins import Plugins
 from ted.records.journal import Journal
 from ted.records.states import State
 from ted.trust.realm import RealmAuthority
@@ -115,7 +117,7 @@ def test_what_is_not_known_is_said_with_what_to_do(run: Run) -> None:
 
 def test_verify_finds_and_mends_drift_and_finds_damage_of_the_store(hq: Fleet, run: Run, source: Path) -> None:
     run("extract", "app")
-    assert run("verify") == (0, {"ok": True, "changed": False, "problems": [], "repaired": []})
+    assert run("verify") == (0, {"ok": True, "changed": False, "problems": [], "repaired": [], "unjudged": []})
     target = hq.root / "dest" / "app"
     (target / "a.txt").write_text("two\n")
     (target / "extra").write_text("x")
@@ -133,6 +135,33 @@ def test_verify_finds_and_mends_drift_and_finds_damage_of_the_store(hq: Fleet, r
     pack.write_bytes(damaged)
     code, data = run("verify", "app", "--stored")
     assert (code, data["error"]["type"], data["problems"][0]["where"]) == (22, "DigestMismatchError", "stored")
+
+
+def test_without_its_type_a_distribution_is_skipped_with_a_warning_and_verify_says_what_it_cannot_judge(
+    hq: Fleet, run: Run, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("extract", "app")
+    monkeypatch.setattr("ted.install.host.installed", lambda: Plugins([]))
+    assert run("extract", "other")[1]["distributions"][0]["hint"].startswith("install the package that brings it")
+    with suppress(SystemExit):
+        main(["--config", str(hq.config("hq")), "extract", "other"])
+    told = capsys.readouterr()
+    assert "skipped" in told.out
+    assert "ted: warning: other: skipped, no distribution type 'file' is installed here" in told.err
+    assert "ted_type_packages" in told.err
+
+    (source / "a.txt").write_text("two\n")
+    code, data = run("verify")
+    assert (code, data["ok"], data["problems"]) == (60, False, [])
+    (unjudged,) = data["unjudged"]
+    assert (unjudged["distribution"], unjudged["where"]) == ("app", "installed")
+    with pytest.raises(SystemExit) as end:
+        main(["--config", str(hq.config("hq")), "verify"])
+    told = capsys.readouterr()
+    assert end.value.code == 60
+    assert "app: what is installed cannot be judged: no distribution type 'file' is installed here" in told.out
+    assert "everything" not in told.out
+    assert run("verify", "--stored")[0] == 0
 
 
 def test_a_forged_record_is_never_extracted(hq: Fleet, run: Run) -> None:

@@ -224,10 +224,12 @@ def test_a_type_that_is_not_available_here_skips_with_the_reason(
     depot.host.given_plugins = Plugins([plugin("ted_test_without", text)])
     result = extract(depot.host, DISTRIBUTOR, "n")
     assert (result.state, result.reason) == ("skipped", "type 'note' cannot work on this machine: no paper")
+    assert result.hint is None
     depot.host.given_plugins = Plugins([FILE])
     result = extract(depot.host, DISTRIBUTOR, "n")
     assert result.state == "skipped"
     assert "note" in str(result.reason)
+    assert "install the package that brings it" in str(result.to_dict()["hint"])
 
 
 @pytest.mark.parametrize(
