@@ -217,6 +217,19 @@ def lifted(document, key, fields):
     return result
 
 
+def warn_of_skipped(module, document):
+    """Warn of each distribution that was skipped though something can be done about it: its type is missing here.
+
+    No task fails by it, since such a node still relays; but nobody shall take it for installed.
+    """
+    for item in document.get("distributions") or []:
+        if item.get("state") == "skipped" and item.get("hint"):
+            module.warn(
+                "%s is skipped: %s. To have it: %s. See docs/how-to/bring-a-type-of-your-own.md"
+                % (item.get("distribution"), item.get("reason"), item["hint"])
+            )
+
+
 def with_diff(module, result):
     """Turn the command's list of changes into what C(--diff) prints."""
     if not module._diff:  # noqa: SLF001

@@ -12,6 +12,8 @@ version_added: 0.1.0
 description:
   - Applies the newest complete revision (or the one named) inside one transaction. A failure leaves what was
     there before.
+  - A distribution whose type is not installed on the host is V(skipped), with a warning. The task does not fail, since
+    the host passes it on all the same.
   - Runs on a Subscriber.
 author:
   - The ted authors (@ted-distribution)
@@ -98,9 +100,17 @@ distributions:
       elements: dict
       returned: always
     error:
-      description: Why it failed or was skipped.
+      description: Why it failed.
+      type: dict
+      returned: always
+    reason:
+      description: Why it was skipped.
       type: str
-      returned: when it was not extracted
+      returned: always
+    hint:
+      description: What to do that it is not skipped, where its type is missing on the host; a warning says it too.
+      type: str
+      returned: always
   sample:
     - actions: {deleted: 1, written: 2}
       changed: true
@@ -128,6 +138,7 @@ from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
     names,
     option,
     ted_module,
+    warn_of_skipped,
     with_diff,
 )
 
@@ -152,6 +163,7 @@ def main():
         + ["--"]
         + names(params),
     )
+    warn_of_skipped(module, said)
     module.exit_json(**with_diff(module, lifted(said, "distributions", ("revision", "state", "actions"))))
 
 

@@ -94,9 +94,17 @@ distributions:
       elements: dict
       returned: always
     error:
-      description: Why it failed or was skipped.
+      description: Why it failed.
+      type: dict
+      returned: always
+    reason:
+      description: Why it was skipped.
       type: str
-      returned: when it was not extracted
+      returned: always
+    hint:
+      description: What to do that it is not skipped, where its type is missing on the host; a warning says it too.
+      type: str
+      returned: always
   sample:
     - actions: {deleted: 1, written: 2}
       changed: true
@@ -123,6 +131,7 @@ from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
     lifted,
     option,
     ted_module,
+    warn_of_skipped,
     with_diff,
 )
 
@@ -156,6 +165,7 @@ def main():
             "changed": False,
             "distributions": [dict(row, error=None, state="extracted") for row in said.get("distributions", [])],
         }
+    warn_of_skipped(module, said)
     module.exit_json(**with_diff(module, lifted(said, "distributions", ("revision", "state", "actions"))))
 
 
