@@ -319,6 +319,7 @@ ROLE_VARIABLES = frozenset(
         "ted_revision",
         "ted_send_timeout",
         "ted_service",
+        "ted_type_packages",
         "ted_venv",
     }
 )

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
-from ansible_tree import write_python
+from ansible_tree import BIN, write_python
 from database_server import postgresql
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
@@ -209,6 +209,68 @@ def test_a_limit_installs_one_host_with_the_help_of_those_outside_it(remote: Any
     assert said.changed["s01"] > 0
     assert (remote.run_directory / "s01" / "etc" / "realm" / "node.pem").exists()
     assert (remote.run_directory / "s01" / "etc" / "trust" / "hq" / "root.json").exists()
+
+
+def own_type(root: Path, description: str = "Files of a directory") -> Path:
+    """Return a wheel of the package that ``ted types new`` writes; another description is another wheel of one name."""
+    package = root / "ted-notes"
+    if not package.exists():
+        subprocess.run([BIN / "ted", "types", "new", "notes", "--directory", root], check=True, timeout=60)
+    module = package / "ted_notes.py"
+    module.write_text(module.read_text().replace("Files of a directory", description))
+    words = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir"]
+    pip = [sys.executable, "-m", "pip", "wheel"]
+    subprocess.run([*pip, *words, str(root / "own"), str(package)], check=True, timeout=100)
+    (wheel,) = (root / "own").glob("*.whl")
+    return wheel
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_type_of_ones_own_comes_to_every_node_and_its_distribution_is_extracted(remote: Any) -> None:
+    wheel = own_type(remote.root)
+    inventory = yaml.safe_load(remote.inventory.read_text())
+    everybody = inventory["all"]["vars"]
+    hq = inventory["all"]["children"]["distributors"]["hosts"]["hq"]
+    target = remote.run_directory / "s01" / "root" / "notes"
+    options = {"source": str(remote.library / "json"), "path": str(target)}
+    hq["ted_distributions"]["notes"] = {"type": "notes", "channels": ["software"], "options": options}
+
+    # Only where it is built: s01 relays and does not fail, but says what it lacks and how it comes there.
+    hq["ted_type_packages"] = [str(wheel)]
+    remote.inventory.write_text(yaml.safe_dump(inventory))
+    said = remote.play("site", "-e", "ted_distribution=notes")
+    assert "[WARNING]" in said.output
+    words = " ".join(said.output.split())
+    assert "notes is skipped: no distribution type 'notes' is installed here" in words
+    assert "ted_type_packages" in words
+    assert not target.exists()
+
+    # One more package makes an existing environment another one, and its agent an old one.
+    hq.pop("ted_type_packages")
+    everybody["ted_type_packages"] = [str(wheel)]
+    remote.inventory.write_text(yaml.safe_dump(inventory))
+    foretold = remote.play("install", "--check")
+    before = remote.ted("s01", "agent", "status")["pid"]
+    done = remote.play("install")
+    assert foretold.changed["s01"] > 0
+    assert done.changed["s01"] > 0
+    assert foretold.changed["hq"] == done.changed["hq"] == 0
+    assert remote.ted("s01", "agent", "status")["pid"] != before
+    assert "WARNING" not in remote.play("extract", "-e", "ted_distribution=notes").output
+    assert (target / "__init__.py").read_bytes() == (remote.library / "json" / "__init__.py").read_bytes()
+    assert remote.play("site", "-e", "ted_distribution=notes").changed == dict.fromkeys(HOSTS, 0)
+
+    # The same name and version, other content.
+    own_type(remote.root, "Notes of a directory")
+    assert all(count > 0 for count in remote.play("install").changed.values())
+    for host in HOSTS:
+        (module,) = (remote.run_directory / host / "venv").glob("lib/python3.*/site-packages/ted_notes.py")
+        assert "Notes of a directory" in module.read_text()
+
+    # A ted that somebody else put there is not the role's to add to.
+    refused = remote.play("install", "--limit", "s01", "-e", "ted_package=none", fails=True)
+    assert "by other means" in " ".join(refused.output.split())
 
 
 def test_a_host_that_stops_answering_ends_the_play_soon(remote: Any) -> None:

@@ -29,7 +29,7 @@ ROLE_VARIABLES = frozenset(
     "ted_" + name
     for name in (
         "agent_user allow_incomplete channel distribution executable package pip_extra_args purge python realm"
-        " realm_authority revision send_timeout service venv"
+        " realm_authority revision send_timeout service type_packages venv"
     ).split()
 )
 # Everything a node must know about itself: keys of node.yml are these names.
