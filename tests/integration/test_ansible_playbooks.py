@@ -184,12 +184,46 @@ def test_a_receiver_that_is_down_fails_the_send_by_name_and_hangs_nothing(site: 
     site.ted("e01", "agent", "stop")
     said = site.play("send", "-e", "ted_send_timeout=4", fails=True)
     assert "was not received by e01" in said.output
+    assert "ted_allow_incomplete" in said.output
+    failure = said.output.split("TASK [Send down the tree]")[1].split("PLAY RECAP")[0]
+    assert "edges" not in failure
+    assert len(failure.splitlines()) < 60, failure
+    assert ("s01", "e01") in links(said, "stdlib"), "the table of tiers is of the whole send"
     assert said.output.count("  waiting for e01 (127.0.0.1:") == 1, said.output
     said = site.play("send", "-e", "ted_send_timeout=4", "-e", "ted_allow_incomplete=true")
     assert said.code == 0
     site.play("install", "--limit", "e01")
     site.play("send", "--limit", "e01")
     site.play("extract", "--limit", "e01")
+    assert installed(site, "e01") == newest(site)
+
+
+def test_a_host_that_is_down_holds_up_nobody_in_site_and_fails_the_run_at_its_end(site: Any) -> None:
+    edit(site, "Others go on.")
+    site.ted("e01", "agent", "stop")
+    hosts = site.inventory / "hosts.yml"
+    before = hosts.read_text()
+    data = yaml.safe_load(before)
+    data["all"]["children"] = {"first": {"hosts": {"e01": {}}}, **data["all"]["children"]}  # a run_once is its task
+    (port,) = site.free_ports(1)
+    down = {"ansible_connection": "ssh", "ansible_port": port, "ted_address": "127.0.0.1", "ansible_host": "127.0.0.1"}
+    data["all"]["children"]["subscribers"]["hosts"]["e01"].update(down)
+    hosts.write_text(yaml.safe_dump(data, sort_keys=False))
+    try:
+        said = site.play("site", "-e", "ted_send_timeout=6", fails=True)
+        limited = site.play("site", "-e", "ted_send_timeout=6", "--limit", "s01,e01", fails=True)
+    finally:
+        hosts.write_text(before)
+    assert said.recap["e01"]["unreachable"] == 1
+    assert [installed(site, host) for host in ("s01", "s02")] == [newest(site)] * 2
+    assert "Others go on." in (site.installed("s02") / "json" / "__init__.py").read_text()
+    assert said.output.split("TASK [What is where]")[1].count("s02") > 1, "no status was shown"
+    for run in (said, limited):
+        last = run.output.split("TASK [")[-1]
+        assert last.startswith("Everybody has what was sent")
+        assert "stdlib was not received by e01" in last
+    assert {host: counts["failed"] for host, counts in said.recap.items()} == dict.fromkeys(EVERYBODY, 0) | {"hq": 1}
+    site.play("site")
     assert installed(site, "e01") == newest(site)
 
 

@@ -91,3 +91,12 @@ def test_no_percentage_looks_finished_while_somebody_waits(progress: Any) -> Non
     assert "50 % of 772 B" in progress.line([waiting() | {"bytes_total": 772}], 2)
     whole = send(bytes=386, bytes_total=386)
     assert "2 of 2 have it, 100 % of 386 B" in progress.line([whole], 2)
+
+
+def test_a_failure_shows_who_lacks_it_and_why_and_not_every_link(progress: Any) -> None:
+    failed = send(states={"s01": "received", "e01": "pending"}, errors={"e01": "e01: refused", "s01": "s01: was slow"})
+    said = progress.brief(failed)
+    assert said["incomplete"] == ["e01"]
+    assert said["errors"] == {"e01": "e01: refused"}
+    assert said["send"] == "1"
+    assert not {"edges", "states"} & said.keys()

@@ -25,6 +25,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.ted.distribution.plugins.plugin_utils.progress import (
     all_incomplete,
+    brief,
     documents,
     landmark,
     line,
@@ -40,6 +41,7 @@ WAIT_GROWTH = 1.4
 LOOK_LIMIT_S = 60
 LOST_LIMIT = 5
 AT_ONCE = 20
+GO_ON = "-e ted_allow_incomplete=true (of a task: allow_incomplete) does not fail for that"
 
 
 class LookFailed(Exception):
@@ -79,7 +81,10 @@ class ActionModule(ActionBase):
         result["incomplete"] = all_incomplete(sends) if followed else {}
         if result["incomplete"] and not boolean(options.get("allow_incomplete", False), strict=False):
             result["failed"] = True
-            result["msg"] = reasons(sends)
+            result["msg"] = "%s; %s" % (reasons(sends), GO_ON)
+            result["sends"] = [brief(send) for send in sends]
+            # Ansible shows a failure whole, but this part of it only from -vvv on: the table of tiers is made of it.
+            result.setdefault("invocation", {})["sends"] = sends
         return result
 
     def _follow(self, result, sends, options):

@@ -82,7 +82,7 @@ class CallbackModule(CallbackBase):
     def _keep(self, result):
         """Remember the newest news of each send and node."""
         said = getattr(result, "result", None) or getattr(result, "_result", None) or {}
-        for send in self._listed(said, "sends"):
+        for send in self._listed(said.get("invocation") or {}, "sends") or self._listed(said, "sends"):
             key = (send.get("distribution"), send.get("channel"), send.get("revision"))
             if send.get("edges") and (total(send.get("bytes")) or key not in self._sends):
                 self._sends[key] = send  # one that found everything there tells less than the one before it

@@ -125,8 +125,11 @@ EXAMPLES = r"""
 RETURN = r"""
 ---
 sends:
-  description: One item for each distribution and channel.
-  returned: success
+  description:
+    - One item for each distribution and channel.
+    - Of a send that fails since a receiver does not have it, an item holds who lacks it (C(incomplete)) and why
+      (C(errors)) in place of C(edges), C(states) and C(duration_s).
+  returned: always
   type: list
   elements: dict
   contains:

@@ -12,6 +12,8 @@ HELD = ("received", "extracting", "extracted", "rolled_back", "skipped")
 WAITING = ("pending", "receiving")
 # What a check says of a receiver that lacks the revision.
 FORETOLD = "would be sent"
+# What a failure shows of a send, beside who lacks it and why.
+BRIEF = ("send", "distributor", "distribution", "channel", "revision", "changed", "bytes")
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -63,6 +65,13 @@ def reasons(sends):
             who = ", ".join("%s (%s)" % (host, errors.get(host) or lacking[host]) for host in sorted(lacking))
             sentences.append("%s was not received by %s" % (send.get("distribution"), who))
     return "; ".join(sentences)
+
+
+def brief(send):
+    """Return what a failure shows of a send: what it is and who lacks it, not every link."""
+    lacking, errors = incomplete(send), send.get("errors") or {}
+    said = {key: send[key] for key in BRIEF if key in send}
+    return dict(said, incomplete=sorted(lacking), errors={host: errors[host] for host in lacking if host in errors})
 
 
 def amount(size):
