@@ -307,6 +307,18 @@ def test_a_mistake_in_the_inventory_is_refused_before_it_reaches_anybody(site: A
     assert (site.run_directory / "hq" / "etc" / "topology.json").read_bytes() == held
 
 
+def test_a_doubt_about_the_inventory_is_a_warning_said_once(site: Any) -> None:
+    settings = site.inventory / "group_vars" / "distributors.yml"
+    good = settings.read_text()
+    settings.write_text(good.replace("%DEST_VOLUME%/etc", "%DEST_VOLUME%/%SITE%"))
+    try:
+        said = " ".join(site.play("refresh", "--check").output.split())
+    finally:
+        settings.write_text(good)
+    assert said.count("%SITE% is not defined") == 1, said
+    assert "WARNING]: e01, s01, s02: ted_variables: %SITE% is not defined" in said
+
+
 def test_uninstall_ends_the_agents_and_leaves_what_was_installed(site: Any) -> None:
     site.play("uninstall", "-e", "ted_purge=true")
     for host in EVERYBODY:
