@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ted.agent.node import Node
-from ted.agent.plan import PlannedSend, plan_sends
+from ted.agent.plan import PlannedSend, plan_sends, refuse_strangers
 from ted.agent.sender import Sender
 from ted.errors import ConfigError, TedError, UsageError
 from ted.records.states import NodeState, State, now_text
@@ -55,6 +55,8 @@ class Distributor:
             raise ConfigError(f"{self._node.name} is no Distributor",
                               hint="only hosts of the group `distributors` send")  # fmt: skip
         topology = load_inventory(inventory or self._node.config.config_directory / "topology.json")
+        if inventory is None:
+            refuse_strangers(topology, self._node.name, limit)
         return plan_sends(topology, self._node.working, self._node.name,
                           names=names, channel=channel, limit=limit, revision=revision)  # fmt: skip
 

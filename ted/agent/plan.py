@@ -24,6 +24,7 @@ from ted.errors import UnknownNameError
 from ted.records.journal import Journal
 from ted.records.states import HOLDS, NodeState
 from ted.topology.model import Topology
+from ted.topology.names import suggestion
 from ted.topology.routing import RouteTree, slip_tree, slips
 from ted.transfer.slip import Hop
 from ted.trust.catalog import Catalog
@@ -80,6 +81,19 @@ def plan_sends(
             warnings = tuple(str(warning) for warning in routes.warnings)
             planned.append(PlannedSend(distributor, name, routes.channel, priority, record, tree, warnings))
     return planned
+
+
+def refuse_strangers(topology: Topology, distributor: str, limit: Collection[str] | None) -> None:
+    """Return when the tree that is installed on a Distributor has every host of ``limit``.
+
+    Raises:
+        UnknownNameError: It lacks one, which the inventory of whoever asks may have.
+    """
+    for name in sorted(set(limit or ()) - topology.nodes.keys()):
+        new = f"if it is new: `ansible-playbook playbooks/refresh.yml --limit {distributor}` (or install.yml)"
+        near = suggestion(name, topology.nodes)
+        raise UnknownNameError(f"the inventory installed on {distributor} does not know {name} (yet)",
+                               hint=f"{new}; {near}" if near else new)  # fmt: skip
 
 
 def plan_bytes(plan: PlannedSend, journal: Journal, working: WorkingDirectory) -> dict[str, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ted.agent.ask import call_agent
-from ted.agent.plan import plan_bytes, plan_result, plan_sends
+from ted.agent.plan import plan_bytes, plan_result, plan_sends, refuse_strangers
 from ted.agent.records import open_journal
 from ted.cli.common import topology_of
 from ted.cli.main import Settings, emit, tabulated
@@ -93,7 +93,10 @@ def _planned(
     settings: Settings, config: NodeConfig, journal: Journal, names: tuple[str, ...], channel: str | None,
     targets: list[str] | None, revision: str | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    plans = plan_sends(topology_of(settings), config.working, config.node,
+    topology = topology_of(settings)
+    if settings.inventory is None:
+        refuse_strangers(topology, config.node, targets)
+    plans = plan_sends(topology, config.working, config.node,
                        names=names, channel=channel, limit=targets, revision=revision)  # fmt: skip
     return [plan_result(plan, plan_bytes(plan, journal, config.working), journal) for plan in plans]
 

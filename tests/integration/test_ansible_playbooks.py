@@ -319,6 +319,20 @@ def test_a_doubt_about_the_inventory_is_a_warning_said_once(site: Any) -> None:
     assert "WARNING]: e01, s01, s02: ted_variables: %SITE% is not defined" in said
 
 
+def test_a_limit_that_the_installed_inventory_lacks_says_how_it_gets_there(site: Any) -> None:
+    hosts = site.inventory / "hosts.yml"
+    before = hosts.read_text()
+    data = yaml.safe_load(before)
+    data["all"]["children"]["subscribers"]["hosts"]["e09"] = {"ted_port": 7465, "ted_parent": "s01"}
+    hosts.write_text(yaml.safe_dump(data))
+    try:
+        said = " ".join(site.play("send", "--limit", "e09", fails=True).output.split())
+    finally:
+        hosts.write_text(before)
+    assert "the inventory installed on hq does not know e09 (yet)" in said
+    assert "ansible-playbook playbooks/refresh.yml --limit hq" in said
+
+
 def test_uninstall_ends_the_agents_and_leaves_what_was_installed(site: Any) -> None:
     site.play("uninstall", "-e", "ted_purge=true")
     for host in EVERYBODY:

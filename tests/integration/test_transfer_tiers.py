@@ -259,6 +259,19 @@ def test_limit_sends_to_the_named_and_those_on_the_way_only(fleet: Fleet) -> Non
     assert not list(fleet.working("e01").glob("hq/app/*"))
 
 
+def test_a_limit_that_the_installed_inventory_lacks_says_so(fleet: Fleet) -> None:
+    two_tiers(fleet)
+    fleet.install()
+    fleet.start("hq")
+    fleet.ted("hq", "build")
+    for words in ([], ["--check"]):
+        with pytest.raises(CommandError) as caught:
+            fleet.ted("hq", "send", "--limit", "e0", *words)
+        assert caught.value.error["message"] == "the inventory installed on hq does not know e0 (yet)"
+        assert "refresh.yml --limit hq" in caught.value.error["hint"]
+        assert caught.value.error["hint"].endswith("did you mean e02?")
+
+
 def test_after_a_pilot_a_parent_installs_what_was_sent_to_itself(fleet: Fleet) -> None:
     two_tiers(fleet)
     fleet.groups["pos"].append("s01")
