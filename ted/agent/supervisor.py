@@ -141,7 +141,8 @@ def _wait_until_it_answers(config: NodeConfig, begun: int | None = None) -> None
             died = begun is not None and _ends_since(log_path, begun, config.node) >= LIVES
             if died or time.monotonic() > deadline_s:
                 why = f"ended {LIVES} times" if died else f"did not come up within {START_WITHIN_S:g} s"
-                raise AgentError(f"the agent of {config.node} {why}: {_tail(log_path)}",
+                said = _cause(log_path, config.node) if died else _tail(log_path)
+                raise AgentError(f"the agent of {config.node} {why}: {said}",
                                  hint=f"mend what it says, it is tried again by itself; its log is {log_path}"
                                  ) from error  # fmt: skip
         time.sleep(0.1)
@@ -178,6 +179,17 @@ def _rotate(path: Path) -> None:
         if path.stat().st_size > MAX_LOG_BYTES:
             path.with_suffix(".log.1").write_bytes(path.read_bytes())
             os.truncate(path, 0)
+
+
+def _cause(path: Path, node: str) -> str:
+    """Return the last error that an agent ended with, in one line, and after it what it said of it (its hint)."""
+    lines = [line for line in _tail(path, 8192).splitlines() if line.strip() and not line.startswith(_ended(node))]
+    heads = [number for number, line in enumerate(lines) if not line[0].isspace()]
+    if not heads:
+        return " ".join(line.strip() for line in lines) or "(no log)"
+    first, *rest = (line.strip() for line in lines[heads[-1] :])
+    between = " " if first.endswith(":") else "; "
+    return between.join(part for part in (first.removeprefix("ted: "), " ".join(rest)) if part)
 
 
 def _tail(path: Path, size_bytes: int = 500) -> str:

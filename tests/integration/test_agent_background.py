@@ -7,9 +7,12 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fleet import CommandError, Fleet
+
+from ted.agent.supervisor import _cause
 
 
 @pytest.fixture
@@ -105,4 +108,22 @@ def test_an_agent_that_cannot_have_its_port_says_so_soon_and_comes_up_once_it_ca
             lone.ted("hq", "agent", "start")
         assert "ended 3 times" in caught.value.error["message"]
         assert "in use" in caught.value.error["message"]
+        assert "agent of hq ended (" not in caught.value.error["message"]
     lone.until(lambda: runs(lone))
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        (f"ted: the records of hq cannot be opened in {'x' * 600}: refused\n     is it up?\n",
+         f"the records of hq cannot be opened in {'x' * 600}: refused; is it up?"),
+        ("ted: the inventory has 2 problems:\n  a: b\n  c: d\n     mend it\n",
+         "the inventory has 2 problems: a: b c: d mend it"),
+        ("Traceback (most recent call last):\n  File x\nValueError: no\n", "ValueError: no"),
+        ("", "(no log)"),
+    ],
+)  # fmt: skip
+def test_the_cause_is_quoted_and_then_its_hint(tmp_path: Path, said: str, cause: str) -> None:
+    log = tmp_path / "agent.log"
+    log.write_text("started\n" * bool(said) + f"{said}ted: agent of hq ended (12), again in 1 s\n" * 3)
+    assert _cause(log, "hq") == cause
