@@ -25,6 +25,7 @@ Reader = Callable[[object], Any]
 
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.ASCII)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+|/\S*", re.ASCII)
+_DATABASE = re.compile(r"postgres(?:ql)?(?:\+\w+)?://|sqlite(?:\+\w+)?:///.")
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 MAX_TEXT = 65536
 
@@ -204,6 +205,18 @@ def sources(value: object) -> tuple[str, ...]:
     return found
 
 
+def database_url(value: object) -> str:
+    """Read where records are kept: SQLite in a file, or a PostgreSQL server. Its password is never told."""
+    given = text(value)
+    if "{{" not in given and not _DATABASE.match(given):
+        kind = re.match(r"[A-Za-z][A-Za-z0-9.+-]*(?=:)", given, re.ASCII)
+        raise ValueFormatError(
+            f"{kind[0]}: is not the URL of a database that ted knows" if kind else "is not the URL of a database",
+            hint="sqlite:////absolute/path.sqlite or postgresql://user:password@host/name",
+        )
+    return given
+
+
 def platforms(value: object) -> tuple[dict[str, Any], ...]:
     """Read a list of facts that must match; one mapping alone is a list of one."""
     items = [value] if isinstance(value, Mapping) else value
@@ -261,7 +274,7 @@ NODE_VARIABLES = _table(
 DISTRIBUTOR_VARIABLES = _table(
     ("ted_unlisted_parent", "unlisted_parent", one_of("via_parent", "direct")),
     ("ted_refresh_schedule", "refresh_schedule", parse_refresh_schedule),
-    ("ted_database_url", "database_url", text),
+    ("ted_database_url", "database_url", database_url),
 )
 DISTRIBUTOR_STRUCTURES = ("ted_distributions", "ted_routing_hierarchy")
 

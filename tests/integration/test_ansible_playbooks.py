@@ -319,6 +319,19 @@ def test_a_doubt_about_the_inventory_is_a_warning_said_once(site: Any) -> None:
     assert "WARNING]: e01, s01, s02: ted_variables: %SITE% is not defined" in said
 
 
+def test_a_database_that_ted_does_not_know_is_refused_without_its_password(site: Any) -> None:
+    settings = site.inventory / "group_vars" / "distributors.yml"
+    good, before = settings.read_text(), site.ted("hq", "agent", "status")
+    settings.write_text(good + "ted_database_url: mysql://ted:hush@db/ted\n")
+    try:
+        said = site.play("refresh", fails=True).output
+    finally:
+        settings.write_text(good)
+    assert "ted_database_url: mysql: is not the URL of a database that ted knows" in " ".join(said.split())
+    assert "hush" not in said
+    assert site.ted("hq", "agent", "status") == before
+
+
 def test_a_limit_that_the_installed_inventory_lacks_says_how_it_gets_there(site: Any) -> None:
     hosts = site.inventory / "hosts.yml"
     before = hosts.read_text()
