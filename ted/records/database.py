@@ -60,6 +60,7 @@ class _Driver(Protocol):
     errors: type[Exception]
     begin_reading: str
     begin_writing: tuple[str, ...]
+    unopened_hint: str
 
     def connect(self) -> Any:
         """Return a new connection whose transactions begin and end as they are told to."""
@@ -102,7 +103,7 @@ class Database:
         except self._driver.errors as error:
             # not as its cause: what a driver says may hold the password
             raise AgentError(f"{self._what} cannot be opened in {without_password(url)}: {self._told(error)}",
-                             hint="see that it exists and is this user's") from None  # fmt: skip
+                             hint=self._driver.unopened_hint) from None  # fmt: skip
         self._idle.append(connection)
 
     def close(self) -> None:
@@ -174,6 +175,7 @@ class _SQLite:
     begin_reading = "BEGIN"
     # the lock from the start: a read that turns into a write would fail under another writer
     begin_writing: tuple[str, ...] = ("BEGIN IMMEDIATE",)
+    unopened_hint = "see that it exists and is this user's"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -213,6 +215,7 @@ class _PostgreSQL:
         "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
         "SELECT pg_advisory_xact_lock(7465, hashtext(current_schema()))",
     )
+    unopened_hint = "is the server up and reached from here, and do the name, user and password of database_url hold?"
     # nobody waits for ever, and a writer whose host is gone holds up nobody
     settings = (f"SET lock_timeout = '{BUSY_S}s'", "SET idle_in_transaction_session_timeout = '60s'")
 

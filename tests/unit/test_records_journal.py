@@ -332,6 +332,13 @@ def test_a_server_that_is_not_there_is_named_without_its_password(tmp_path: Path
     with pytest.raises(AgentError, match=r"opened in postgresql\+psycopg2://ted:") as raised:
         Journal(f"postgresql+psycopg2://ted:hush@/postgres?host={tmp_path}", "hq")
     assert "hush" not in str(raised.value)
+    assert "is the server up" in str(raised.value.hint)
+
+
+def test_a_file_that_cannot_be_opened_has_a_hint_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(AgentError) as raised:
+        Journal(f"sqlite:///{tmp_path}/nowhere/records.sqlite", "hq")
+    assert "is this user's" in str(raised.value.hint)
 
 
 @pytest.mark.parametrize("secret", ["hu/sh", "hu#sh", "hu?sh", "hu%sh", "h@u:sh", "hush&x=1@y"])
