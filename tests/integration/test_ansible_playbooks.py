@@ -227,6 +227,26 @@ def test_a_host_that_is_down_holds_up_nobody_in_site_and_fails_the_run_at_its_en
     assert installed(site, "e01") == newest(site)
 
 
+def test_a_distributor_that_is_down_holds_up_no_other_one(site: Any) -> None:
+    edit(site, "The other Distributor is down.")
+    hosts = site.inventory / "hosts.yml"
+    before = hosts.read_text()
+    data = yaml.safe_load(before)
+    own, port = site.free_ports(2)
+    down = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": port, "ted_port": own}
+    data["all"]["children"]["distributors"]["hosts"]["hq2"] = down
+    hosts.write_text(yaml.safe_dump(data))
+    try:
+        said = site.play("site", fails=True)
+    finally:
+        hosts.write_text(before)
+    assert said.recap["hq2"]["unreachable"] == 1
+    assert all(counts["failed"] == 0 for counts in said.recap.values()), said.output
+    assert "TASK [What is where]" in said.output
+    assert [installed(site, host) for host in RECEIVERS] == [newest(site)] * 3
+    site.play("site")
+
+
 def test_a_source_that_is_gone_holds_up_no_other_distribution_and_fails_the_run_at_its_end(site: Any) -> None:
     notice, held = site.inventory / "motd.txt", site.root / "held"
     notice.write_text("Another notice.\n")
