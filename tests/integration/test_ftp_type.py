@@ -249,6 +249,25 @@ def test_several_servers_files_and_directories_go_to_several_targets(
     assert (tmp_path / "target" / "b" / "a b.txt").stat().st_mode & 0o777 == 0o600
 
 
+def test_an_entry_and_a_server_that_are_dropped_are_gone_from_the_next_revision(
+    depot: Depot, files: Path, tmp_path: Path
+) -> None:
+    """FTP-9: nothing is asked of a server that is named no more, and what came from it goes."""
+    target = {"path": "%DEST_VOLUME%", "synchronize": True}
+    with Vsftpd(tmp_path / "one", files) as one:
+        with Mlsd(tmp_path / "two", files / "deep") as two:
+            servers = {"one": address(one), "two": address(two)}
+            entries = ["one:/sub dir", "one:readme.txt", "two:/er/"]
+            depot.build({**target, "from": entries}, type="ftp", servers=servers)
+            depot.extract()
+            assert (tmp_path / "target" / "still" / "x").exists()
+        del servers["two"]
+        depot.build({**target, "from": entries[:1]}, type="ftp", servers=servers)
+    depot.extract()
+    found = {str(path.relative_to(tmp_path / "target")) for path in (tmp_path / "target").rglob("*") if path.is_file()}
+    assert found == {"sub dir/a b.txt", "sub dir/-dash", "sub dir/#hash"}
+
+
 def test_text_gets_the_ends_of_lines_of_this_machine(depot: Depot, files: Path, tmp_path: Path) -> None:
     (files / "dos.txt").write_bytes(b"one\r\ntwo\r\n")
     age(files)
