@@ -66,7 +66,7 @@ class Tree:
         self.root = root
         self.inventory = root / "inventory"
         self.run_directory = root / "run"
-        self.library = root / "library"
+        self.stdlib = root / "library"
         self.through: list[str] = []  # what playbooks are started through, such as a lab's network
         self.environment = {
             **os.environ,
@@ -76,7 +76,7 @@ class Tree:
             "ANSIBLE_FORCE_COLOR": "0",
             "ANSIBLE_HOST_KEY_CHECKING": "true",
             "TED_DEMO_RUN": str(self.run_directory),
-            "TED_DEMO_LIBRARY": str(self.library),
+            "TED_DEMO_LIBRARY": str(self.stdlib),
             "PATH": f"{BIN}:{os.environ['PATH']}:/usr/sbin:/sbin",
         }
 
@@ -104,13 +104,13 @@ class Tree:
     def make_library(self) -> None:
         """Make a small tree that looks enough like a library for the demo's edits."""
         for number in range(40):
-            directory = self.library / f"package{number % 4}"
+            directory = self.stdlib / f"package{number % 4}"
             directory.mkdir(parents=True, exist_ok=True)
             (directory / f"module{number}.py").write_text(f"VALUE = {number}\n" * 50)
-        (self.library / "json").mkdir()
-        (self.library / "json" / "__init__.py").write_text('"""First line."""\n\nVALUE = 1\n')
-        (self.library / "this.py").write_text("print('this')\n")
-        (self.library / "blob").write_bytes(os.urandom(300_000))
+        (self.stdlib / "json").mkdir()
+        (self.stdlib / "json" / "__init__.py").write_text('"""First line."""\n\nVALUE = 1\n')
+        (self.stdlib / "this.py").write_text("print('this')\n")
+        (self.stdlib / "blob").write_bytes(os.urandom(300_000))
 
     def play(self, playbook: str | Path, *words: str, fails: bool = False, inventory: Path | None = None) -> Run:
         """Run a playbook of the repository (or the file given); a failure fails the test unless it is expected."""

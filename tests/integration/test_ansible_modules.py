@@ -52,7 +52,7 @@ class Bench:
         return {path.parent.name for path in where.glob(f"*/{marker}")}
 
     def edit(self, text: str) -> None:
-        (self.tree.library / "json" / "__init__.py").write_text(f"# {text}\n")
+        (self.tree.stdlib / "json" / "__init__.py").write_text(f"# {text}\n")
 
     def installed(self) -> str:
         return (self.tree.installed("s01") / "json" / "__init__.py").read_text()

@@ -49,7 +49,7 @@ def links(play: Any, distribution: str) -> dict[tuple[str, str], float]:
 
 
 def edit(tree: Any, text: str) -> None:
-    (tree.library / "json" / "__init__.py").write_text(f'"""{text}"""\n\nVALUE = 1\n')
+    (tree.stdlib / "json" / "__init__.py").write_text(f'"""{text}"""\n\nVALUE = 1\n')
 
 
 def test_check_of_everything_before_the_first_run_changes_nothing(tree: Any) -> None:
@@ -79,7 +79,7 @@ def test_each_import_in_one_run_has_the_narrowing_it_asks_for(tree: Any) -> None
 def test_site_brings_the_distribution_to_every_node(site: Any) -> None:
     assert set(site.first.recap) == EVERYBODY
     for host in RECEIVERS:
-        assert differences(site.library, site.installed(host)) == ""
+        assert differences(site.stdlib, site.installed(host)) == ""
         assert (site.run_directory / host / "root" / "etc" / "motd.txt").exists()
 
 
@@ -122,7 +122,7 @@ def test_check_foretells_an_update_step_by_step_and_changes_nothing(site: Any) -
     assert "json/__init__.py" in foretold.output
     assert "Foretold" not in target.read_text()
     site.play("extract")
-    assert differences(site.library, site.installed("e01")) == ""
+    assert differences(site.stdlib, site.installed("e01")) == ""
 
 
 def test_a_limit_that_names_one_subscriber_sends_and_installs_there_only(site: Any) -> None:
@@ -250,17 +250,17 @@ def test_a_distributor_that_is_down_holds_up_no_other_one(site: Any) -> None:
 def test_a_source_that_is_gone_holds_up_no_other_distribution_and_fails_the_run_at_its_end(site: Any) -> None:
     notice, held = site.inventory / "motd.txt", site.root / "held"
     notice.write_text("Another notice.\n")
-    site.library.rename(held)
+    site.stdlib.rename(held)
     try:
         said = site.play("site", fails=True)
         alone = site.play("build", fails=True)
     finally:
-        held.rename(site.library)
+        held.rename(site.stdlib)
     for host in RECEIVERS:
         assert (site.run_directory / host / "root" / "etc" / "motd.txt").read_text() == "Another notice.\n"
     tasks = said.output.split("TASK [")
     assert tasks[-1].startswith("Everything could be built")
-    assert str(site.library) in tasks[-1]
+    assert str(site.stdlib) in tasks[-1]
     assert said.recap["hq"]["failed"] == alone.recap["hq"]["failed"] == 1
     assert all(said.recap[host]["failed"] == 0 for host in RECEIVERS)
 

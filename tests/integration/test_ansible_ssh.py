@@ -148,7 +148,7 @@ def remote(bare_tree: Any, database_url: str) -> Iterator[Any]:
 
 
 def distributions(tree: Any) -> dict[str, Any]:
-    target = {"path": f"{tree.run_directory}/s01/root/stdlib", "from": [f"{tree.library}/"], "synchronize": True}
+    target = {"path": f"{tree.run_directory}/s01/root/stdlib", "from": [f"{tree.stdlib}/"], "synchronize": True}
     return {"stdlib": {"type": "file", "channels": ["software"], "options": {"targets": [target]}}}
 
 
@@ -186,7 +186,7 @@ def test_a_distribution_reaches_a_host_that_is_managed_over_ssh(remote: Any) -> 
         "-a",
         "--delete",
         "--itemize-changes",
-        f"{remote.library}/",
+        f"{remote.stdlib}/",
         f"{remote.installed('s01')}/",
     ]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
@@ -233,7 +233,7 @@ def test_a_type_of_ones_own_comes_to_every_node_and_its_distribution_is_extracte
     everybody = inventory["all"]["vars"]
     hq = inventory["all"]["children"]["distributors"]["hosts"]["hq"]
     target = remote.run_directory / "s01" / "root" / "notes"
-    options = {"source": str(remote.library / "json"), "path": str(target)}
+    options = {"source": str(remote.stdlib / "json"), "path": str(target)}
     hq["ted_distributions"]["notes"] = {"type": "notes", "channels": ["software"], "options": options}
 
     # Only where it is built: s01 relays and does not fail, but says what it lacks and how it comes there.
@@ -258,7 +258,7 @@ def test_a_type_of_ones_own_comes_to_every_node_and_its_distribution_is_extracte
     assert foretold.changed["hq"] == done.changed["hq"] == 0
     assert remote.ted("s01", "agent", "status")["pid"] != before
     assert "WARNING" not in remote.play("extract", "-e", "ted_distribution=notes").output
-    assert (target / "__init__.py").read_bytes() == (remote.library / "json" / "__init__.py").read_bytes()
+    assert (target / "__init__.py").read_bytes() == (remote.stdlib / "json" / "__init__.py").read_bytes()
     assert remote.play("site", "-e", "ted_distribution=notes").changed == dict.fromkeys(HOSTS, 0)
 
     # The same name and version, other content.

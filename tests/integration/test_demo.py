@@ -25,7 +25,7 @@ def test_the_demonstration_ends_with_the_same_trees_everywhere_and_tells_why(bar
     assert told.returncode == 0, told.stdout
     for name in NODES:
         assert same_trees(bare_tree.run_directory / "source" / "stdlib", bare_tree.installed(name)) == ""
-    assert same_trees(bare_tree.library, bare_tree.installed("e01")) == ""
+    assert same_trees(bare_tree.stdlib, bare_tree.installed("e01")) == ""
     story = told.stdout[told.stdout.index("WHAT HAPPENED") :]
     assert "as a patch" in story
     assert "found no difference between hq's source and any of the six nodes" in story

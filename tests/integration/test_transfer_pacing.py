@@ -113,7 +113,7 @@ def test_the_sum_of_ten_distributions_to_four_children_keeps_the_output_rate(
     print("worst second", worst_second(samples) / rate, "average", average / rate)
     # the meter counts what comes as well: forty handshakes and requests
     assert worst_second(samples) <= 1.02 * rate + 65536 + 40 * 4096
-    assert average >= 0.9 * rate  # 0.98 on a machine that has nothing else to do: tests/lab
+    assert average >= 0.95 * rate
 
 
 def test_the_input_rate_bounds_what_several_senders_send(fleet: Fleet) -> None:
@@ -156,7 +156,7 @@ def test_a_changed_limit_holds_within_a_second_in_the_whole_tree(fleet: Fleet, m
         slow = rate_between(samples, slow_at_s + 1.0, free_at_s)
         print(before, slow)
         assert slow <= 1.02 * MB + 65536 / 2
-        assert before > 1.5 * MB
+        assert before > 2 * MB
         at_the_end = next(at_s for at_s, count in samples if count >= 12 * MB)
         assert at_the_end < free_at_s + 3.0, "what was left takes five seconds at the lower rate"
 
