@@ -112,7 +112,7 @@ def check_location(location: Location, frames_end: int, where: str) -> None:
         raise FormatError(f"{where}: a frame lies outside the pack's frames")
 
 
-def decode(stored: bytes, location: Location, digest: bytes, where: str) -> bytes:
+def decode(stored: bytes, location: Location, digest: bytes, where: str, *, checked: bool = True) -> bytes:
     """Return the plain bytes of a frame.
 
     Args:
@@ -120,12 +120,13 @@ def decode(stored: bytes, location: Location, digest: bytes, where: str) -> byte
         location: Checked before with ``check_location``.
         digest: Its name.
         where: Named in errors.
+        checked: Whether the bytes are compared with the name; without, they are only as many as declared.
 
     Raises:
         DigestMismatchError: The bytes are not those of that name.
     """
     plain = stored if location.codec == CODEC_RAW else _inflate(stored, location.plain_bytes)
-    if plain is None or frame_digest(plain) != digest:
+    if plain is None or len(plain) != location.plain_bytes or (checked and frame_digest(plain) != digest):
         raise DigestMismatchError(
             f"{where}: the frame at {location.offset} is not {digest.hex()}",
             hint="the pack is damaged here: `ted verify --stored --repair` fetches it again",

@@ -270,9 +270,9 @@ class PackReader:
             raise MissingContentError(f"{self.path}: ends within a frame", hint="`ted verify --stored --repair`")
         return data
 
-    def read(self, digest: bytes, location: Location) -> bytes:
+    def read(self, digest: bytes, location: Location, *, checked: bool = True) -> bytes:
         """Return the plain bytes of a frame, checked against ``digest``."""
-        return decode(self.stored(location), location, digest, str(self.path))
+        return decode(self.stored(location), location, digest, str(self.path), checked=checked)
 
     def inflated(self, location: Location) -> bytes:
         """Return the plain bytes of a frame, not checked; of another size than declared: none."""

@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -253,6 +253,16 @@ class RevisionReader:
         """
         return self._packs.read(digest)
 
+    def prepare_frame(self, digest: bytes) -> None:
+        """Say that a frame will be asked for soon: another thread reads it meanwhile."""
+        self._packs.prepare(digest)
+
+    @contextmanager
+    def unchecked(self) -> Iterator[None]:
+        """Until this ends, frames are not compared with their names: for who tries out what comes of them."""
+        with self._packs.unchecked():
+            yield
+
     def stored_frame(self, digest: bytes) -> Encoded:
         """Return a frame as it is stored; its bytes are not checked."""
         return self._packs.stored(digest)
@@ -382,6 +392,7 @@ class _Packs:
         self._coming: OrderedDict[bytes, Future[bytes]] = OrderedDict()
         self._coming_bytes = 0
         self._pool: ThreadPoolExecutor | None = None
+        self._checks = True
         try:
             for ref in record.packs:
                 path = directory / ref.revision / PACK_NAME
@@ -409,7 +420,7 @@ class _Packs:
         coming = self._coming.pop(digest, None)
         reader, location = self._find(digest)
         if coming is None:
-            plain = reader.read(digest, location)
+            plain = reader.read(digest, location, checked=self._checks)
             if self._coming_bytes >= _AHEAD_BYTES:  # what is on its way was not wanted
                 self._forget_coming()
         else:
@@ -420,6 +431,17 @@ class _Packs:
         while self._cached_bytes > _CACHED_BYTES:
             self._cached_bytes -= len(self._cache.popitem(last=False)[1])
         return plain
+
+    @contextmanager
+    def unchecked(self) -> Iterator[None]:
+        self._checks = False
+        try:
+            yield
+        finally:
+            self._checks = True
+            self._forget_coming()
+            self._cache.clear()
+            self._cached_bytes = 0
 
     def inflated(self, digest: bytes) -> bytes:
         """Return the bytes of a frame as they are, not checked: for who checks each part of it that is used."""
@@ -436,7 +458,7 @@ class _Packs:
             reader, location = self._find(digest)
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ted-read")
-            self._coming[digest] = self._pool.submit(reader.read, digest, location)
+            self._coming[digest] = self._pool.submit(reader.read, digest, location, checked=self._checks)
             self._coming_bytes += location.plain_bytes
         return True
 

@@ -20,7 +20,8 @@ from patch_rig import assert_rebuilt, build, rebuild
 from ted.content.blocks import PACK_NAME, BlockList, PartialPack
 from ted.content.patch import covers
 from ted.content.patch.base import Base
-from ted.content.patch.covers import CoverReader, added, difference
+from ted.content.patch.bytewise import added, alongside, alongside_from_end, difference
+from ted.content.patch.covers import CoverReader
 from ted.content.patch.kept import RebuiltPack, make_patch, patch_place, patches_of
 from ted.content.patch.streams import STREAMS, StreamReader, StreamWriter
 from ted.content.record import PackRef, RevisionRecord
@@ -120,6 +121,19 @@ def test_scattered_edits_cost_little(two: tuple[Path, RevisionRecord, RevisionRe
     size = assert_rebuilt(*two, small=small)
     assert size is not None
     assert size < 6000
+
+
+@given(st.randoms(use_true_random=False), st.integers(0, 5000), st.integers(0, 5000), st.integers(0, 60))
+def test_what_lies_alongside_is_mostly_the_same(chance: random.Random, same: int, other: int, edits: int) -> None:
+    old = chance.randbytes(same + other)
+    new = bytearray(old[:same] + chance.randbytes(other))
+    for at in chance.sample(range(same), min(same, edits)):
+        new[at] ^= 1 + chance.randrange(255)
+    for found in (alongside(bytes(new), old), alongside_from_end(bytes(new)[::-1], old[::-1])):
+        unlike = sum(a != b for a, b in zip(new[:found], old[:found], strict=True))
+        assert unlike <= found / 4
+        if edits * 20 < same:
+            assert found > same - 1200  # what follows the last whole stretch may be left
 
 
 def test_an_update_of_more_operations_than_memory_holds_is_written_in_parts(

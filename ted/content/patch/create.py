@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +21,10 @@ from ted.content.frame import DEFAULT_LEVEL
 from ted.content.opening.codecs import Codec
 from ted.content.pack import PackReader
 from ted.content.patch.apply import FrameKind, PackOut, apply_patch
-from ted.content.patch.base import Base, Span
-from ted.content.patch.covers import CoverWriter, Line, OldFile
+from ted.content.patch.base import Base, FrameLine, Span
+from ted.content.patch.covers import CoverWriter
 from ted.content.patch.entries import EntryWriter
+from ted.content.patch.oldfile import Line, OldFile
 from ted.content.patch.opened import OpenedNew, write_opened
 from ted.content.patch.packages import CODECS, Packages, container_kind, stem
 from ted.content.patch.streams import StreamWriter
@@ -38,6 +38,7 @@ MAX_FRAMES = 4_000_000
 _MAX_WANTED_NAMES = 200_000
 _MAX_WAITING = 20_000
 _MAX_ALIKE = 64
+_MAX_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,8 @@ def create_patch(
     out = StreamWriter(path.parent)
     try:
         creation = _Creation(old, new, out, path.parent, small=small, codecs=codecs, level=level)
-        creation.write()
+        with old.unchecked(), new.unchecked():  # what comes of them is tried out
+            creation.write()
         size = out.finish(path, small=creation.small)
     finally:
         out.close()
@@ -155,18 +157,19 @@ class _Creation:
         self._gone = [number for number, frame in enumerate(old.manifest_frames) if frame.digest not in kept]
 
     def write(self) -> None:
-        wanted = self._added_names()
-        more = self._frames_with(wanted) if wanted else []
+        wanted, lists = self._survey()
+        alike = _Alike(self._old, wanted)
+        more = alike.frames
         numbers = sorted({*self._gone, *more})
         base = Base(self._old, numbers)
-        ordered = self._order()
+        ordered = self._order(lists)
         self._head(sorted(set(numbers) - set(self._gone)))
         self._index(set(ordered.digests))
         self._program(ordered)
         self._entries(base, ordered)
         packages = Packages(self._old, self._new, base, ordered.place_of, self._codecs, self._directory)
         try:
-            self._covers(base, ordered, _Alike(base, wanted), packages)
+            self._covers(base, ordered, alike, packages)
         finally:
             packages.close()
 
@@ -180,34 +183,27 @@ class _Creation:
         for number in self._gone:
             yield from self._old.frame_entries(number)
 
-    def _added_names(self) -> set[bytes]:
-        """Return the keys of the files that the old revision has not got where it changed."""
+    def _survey(self) -> tuple[set[bytes], set[bytes]]:
+        """Return the keys of changed files that the old revision has not got, and the frames of extent lists."""
         wanted: set[bytes] = set()
+        lists: set[bytes] = set()
         old = self._old_entries()
         was = next(old, None)
         for entry in self._changed_entries():
+            lists.update(each.frame for each in entry.lists)
             while was is not None and was.components < entry.components:
                 was = next(old, None)
             is_new = (was is None or was.path != entry.path) and entry.kind is Kind.FILE
             if is_new and len(wanted) < _MAX_WANTED_NAMES:
                 is_package = bool(self._codecs) and container_kind(self._new, entry) is not None
                 wanted.update(_keys(entry, versioned=is_package))
-        return wanted
+        return wanted, lists
 
-    def _frames_with(self, wanted: Set[bytes]) -> list[int]:
-        """Return the manifest frames of the old revision in which a file has one of those keys."""
-        return [
-            number for number in range(len(self._old.manifest_frames))
-            if any(each.kind is Kind.FILE and not wanted.isdisjoint(_keys(each))
-                   for each in self._old.frame_entries(number))
-        ]  # fmt: skip
-
-    def _order(self) -> Ordered:
+    def _order(self, lists: Set[bytes]) -> Ordered:
         index = self._new.own_pack.index
         rows = [(location.offset, digest) for digest, location in map(index.at, range(len(index)))]
         rows.sort()
         manifest = {frame.digest for frame in self._new.manifest_frames}
-        lists = {each.frame for entry in self._changed_entries() for each in entry.lists}
         top = bytes.fromhex(self._new.record.manifest)
         kinds = bytearray()
         numbers: dict[bytes, int] = {}
@@ -301,15 +297,14 @@ class _Creation:
     # the bytes
 
     def _covers(self, base: Base, ordered: Ordered, alike: _Alike, packages: Packages) -> None:
-        starts, digests = ordered.starts, list(ordered.number_of)
-
-        def read(place: int, count: int) -> bytes:
-            return _read_line(self._new, starts, digests, place, count)
-
-        for entry, was in self._with_like(base, ordered, alike):
+        line = FrameLine(self._new)
+        for digest, number in ordered.number_of.items():
+            line.append(digest, ordered.starts[number + 1] - ordered.starts[number])
+        changed = _Again(lambda: self._with_like(base, ordered, alike))
+        for entry, was in changed:
             if was is not None:
                 packages.consider(entry, was)
-        new = packages.finish(read, starts[-1])
+        new = packages.finish(line.read, line.size)
         write_opened(self._out, packages.line, new.closed)
         if self._asked_small is None:
             self.small = new.size <= SMALL_UP_TO_BYTES
@@ -317,7 +312,7 @@ class _Creation:
         if packages.line.opened_bytes:
             gone.append((base.size, packages.line.opened_bytes))
         with CoverWriter(self._out, packages.line, new.read, gone, exact=not self.small) as writer:
-            self._write_covers(writer, self._pieces(base, ordered, alike, packages, new), packages.line, new.size)
+            self._write_covers(writer, self._pieces(base, ordered, changed, packages, new), packages.line, new.size)
 
     def _write_covers(self, writer: CoverWriter, pieces: Iterable[Piece], line: Line, new_bytes: int) -> None:
         done = 0
@@ -337,10 +332,10 @@ class _Creation:
         writer.finish()
 
     def _pieces(
-        self, base: Base, ordered: Ordered, alike: _Alike, packages: Packages, new: OpenedNew
+        self, base: Base, ordered: Ordered, changed: _Again, packages: Packages, new: OpenedNew
     ) -> Iterator[Piece]:
         """Yield the pieces of the changed files that lie in new frames."""
-        for entry, was in self._with_like(base, ordered, alike):
+        for entry, was in changed:
             parts = packages.likenesses(entry.path)
             if parts is not None:
                 for part in parts:
@@ -373,16 +368,47 @@ class _Creation:
             yield entry, was if was is not None and was.path == entry.path and was.kind is Kind.FILE else None
 
 
-class _Alike:
-    """Old files by the keys of new ones, for those that have none of their path."""
+class _Again:
+    """Pairs of a changed file and its like, to be gone through more than once; if not too many, they are remembered."""
 
-    def __init__(self, base: Base, wanted: Set[bytes]) -> None:
+    def __init__(self, pairs: Callable[[], Iterator[tuple[Entry, Entry | None]]]) -> None:
+        self._pairs = pairs
+        self._known: list[tuple[Entry, Entry | None]] | None = None
+
+    def __iter__(self) -> Iterator[tuple[Entry, Entry | None]]:
+        if self._known is not None:
+            yield from self._known
+            return
+        known: list[tuple[Entry, Entry | None]] = []
+        for pair in self._pairs():
+            if len(known) <= _MAX_REMEMBERED:
+                known.append(pair)
+            yield pair
+        if len(known) <= _MAX_REMEMBERED:
+            self._known = known
+
+
+class _Alike:
+    """Old files by the keys of new ones, for those that have none of their path.
+
+    ``frames`` are the manifest frames that have such files, in order.
+    """
+
+    def __init__(self, old: RevisionReader, wanted: Set[bytes]) -> None:
+        self.frames: list[int] = []
         self._found: dict[bytes, list[Entry]] = {}
-        for entry in base.entries() if wanted else ():
-            if entry.kind is Kind.FILE and entry.size:
-                for key in _keys(entry):
-                    if key in wanted and len(self._found.setdefault(key, [])) < _MAX_ALIKE:
-                        self._found[key].append(entry)
+        for number in range(len(old.manifest_frames)) if wanted else ():
+            for entry in old.frame_entries(number):
+                if entry.kind is Kind.FILE:
+                    self._note(number, entry, wanted)
+
+    def _note(self, number: int, entry: Entry, wanted: Set[bytes]) -> None:
+        for key in _keys(entry):
+            if key in wanted:
+                if self.frames[-1:] != [number]:
+                    self.frames.append(number)
+                if entry.size and len(self._found.setdefault(key, [])) < _MAX_ALIKE:
+                    self._found[key].append(entry)
 
     def to(self, entry: Entry) -> Entry | None:
         """Return the old file that is most like a new one by name, ``None`` if none is."""
@@ -399,16 +425,6 @@ def _keys(entry: Entry, *, versioned: bool = True) -> list[bytes]:
 def _extents_in(plain: bytes) -> list[Extent]:
     rows = msgpack.unpackb(plain)
     return extents_from_list(plain, sum(row[2] for row in rows), "extent list")
-
-
-def _read_line(new: RevisionReader, starts: Sequence[int], digests: Sequence[bytes], place: int, count: int) -> bytes:
-    parts = []
-    number = bisect_right(starts, place) - 1
-    while count:
-        part = new.frame(digests[number])[place - starts[number] :][:count]
-        parts.append(part)
-        place, count, number = place + len(part), count - len(part), number + 1
-    return b"".join(parts)
 
 
 def _nearest(path: bytes, entries: Sequence[Entry]) -> Entry | None:

@@ -24,8 +24,8 @@ from ted.content.opening.codecs import PIECE_BYTES, Codec, Inflated, Read, Strea
 from ted.content.opening.containers import Container, Packed, container, following, kind_of
 from ted.content.opening.proof import Prover
 from ted.content.patch.base import Base, Span
-from ted.content.patch.covers import OldFile
 from ted.content.patch.layout import FileBytes, Layout, Stream
+from ted.content.patch.oldfile import OldFile
 from ted.content.patch.opened import MAX_OPENED_BYTES, Closed, OpenedLine, OpenedNew, Spool, are_few
 from ted.content.revision import RevisionReader
 from ted.errors import FormatError

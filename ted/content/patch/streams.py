@@ -15,7 +15,9 @@ import os
 import struct
 import tempfile
 from array import array
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -43,6 +45,7 @@ _LZMA_FILTERS = [
 _LZMA_DECODE = [{"id": lzma.FILTER_LZMA2, "dict_size": _LZMA_DICTIONARY_BYTES}]
 _SMALLEST_WORTH_COMPRESSING = 24
 _MAX_VARINT_BYTES = 10
+_THREADS = 2
 
 STREAMS = (
     "head", "index", "program", "sizes", "digests",
@@ -83,6 +86,7 @@ class StreamWriter:
         self._directory = directory
         self._pending = {name: bytearray() for name in STREAMS}
         self._files: dict[str, IO[bytes]] = {}
+        self._beside: list[IO[bytes]] = []
 
     def number(self, name: str, value: int) -> None:
         """Append a number of 0 or more."""
@@ -101,29 +105,45 @@ class StreamWriter:
     def _spill(self, name: str) -> None:
         pending = self._pending[name]
         if len(pending) >= 1 << 20:
-            file = self._files.get(name)
-            if file is None:
-                file = self._files[name] = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 -- close()
-            file.write(pending)
+            if name not in self._files:
+                self._files[name] = self._file()
+            self._files[name].write(pending)
             pending.clear()
+
+    def _file(self) -> IO[bytes]:
+        return tempfile.TemporaryFile(dir=self._directory)
+
+    def beside(self) -> IO[bytes]:
+        """Return a file for what waits until it can be appended; closed with this."""
+        file = self._file()
+        self._beside.append(file)
+        return file
 
     def finish(self, path: Path, *, small: bool) -> int:
         """Write the patch to ``path``, durably; return its bytes."""
-        with open(path, "xb") as out:
+        threads = 1 if small else _THREADS  # lzma takes too much memory for two
+        with open(path, "xb") as out, ThreadPoolExecutor(threads, thread_name_prefix="ted-compress") as pool:
             out.write(_HEADER.pack(MAGIC, VERSION, len(STREAMS)))
-            for name in STREAMS:
-                for plain in self._chunks(name):
-                    codec, stored = _smallest(plain, small=small, wordy=name in {"text", "literals"})
-                    head = bytearray((codec + 1,))
-                    append_number(head, len(plain))
-                    append_number(head, len(stored))
-                    out.write(head + stored)
-                out.write(b"\0")
+            packing: deque[Future[bytes]] = deque()
+            for name, plain in self._chunks_and_ends():
+                wordy = name in {"text", "literals"}
+                packing.append(pool.submit(_packed, plain, small=small, wordy=wordy))
+                if len(packing) > threads:
+                    out.write(packing.popleft().result())
+            for each in packing:
+                out.write(each.result())
             out.flush()
             os.fsync(out.fileno())
             size = out.tell()
         sync_directory(path.parent)
         return size
+
+    def _chunks_and_ends(self) -> Iterator[tuple[str, bytes]]:
+        """Yield name and plain bytes of each chunk, and nothing at the end of each stream."""
+        for name in STREAMS:
+            for plain in self._chunks(name):
+                yield name, plain
+            yield name, b""
 
     def _chunks(self, name: str) -> Iterator[bytes]:
         file = self._files.get(name)
@@ -138,8 +158,20 @@ class StreamWriter:
 
     def close(self) -> None:
         """Forget everything that waits."""
-        drop(*self._files.values())
+        drop(*self._files.values(), *self._beside)
         self._files.clear()
+        self._beside.clear()
+
+
+def _packed(plain: bytes, *, small: bool, wordy: bool) -> bytes:
+    """Return a chunk as it stands in the file; of no bytes: what ends a stream."""
+    if not plain:
+        return b"\0"
+    codec, stored = _smallest(plain, small=small, wordy=wordy)
+    head = bytearray((codec + 1,))
+    append_number(head, len(plain))
+    append_number(head, len(stored))
+    return bytes(head) + stored
 
 
 def _smallest(plain: bytes, *, small: bool, wordy: bool) -> tuple[int, bytes]:
