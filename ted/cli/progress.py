@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: a bar on a terminal, nothing elsewhere."""
+"""Progress of long work on standard error: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,6 +21,7 @@ from rich.progress import (
 )
 
 _SHOW_EVERY_S = 0.1
+LINES_EVERY_S = 30.0
 
 
 @contextmanager
@@ -34,6 +36,27 @@ def progress_bar(*, as_json: bool) -> Iterator[Progress]:
         console=Console(stderr=True), disable=as_json or not sys.stderr.isatty(), transient=True,
     ) as progress:  # fmt: skip
         yield progress
+
+
+class ProgressLines:
+    """Says how far long work is where there is no terminal; the first time when it has become long.
+
+    Args:
+        as_json: A program reads what the command says; then nothing is said.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._says = not as_json and not sys.stderr.isatty()
+        self._last_s = time.monotonic()
+
+    def due(self) -> bool:
+        """Return whether it is time to say something."""
+        return self._says and time.monotonic() - self._last_s >= LINES_EVERY_S
+
+    def say(self, text: str) -> None:
+        """Say it on standard error."""
+        self._last_s = time.monotonic()
+        click.echo(text, err=True)
 
 
 @contextmanager

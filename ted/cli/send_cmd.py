@@ -14,7 +14,7 @@ from ted.agent.plan import plan_bytes, plan_result, plan_sends, refuse_strangers
 from ted.agent.records import open_journal
 from ted.cli.common import topology_of
 from ted.cli.main import Settings, emit, tabulated
-from ted.cli.progress import human_bytes, progress_bar
+from ted.cli.progress import ProgressLines, human_bytes, progress_bar
 from ted.config import NodeConfig
 from ted.errors import ConfigError, IncompleteError, UnknownNameError, UsageError, WindowClosedError
 from ted.records.journal import Journal
@@ -105,22 +105,31 @@ def _follow(
     settings: Settings, journal: Journal, sends: list[str], timeout_s: float | None
 ) -> list[dict[str, Any]]:
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    lines = ProgressLines(as_json=settings.as_json)
     with progress_bar(as_json=settings.as_json) as bar:
         tasks = {send: bar.add_task(send, total=None) for send in sends}
         while True:
             results = [_result(journal, send) for send in sends]
             for result in results:
-                has = sum(state not in {"pending", "receiving"} for state in result["states"].values())
-                text = f"{result['distribution']} to {result['channel']}: {has} of {len(result['states'])}"
-                bar.update(tasks[result["send"]], description=text, completed=result["bytes"],
+                bar.update(tasks[result["send"]], description=_how_far(result), completed=result["bytes"],
                            total=result["bytes_total"] or None)  # fmt: skip
             if all(result["done"] for result in results):
                 return results
             if _is_over(deadline_s):
                 return results
+            if lines.due():
+                lines.say("\n".join(
+                    f"{_how_far(result)} done, {human_bytes(result['bytes'])} of {human_bytes(result['bytes_total'])}"
+                    for result in results if not result["done"]
+                ))  # fmt: skip
             time.sleep(POLL_S)
-            while bar.disable and journal.are_open(sends) and not _is_over(deadline_s):
+            while bar.disable and journal.are_open(sends) and not lines.due() and not _is_over(deadline_s):
                 time.sleep(POLL_S)  # nobody looks, and all receivers are many rows
+
+
+def _how_far(result: dict[str, Any]) -> str:
+    ended = sum(state not in {"pending", "receiving"} for state in result["states"].values())
+    return f"{result['distribution']} to {result['channel']}: {ended} of {len(result['states'])}"
 
 
 def _is_over(deadline_s: float | None) -> bool:

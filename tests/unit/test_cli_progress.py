@@ -1,0 +1,42 @@
+"""What long work says where no terminal is: in a log, or into a pipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ted.cli import progress, send_cmd
+from ted.cli.main import Settings
+from ted.records.journal import Journal
+
+
+class Looks(Journal):
+    """A send of 3 MB to each of two receivers that has ended at the third look."""
+
+    def __init__(self) -> None:
+        self.left = 3
+
+    def are_open(self, sends: object) -> bool:  # noqa: ARG002
+        return False
+
+    def result(self) -> dict[str, Any]:
+        self.left -= 1
+        last = "received" if not self.left else "receiving"
+        return {
+            "send": "s1", "distribution": "app", "channel": "pos", "states": {"e1": "received", "e2": last},
+            "bytes": 4_000_000, "bytes_total": 6_000_000, "done": not self.left,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(("every_s", "as_json", "lines"), [(0.0, False, 2), (60.0, False, 0), (0.0, True, 0)])
+def test_a_send_that_nobody_watches_says_now_and_then_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], every_s: float, as_json: bool, lines: int
+) -> None:
+    monkeypatch.setattr(progress, "LINES_EVERY_S", every_s)
+    monkeypatch.setattr(send_cmd, "POLL_S", 0.0)
+    monkeypatch.setattr(send_cmd, "_result", lambda journal, _send: journal.result())
+    settings = Settings(inventory=None, config=Path("ted.toml"), as_json=as_json, verbose=False)
+    assert send_cmd._follow(settings, Looks(), ["s1"], None)[0]["done"]
+    assert capsys.readouterr().err.splitlines() == ["app to pos: 1 of 2 done, 4.0 MB of 6.0 MB"] * lines
