@@ -174,9 +174,16 @@ class TransferError(TedError):
 
 
 class UnreachableError(TransferError):
-    """The other side does not answer."""
+    """The other side does not answer.
+
+    ``is_gone``: nobody took the connection; else somebody is there, or was just now.
+    """
 
     exit_code = 31
+
+    def __init__(self, message: str, *, hint: str | None = None, is_gone: bool = False) -> None:
+        self.is_gone = is_gone
+        super().__init__(message, hint=hint)
 
 
 class RefusedError(TransferError):

@@ -47,6 +47,7 @@ from ted.errors import (
     TransferError,
     TrustError,
     UnknownNameError,
+    UnreachableError,
     WindowClosedError,
 )
 from ted.install.state import InstalledStates
@@ -318,6 +319,7 @@ class Receiver:
                 await transfer.attempt()
                 return
             except (TransferError, RepositoryError, RecordsError) as error:
+                failure = error
                 if isinstance(error, NoSpaceError | WindowClosedError):
                     raise
                 if transfer.stalled_for_s() > self._node.config.retry_for:
@@ -327,7 +329,7 @@ class Receiver:
                 log.info("%s: %s; again in %.1f s", "/".join(key), error, delay_s)
                 kind = "corrupt" if isinstance(error, RepositoryError) else "retry"
                 await self._note(kind, key, str(error))
-            await transfer.pause(min(delay_s, transfer.left_s()))
+            await transfer.pause(min(delay_s, transfer.left_s()), failure)
             delay_s = min(delay_s * 2, self._node.config.retry_interval)
 
     async def _note(self, kind: str, key: Key, message: str) -> None:
@@ -534,9 +536,15 @@ class _Transfer:
         if self._forwarded:
             await self._sender.forward(slip)
 
-    async def pause(self, delay_s: float) -> None:
-        """Wait, unless there is a reason to go on at once: an end, another source, or the sender is back."""
-        reasons = [asyncio.create_task(self._again.wait()), asyncio.create_task(self._sender_is_back())]
+    async def pause(self, delay_s: float, error: TedError) -> None:
+        """Wait, unless there is a reason to go on at once: an end, another source, or the sender is back.
+
+        Args:
+            delay_s: How long at most.
+            error: How the last attempt ended.
+        """
+        is_gone = isinstance(error, UnreachableError) and error.is_gone
+        reasons = [asyncio.create_task(self._again.wait()), asyncio.create_task(self._sender_is_back(is_gone))]
         try:
             await asyncio.wait(reasons, timeout=delay_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -544,10 +552,15 @@ class _Transfer:
                 reason.cancel()
         self._again.clear()
 
-    async def _sender_is_back(self) -> None:
-        """Return when the sender, which stopped answering, answers again."""
-        while await answers(self._source.peer):
+    async def _sender_is_back(self, is_gone: bool) -> None:
+        """Return when the sender, which stopped answering, answers again.
+
+        Args:
+            is_gone: Nobody was there a moment ago; a sender that the first look finds is back already.
+        """
+        while not is_gone and await answers(self._source.peer):
             await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(LOOK_EVERY_S)
         while not await answers(self._source.peer):
             await asyncio.sleep(LOOK_EVERY_S)
 

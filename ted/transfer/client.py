@@ -122,10 +122,13 @@ class Connection:
                 ) from error
             raise explain(error, self.peer.name) from error
         except (OSError, ValueError, OverflowError) as error:
+            # else somebody took the connection, and ended it or was silent
+            is_gone = connection.sock is None and not isinstance(error, ConnectionResetError)
             connection.close()
             raise UnreachableError(
                 f"{self.peer} does not answer: {_reason(error)}",
                 hint=f"is the agent of {self.peer.name} running, and is its port open from here?",
+                is_gone=is_gone,
             ) from error
         except BaseException:
             connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -46,6 +47,21 @@ def test_after_a_kill_only_what_lacks_crosses_the_line(fleet: Fleet, meter: Mete
     assert result["incomplete"] == []
     # what was under way and not yet durable may be lost: a second of the line, and what lay in sockets
     assert line.bytes < PAYLOAD_BYTES + SLOW_BYTES_S * 1.5 + 1_000_000
+
+
+def test_a_parent_that_comes_back_is_used_again_at_once(fleet: Fleet, meter: Meter) -> None:
+    fleet.settings |= {"retry_interval": 100, "retry_for": 300}
+    line = chain(fleet, meter)
+    send = fleet.ted("hq", "send", "--no-wait")["sends"][0]["send"]
+    fleet.until(lambda: line.bytes > PAYLOAD_BYTES * 0.4)
+    fleet.kill("s01")
+    fleet.until(lambda: "again in 8.0 s" in fleet.log("e01"))  # by now it waits long between two tries
+    fleet.start("s01")
+    back_s = time.monotonic()
+    fleet.until(lambda: list(fleet.working("e01").glob("hq/app/*/DISTSTATUS.TED")) != [])
+    assert time.monotonic() - back_s < 2 + PAYLOAD_BYTES / SLOW_BYTES_S
+    fleet.until(lambda: fleet.ted("hq", "send", "--watch", send)["sends"][0]["done"])
+    assert fleet.ted("hq", "send", "--watch", send)["sends"][0]["incomplete"] == []
 
 
 def test_a_cut_line_loses_next_to_nothing(fleet: Fleet, meter: Meter) -> None:

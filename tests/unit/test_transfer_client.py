@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import socket
+import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 
@@ -71,3 +73,24 @@ def test_a_connection_whose_body_was_read_takes_the_next_request(serve: Serve) -
 def test_a_body_that_ends_early_is_a_broken_connection(serve: Serve) -> None:
     with pytest.raises(UnreachableError, match="ended the transfer early"):
         read(serve(answer(b"x" * 100_000, length=200_000)), 200_000, 65_536)
+
+
+def test_only_who_takes_no_connection_is_gone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        peer = Peer("p", "127.0.0.1", listener.getsockname()[1])
+
+        def cut() -> None:
+            there, _ = listener.accept()
+            there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # it ends with a reset
+            there.close()
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        with pytest.raises(UnreachableError) as caught:
+            Connection(peer, "me", ssl.create_default_context(), 5)
+        assert not caught.value.is_gone
+        thread.join(10)
+    with pytest.raises(UnreachableError) as caught:
+        Connection(peer, "me", ssl.create_default_context(), 5)
+    assert caught.value.is_gone
