@@ -4,6 +4,8 @@ Rules:
  * A receipt is in the outbox before anything else happens and leaves it only when the node above has it.
  * The node above is whoever last offered that distribution here; it takes receipts only for nodes it sent to
    through this one.
+ * A node above that does not answer is tried again, waiting longer each time up to ``retry_interval``; one that was
+   gone as soon as anything here has reached it.
  * On the Distributor itself, receipts end in the states and in the deliveries of its sends.
  * Whoever is about to ask the Distributor may wait until its receipts are there: the wish travels up with them, each
    hop answers once those above have answered it, and nobody waits longer than ``SETTLE_S``.
@@ -15,11 +17,12 @@ import asyncio
 import json
 import logging
 from collections import defaultdict
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from ted.agent.node import Node
-from ted.errors import FormatError, SlipError, TedError
+from ted.errors import FormatError, SlipError, TedError, UnreachableError
 from ted.records.states import NodeState, State
 from ted.transfer.client import Peer
 from ted.transfer.slip import RoutingSlip
@@ -34,6 +37,18 @@ SETTLE_S = 2.0
 SETTLE_EVERY_S = 0.2
 
 
+@dataclass(frozen=True)
+class _Rest:
+    """How long a peer that failed is left alone.
+
+    It was gone at ``gone_at_s``: a connection to it since then ends the rest.
+    """
+
+    until_s: float = 0.0
+    next_s: float = FIRST_RETRY_S
+    gone_at_s: float | None = None
+
+
 class Receipts:
     """The pump of the outbox, and the door for receipts from below."""
 
@@ -41,7 +56,7 @@ class Receipts:
         self._node = node
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._not_before_s: dict[Peer, tuple[float, float]] = {}
+        self._rests: dict[Peer, _Rest] = {}
         self._under_way: dict[Peer, asyncio.Task[None]] = {}
         self._more: set[Peer] = set()
         """Peers for whom something came while something else was on its way to them."""
@@ -158,7 +173,7 @@ class Receipts:
         for peer, batch in by_peer.items():
             if peer in self._under_way:  # one that stalls holds up nobody else
                 self._more.add(peer)
-            elif self._loop.time() >= self._retry(peer)[0]:
+            elif self._may_ask(peer):
                 task = asyncio.create_task(self._deliver(peer, batch))
                 self._under_way[peer] = task
                 task.add_done_callback(partial(self._delivered, peer))
@@ -187,12 +202,13 @@ class Receipts:
         text = self._node.journal.slip(send, child)
         return None if text is None else RoutingSlip.decode(json.loads(text))
 
-    def _retry(self, peer: Peer) -> tuple[float, float]:
-        """Return before when a peer that did not answer is not asked, and how long it then has if it fails again."""
-        return self._not_before_s.get(peer, (0.0, FIRST_RETRY_S))
+    def _may_ask(self, peer: Peer) -> bool:
+        rest = self._rests.get(peer, _Rest())
+        is_back = rest.gone_at_s is not None and self._node.pool.reached_since(peer, rest.gone_at_s)
+        return is_back or self._loop.time() >= rest.until_s
 
     async def _deliver(self, peer: Peer, rows: list[NodeState]) -> None:
-        now_s, (_, delay_s) = self._loop.time(), self._retry(peer)
+        now_s, delay_s = self._loop.time(), self._rests.get(peer, _Rest()).next_s
         try:
             for start in range(0, len(rows), BATCH):
                 batch = rows[start : start + BATCH]
@@ -201,8 +217,9 @@ class Receipts:
                     body["settle"] = True
                 await self._node.call(self._node.pool.call_json, peer, "POST", "/v1/receipts", body)
                 await self._node.run(self._node.journal.taken, batch)
-            self._not_before_s.pop(peer, None)
+            self._rests.pop(peer, None)
         except TedError as error:
             log.info("receipts for %s wait %.0f s: %s", peer, delay_s, error)
             longest_s = max(FIRST_RETRY_S, self._node.config.retry_interval)
-            self._not_before_s[peer] = (now_s + delay_s, min(delay_s * 2, longest_s))
+            gone_at_s = now_s if isinstance(error, UnreachableError) and error.is_gone else None
+            self._rests[peer] = _Rest(now_s + delay_s, min(delay_s * 2, longest_s), gone_at_s)

@@ -16,6 +16,7 @@ import asyncio
 import http.client
 import io
 import json
+import math
 import socket
 import ssl
 import threading
@@ -289,14 +290,13 @@ class Pool:
         self._lock = threading.Lock()
         self._idle: dict[Peer, list[Connection]] = {}
         self._lent: set[Connection] = set()
+        self._reached_at_s: dict[Peer, float] = {}
         self._closed = False
 
     @contextmanager
     def lend(self, peer: Peer, *, fresh: bool = False) -> Iterator[Connection]:
         """Lend a connection; it is kept when the block ends well, and closed when it does not."""
-        connection = (None if fresh else self._take(peer)) or Connection(
-            peer, self._me, self._context, self._timeout_s
-        )
+        connection = (None if fresh else self._take(peer)) or self._connect(peer)
         with self._lock:
             self._lent.add(connection)
         try:
@@ -352,6 +352,17 @@ class Pool:
         for connections in idle.values():
             for connection in connections:
                 connection.close()
+
+    def reached_since(self, peer: Peer, moment_s: float) -> bool:
+        """Return whether a connection to ``peer`` was made after ``moment_s`` of ``time.monotonic``."""
+        with self._lock:
+            return self._reached_at_s.get(peer, -math.inf) > moment_s
+
+    def _connect(self, peer: Peer) -> Connection:
+        connection = Connection(peer, self._me, self._context, self._timeout_s)
+        with self._lock:
+            self._reached_at_s[peer] = time.monotonic()
+        return connection
 
     def _take(self, peer: Peer) -> Connection | None:
         now = time.monotonic()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 
 from ted.agent import receipts
 from ted.agent.receipts import Receipts
-from ted.errors import RecordsError, TransferError
+from ted.errors import RecordsError, TransferError, UnreachableError
 from ted.records.journal import Journal
 from ted.records.states import NodeState, State
 from ted.transfer.client import Peer
@@ -64,6 +66,48 @@ def test_a_peer_that_does_not_answer_costs_no_busy_loop(monkeypatch: pytest.Monk
         assert not asyncio.run(settle(node))
     assert node.calls == 1
     assert node.looks < 20
+
+
+class GoneThenBack(DeadEnd):
+    """The peer above is gone when it is first called; ``reached_at_s`` is when something else reached it again."""
+
+    reached_at_s = -math.inf
+
+    def call_json(self, *_: Any) -> None:
+        self.calls += 1
+        if self.calls == 1:
+            raise UnreachableError("nobody answers", is_gone=True)
+
+    def taken(self, rows: list[NodeState]) -> None:
+        pass
+
+    def reached_since(self, _peer: Peer, moment_s: float) -> bool:
+        return self.reached_at_s > moment_s
+
+
+@pytest.mark.parametrize("is_reached", [True, False])
+def test_a_peer_that_was_gone_has_its_receipts_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch, is_reached: bool
+) -> None:
+    monkeypatch.setattr(receipts, "POLL_S", 0.05)
+    monkeypatch.setattr(receipts, "FIRST_RETRY_S", 60.0)
+
+    async def calls(node: GoneThenBack) -> tuple[int, int]:
+        pump = Receipts(cast("Any", node))
+        monkeypatch.setattr(pump, "_above", lambda *_: Peer("hq", "192.0.2.1", 7465))
+        running = asyncio.create_task(pump.run())
+        try:
+            await asyncio.sleep(0.5)
+            before = node.calls
+            node.reached_at_s = time.monotonic() if is_reached else node.reached_at_s
+            await asyncio.sleep(0.5)
+            return before, node.calls
+        finally:
+            running.cancel()
+
+    with ThreadPoolExecutor(1) as threads:
+        before, after = asyncio.run(calls(GoneThenBack(threads)))
+    assert (before, after > 1) == (1, is_reached)
 
 
 class _Slip:

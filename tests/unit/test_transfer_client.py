@@ -7,12 +7,13 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from ted.errors import UnreachableError
-from ted.transfer.client import Connection, Peer
+from ted.transfer.client import Connection, Peer, Pool
 
 Serve = Callable[..., Connection]
 
@@ -94,3 +95,17 @@ def test_only_who_takes_no_connection_is_gone() -> None:
     with pytest.raises(UnreachableError) as caught:
         Connection(peer, "me", ssl.create_default_context(), 5)
     assert caught.value.is_gone
+
+
+def test_a_pool_knows_when_it_last_reached_a_peer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peer, pool, begun_s = Peer("p", "127.0.0.1", listener.getsockname()[1]), Pool("me", None, 5), time.monotonic()
+        assert not pool.reached_since(peer, begun_s)
+        with pool.lend(peer):
+            pass
+        reached_s = time.monotonic()
+        assert pool.reached_since(peer, begun_s)
+        with pool.lend(peer):  # a kept one says nothing
+            pass
+        assert not pool.reached_since(peer, reached_s)
+        pool.close()
