@@ -10,12 +10,13 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fleet import Fleet, two_tiers
+
+from benchmarks.measure import run_apart
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(3 * 3600)]
 MIB, GIB = 1 << 20, 1 << 30
@@ -23,29 +24,18 @@ MOST_BYTES = 256 * MIB
 STEPS_S = 3000.0
 
 
-@dataclass
-class Cost:
-    """What a step took; printed, for docs/performance.md."""
+def run(fleet: Fleet, name: str, *words: str) -> Any:
+    """Run a command on a node; print what it took, for docs/performance.md; return what it said.
 
-    wall_s: float
-    cpu_s: float
-    peak_bytes: int
-
-
-def run(fleet: Fleet, name: str, *words: str) -> tuple[Any, Cost]:
-    """Run a command on a node; return what it said and what it took, at most the memory that was promised."""
-    said = fleet.root / "said.json"
-    begun_s = time.monotonic()
-    with said.open("wb") as out:
-        command = [sys.executable, "-m", "ted", "--config", str(fleet.config(name)), "--json", *words]
-        child = subprocess.Popen(command, stdout=out)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    assert child.returncode == 0, said.read_text()
-    cost = Cost(time.monotonic() - begun_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
-    print(f"{name}: ted {' '.join(words)}: {cost}", flush=True)
-    assert cost.peak_bytes < MOST_BYTES
-    return json.loads(said.read_text()), cost
+    It takes at most the memory that was promised.
+    """
+    command = [sys.executable, "-m", "ted", "--config", str(fleet.config(name)), "--json", *words]
+    code, said, took = run_apart(command, stdout=subprocess.PIPE)
+    assert code == 0, said
+    print(f"{name}: ted {' '.join(words)}: {took.wall_s:.1f} s, CPU {took.cpu_s:.1f} s, "
+          f"peak of {took.peak_bytes / 1e6:.0f} MB", flush=True)  # fmt: skip
+    assert took.peak_bytes < MOST_BYTES
+    return json.loads(said)
 
 
 def agents_stay_small(fleet: Fleet) -> None:
@@ -58,7 +48,7 @@ def agents_stay_small(fleet: Fleet) -> None:
 
 def send(fleet: Fleet) -> int:
     """Build and send; return the bytes of the patch, 0 if there is none."""
-    built, _ = run(fleet, "hq", "build")
+    built = run(fleet, "hq", "build")
     sent = fleet.ted("hq", "send", "--no-wait")["sends"][0]["send"]
     begun_s = time.monotonic()
     fleet.until(lambda: fleet.ted("hq", "send", "--watch", sent)["sends"][0]["done"], within_s=STEPS_S)
@@ -131,7 +121,7 @@ def test_a_million_small_files(fleet: Fleet) -> None:
     fleet.start()
     send(fleet)
     run(fleet, "e01", "extract")
-    assert not run(fleet, "hq", "build")[0]["distributions"][0]["changed"]
+    assert not run(fleet, "hq", "build")["distributions"][0]["changed"]
     (source / "d07" / "d0350" / "f123.conf").write_text("one line\n")
     patch_bytes = send(fleet)
     assert 0 < patch_bytes < 4096

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from signal import SIGPIPE, SIGXFSZ
 
 import pytest
 
 from benchmarks.__main__ import tables
-from benchmarks.measure import Contender, Sample, interleaved, run_command, run_function
+from benchmarks.measure import Contender, Sample, interleaved, run_apart, run_command, run_function
 from benchmarks.report import Report, write
 
 
@@ -30,8 +33,28 @@ def test_a_program_that_fails_ends_the_benchmark_with_what_it_said() -> None:
         run_command("echo no such luck; exit 3")
 
 
+def test_the_memory_of_a_program_is_its_own_and_not_that_of_this_process() -> None:
+    held = b"x" * 64_000_000
+    small, large = run_command(["true"]), run_command([sys.executable, "-c", "b'x' * 96_000_000"])
+    assert small.peak_bytes < 16_000_000
+    assert 96_000_000 < large.peak_bytes < 140_000_000
+    assert held
+
+
+def test_a_program_is_started_as_by_a_shell() -> None:
+    """What Python ignores is not ignored, no file is open but the three, and what cannot be started is told."""
+    run_command("test $(ls /proc/self/fd | wc -l) -eq 4")  # the directory is the fourth
+    words = ["sh", "-c", "grep SigIgn /proc/self/status; sleep 0.1; kill -9 $$"]
+    code, said, sample = run_apart(words, stdout=subprocess.PIPE)
+    ignored = int(said.split()[1], 16)
+    assert (code, [number for number in (SIGPIPE, SIGXFSZ) if ignored >> number - 1 & 1]) == (-9, [])
+    assert 0.1 < sample.wall_s < 5
+    with pytest.raises(RuntimeError, match="no-such-program"):
+        run_command(["no-such-program"])
+
+
 def test_the_memory_of_a_function_is_its_own_and_not_that_of_this_process() -> None:
-    held = bytes(64_000_000)
+    held = b"x" * 64_000_000
     small, large = run_function(int), run_function(lambda: bytearray(96_000_000))
     assert large.peak_bytes - small.peak_bytes > 60_000_000
     assert held
