@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ted.errors import UnreachableError
-from ted.transfer.client import Connection, Peer, Pool
+from ted.transfer.client import Connection, Peer, Pool, dial
 
 Serve = Callable[..., Connection]
 
@@ -109,3 +109,54 @@ def test_a_pool_knows_when_it_last_reached_a_peer() -> None:
             pass
         assert not pool.reached_since(peer, reached_s)
         pool.close()
+
+
+class Silence:
+    """What ``socket.create_connection`` does where nothing answers, up to a try of which it is told how long it is."""
+
+    def __init__(self, answers_at: int | None, connect: Callable[..., socket.socket]) -> None:
+        self.tries_s: list[float] = []
+        self._answers_at = answers_at
+        self._connect = connect
+
+    def __call__(self, where: tuple[str, int], timeout_s: float, source: None) -> socket.socket:
+        self.tries_s.append(timeout_s)
+        if len(self.tries_s) - 1 != self._answers_at:
+            raise TimeoutError("timed out")
+        return self._connect(where, timeout_s, source)
+
+
+@pytest.mark.parametrize("transport", ["http", "https"])
+def test_who_does_not_answer_is_called_anew_and_no_longer_than_before(
+    transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.create_default_context() if transport == "https" else None
+    silence = Silence(None, socket.create_connection)
+    monkeypatch.setattr(socket, "create_connection", silence)
+    with pytest.raises(UnreachableError, match="timed out") as caught:
+        Connection(Peer("p", "127.0.0.1", 9), "me", context, 5)
+    assert caught.value.is_gone
+    assert silence.tries_s == [4, 4, 4, 8]
+
+
+def test_who_answers_a_later_call_is_connected_and_has_the_whole_time_from_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        silence = Silence(2, socket.create_connection)
+        monkeypatch.setattr(socket, "create_connection", silence)
+        with dial(listener.getsockname(), 20) as sock:
+            assert (len(silence.tries_s), sock.gettimeout()) == (3, 20)
+
+
+def test_who_refuses_is_not_called_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+
+    def refuse(_where: tuple[str, int], timeout_s: float, _source: None) -> socket.socket:
+        calls.append(timeout_s)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    with pytest.raises(ConnectionRefusedError):
+        dial(("127.0.0.1", 9), 20)
+    assert len(calls) == 1
