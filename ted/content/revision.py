@@ -222,7 +222,7 @@ class RevisionReader:
         yield from entry.extents
         for each in entry.lists:
             where = f"{self._where}: {printable(entry.path)}"
-            yield from extents_from_list(self._packs.read(each.frame), each.length, where)
+            yield from extents_from_list(self._packs.read_checked(each.frame), each.length, where)
 
     def verify_frames(self) -> int:
         """Read everything and check it; return the number of entries.
@@ -241,17 +241,26 @@ class RevisionReader:
     def frame_entries(self, number: int) -> Iterator[Entry]:
         """Yield the entries of manifest frame ``number``; order and parents across frames are not checked."""
         frame = self._index.frames[number]
-        return parse_frame(self._packs.read(frame.digest), frame, self._where)
+        return parse_frame(self._packs.read_checked(frame.digest), frame, self._where)
 
     # frames by name
 
     def frame(self, digest: bytes) -> bytes:
-        """Return the plain bytes of any frame of the revision, checked.
+        """Return the plain bytes of any frame of the revision, checked, but within ``unchecked``.
 
         Raises:
             MissingContentError: No live pack holds it.
         """
         return self._packs.read(digest)
+
+    def checked_frame(self, digest: bytes) -> bytes:
+        """Return the plain bytes of any frame of the revision, checked, within ``unchecked`` too.
+
+        Raises:
+            DigestMismatchError: It is damaged.
+            MissingContentError: No live pack holds it.
+        """
+        return self._packs.read_checked(digest)
 
     def prepare_frame(self, digest: bytes) -> None:
         """Say that a frame will be asked for soon: another thread reads it meanwhile."""
@@ -259,7 +268,10 @@ class RevisionReader:
 
     @contextmanager
     def unchecked(self) -> Iterator[None]:
-        """Until this ends, frames are not compared with their names: for who tries out what comes of them."""
+        """Until this ends, ``frame`` does not compare with names: for who tries out what comes of the bytes.
+
+        What the manifest says, extent lists too, is checked as ever.
+        """
         with self._packs.unchecked():
             yield
 
@@ -432,8 +444,17 @@ class _Packs:
             self._cached_bytes -= len(self._cache.popitem(last=False)[1])
         return plain
 
+    def read_checked(self, digest: bytes) -> bytes:
+        """Return a frame as ``read`` does, compared with its name even where others are not."""
+        plain = self.read(digest)
+        if not self._checks and frame_digest(plain) != digest:
+            reader, location = self._find(digest)
+            return reader.read(digest, location)  # tells what is wrong
+        return plain
+
     @contextmanager
     def unchecked(self) -> Iterator[None]:
+        """Until this ends, frames are not compared with their names; none of them is kept after that."""
         self._checks = False
         try:
             yield

@@ -25,6 +25,7 @@ from ted.content.patch.covers import CoverReader
 from ted.content.patch.kept import RebuiltPack, make_patch, patch_place, patches_of
 from ted.content.patch.streams import STREAMS, StreamReader, StreamWriter
 from ted.content.record import PackRef, RevisionRecord
+from ted.content.revision import Revision
 from ted.errors import DigestMismatchError, FormatError, RepositoryError
 
 STEP_NS = 1_000_000_007
@@ -196,6 +197,51 @@ def test_a_damaged_patch_gives_an_error_and_no_false_block(two: tuple[Path, Revi
                 start = block * new.packs[0].block_bytes
                 assert pack.read(block) == truth[start : start + pack.block_size(block)]
         pack.close()
+
+
+@pytest.mark.parametrize("which", ["old", "new"])
+@pytest.mark.parametrize("small", [True, False])
+def test_a_damaged_pack_is_told_and_makes_no_patch(
+    two: tuple[Path, RevisionRecord, RevisionRecord], which: str, *, small: bool
+) -> None:
+    directory, old, new = two
+    record = old if which == "old" else new
+    path = directory / record.revision / PACK_NAME
+    sound = path.read_bytes()
+    with Revision(directory, record).open() as reader:
+        text, manifest = reader.find(b"data/0/text"), reader.manifest_frames[0].digest
+        assert text is not None
+        digests = [extent.frame for extent in text.extents if extent.frame is not None] + [manifest]
+        places = [reader.own_pack.index[digest] for digest in digests]
+    generator = random.Random(4)
+    for place in places * 6:
+        data = bytearray(sound)
+        data[place.offset + generator.randrange(place.stored_bytes)] ^= 1 << generator.randrange(8)
+        path.write_bytes(data)
+        with pytest.raises(DigestMismatchError, match="the frame at"):
+            assert_rebuilt(directory, old, new, small=small)
+
+
+def test_what_was_read_unchecked_is_checked_afterwards(two: tuple[Path, RevisionRecord, RevisionRecord]) -> None:
+    directory, old, _ = two
+    path = directory / old.revision / PACK_NAME
+    with Revision(directory, old).open() as reader:
+        entry = reader.find(b"data/0/big")
+        assert entry is not None
+        digests = [extent.frame for extent in entry.extents if extent.frame is not None][:2]
+        places = [reader.own_pack.index[digest] for digest in digests]
+        data = bytearray(path.read_bytes())
+        for place in places:
+            data[place.offset + 9] ^= 1
+        path.write_bytes(data)
+        with reader.unchecked():
+            reader.frame(digests[0])  # is kept in memory
+            reader.prepare_frame(digests[1])
+            with pytest.raises(DigestMismatchError):
+                reader.checked_frame(digests[0])
+        for digest in digests:
+            with pytest.raises(DigestMismatchError):
+                reader.frame(digest)
 
 
 def test_what_goes_on_behind_the_end_of_the_pack_is_refused(

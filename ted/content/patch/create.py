@@ -100,6 +100,9 @@ def create_patch(
 
     Returns:
         ``None``, and no file, when a patch would not be worth it or would not give the pack.
+
+    Raises:
+        RepositoryError: Something of a revision is damaged, or not here.
     """
     pack = new.own_pack
     if len(pack.index) > MAX_FRAMES:
@@ -112,9 +115,12 @@ def create_patch(
         size = out.finish(path, small=creation.small)
     finally:
         out.close()
-    if size * 100 <= pack.bytes * WORTH_PERCENT and _rebuilds(path, old, pack):
+    is_worth_it = size * 100 <= pack.bytes * WORTH_PERCENT
+    if is_worth_it and _rebuilds(path, old, pack):
         return size
     os.unlink(path)
+    if is_worth_it:
+        creation.check_bytes()
     return None
 
 
@@ -155,12 +161,12 @@ class _Creation:
         there = {frame.digest for frame in old.manifest_frames}
         self._changed = [number for number, frame in enumerate(new.manifest_frames) if frame.digest not in there]
         self._gone = [number for number, frame in enumerate(old.manifest_frames) if frame.digest not in kept]
+        self._chosen = self._gone
 
     def write(self) -> None:
         wanted, lists = self._survey()
         alike = _Alike(self._old, wanted)
-        more = alike.frames
-        numbers = sorted({*self._gone, *more})
+        numbers = self._chosen = sorted({*self._gone, *alike.frames})
         base = Base(self._old, numbers)
         ordered = self._order(lists)
         self._head(sorted(set(numbers) - set(self._gone)))
@@ -172,6 +178,19 @@ class _Creation:
             self._covers(base, ordered, alike, packages)
         finally:
             packages.close()
+
+    def check_bytes(self) -> None:
+        """Read again what the patch was made of, compared with its names.
+
+        Raises:
+            RepositoryError: Some of it is damaged.
+        """
+        for reader, numbers in ((self._old, self._chosen), (self._new, self._changed)):
+            for number in numbers:
+                for entry in reader.frame_entries(number):
+                    for extent in reader.extents(entry):
+                        if extent.frame is not None:
+                            reader.frame(extent.frame)
 
     # what is there
 
@@ -281,7 +300,7 @@ class _Creation:
             if kind == FrameKind.CARRIED:
                 self._out.data("digests", digest)
             elif kind == FrameKind.LIST:
-                plain = self._new.frame(digest)
+                plain = self._new.checked_frame(digest)
                 writer.list(_extents_in(plain))
             elif kind == FrameKind.MANIFEST:
                 self._frames_up_to(digest, changed, writer)
