@@ -6,10 +6,11 @@ _MASK_BYTES = 1 << 20
 _LOW = int.from_bytes(b"\x7f" * _MASK_BYTES, "little")
 _HIGH = int.from_bytes(b"\x80" * _MASK_BYTES, "little")
 ALONG_BYTES = 1 << 10
+"""Bytes that are looked at together when two runs may lie alongside each other."""
 ALONG_SAME = 0.75
+"""How much of the bytes that tell something must be the same; one that repeats the byte before tells nothing."""
 ALONG_TAIL = 64
 _SAME = bytes(16)
-"""How many of so many bytes are the same where two runs lie alongside each other."""
 
 
 def difference(new: bytes, old: bytes) -> bytes:
@@ -27,13 +28,19 @@ def added(old: bytes, differs: bytes) -> bytes:
 
 
 def alongside(new: bytes, old: bytes) -> int:
-    """Return how many first bytes of ``new`` lie alongside those of ``old``: most of them are the same."""
+    """Return how many first bytes of ``new`` lie alongside those of ``old``: most of them are the same.
+
+    Where one byte goes on and on, zeros mostly, any two places are alike: such bytes do not count.
+    """
     count = min(len(new), len(old))
-    unlike = _unlike(new[:count], old[:count])
+    unlike, telling = _unlike(new[:count], old[:count])
     at = 0
-    while at < count and unlike.count(0, at, at + ALONG_BYTES) >= min(ALONG_BYTES, count - at) * ALONG_SAME:
-        at += ALONG_BYTES
-    at = min(at, count)
+    while at < count:
+        size = min(ALONG_BYTES, count - at)
+        differ, tell = (size - each.count(0, at, at + size) for each in (unlike, telling))
+        if differ > tell * (1 - ALONG_SAME):
+            break
+        at += size
     last_same = unlike.rfind(_SAME, 0, at)
     solid = last_same + len(_SAME) if last_same >= 0 else 0
     return at if at - solid <= ALONG_TAIL else solid
@@ -44,9 +51,12 @@ def alongside_from_end(new: bytes, old: bytes) -> int:
     return alongside(new[::-1], old[::-1])
 
 
-def _unlike(new: bytes, old: bytes) -> bytes:
-    """Return 0 for each byte that is the same, another number for each that is not."""
-    return (int.from_bytes(new, "little") ^ int.from_bytes(old, "little")).to_bytes(len(new), "little")
+def _unlike(new: bytes, old: bytes) -> tuple[bytes, bytes]:
+    """Return two runs of numbers, 0 for each byte that is the same in both; in the second those that tell are not 0."""
+    a, size = int.from_bytes(new, "little"), len(new)
+    unlike = a ^ int.from_bytes(old, "little")
+    steps = a ^ int.from_bytes(b"\0" + new[:-1], "little") if size else 0
+    return unlike.to_bytes(size, "little"), (unlike | steps).to_bytes(size, "little")
 
 
 def _masks(size: int) -> tuple[int, int]:
