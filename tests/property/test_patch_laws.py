@@ -9,6 +9,8 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +20,8 @@ from hypothesis import strategies as st
 from patch_rig import assert_rebuilt, build, rebuild
 
 from ted.content.blocks import PACK_NAME, BlockList, PartialPack
-from ted.content.patch import covers
+from ted.content.entry import Entry, Extent, Kind
+from ted.content.patch import covers, create
 from ted.content.patch.base import Base
 from ted.content.patch.bytewise import added, alongside, alongside_from_end, difference
 from ted.content.patch.covers import CoverReader
@@ -169,6 +172,36 @@ def test_an_update_of_more_operations_than_memory_holds_is_written_in_parts(
     assert whole <= parts < 2 * whole
 
 
+def test_differences_that_wait_on_the_disk_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, source, waiting = random.Random(8), tmp_path / "source", [0]
+    source.mkdir()
+    data = bytearray(generator.randbytes(3_000_000))
+    (source / "data").write_bytes(data)
+    old = build(tmp_path / "work", source)
+    for at in range(0, len(data), 500):
+        data[at] ^= 1
+    (source / "data").write_bytes(data)
+    new = build(tmp_path / "work", source)
+
+    class Watched(covers._Operations):
+        def add(self, operation: covers._Operation) -> None:
+            super().add(operation)
+            waiting[0] = max(waiting[0], self._file.tell())
+
+    monkeypatch.setattr(covers, "_Operations", Watched)
+    monkeypatch.setattr(covers, "SEGMENT_BYTES", 100_000)
+    monkeypatch.setattr(covers, "STEP_BYTES", 100_000)
+    whole = assert_rebuilt(tmp_path / "work", old, new, small=False)
+    assert waiting[0] > 2_900_000
+    waiting[0] = 0
+    monkeypatch.setattr(covers, "_MOST_DIFFERING_BYTES", 400_000)
+    parts = assert_rebuilt(tmp_path / "work", old, new, small=False)
+    assert waiting[0] < 1_200_000  # and what comes in at once
+    assert whole is not None
+    assert parts is not None
+    assert parts < whole + 100
+
+
 def test_records_that_moved_cost_their_places_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a database whose page was split: half its records lie at the end, in another order, the rest moved up."""
     monkeypatch.setattr(covers, "SEGMENT_BYTES", 64 << 10)  # the end is far from the pages it came from
@@ -186,6 +219,27 @@ def test_records_that_moved_cost_their_places_only(tmp_path: Path, monkeypatch: 
     size = assert_rebuilt(tmp_path / "work", old, build(tmp_path / "work", source), small=True)
     assert size is not None
     assert size < 60 * 48 * 29 // 2  # half of the random bytes in them
+
+
+def test_changed_files_are_remembered_up_to_a_bound_of_memory(
+    two: tuple[Path, RevisionRecord, RevisionRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone_through = []
+
+    def pairs(entry: Entry, count: int) -> Iterator[tuple[Entry, Entry]]:
+        gone_through.append(entry)
+        return ((entry, entry) for _ in range(count))
+
+    small = Entry(b"small", Kind.FILE, 0o644, 0, "root", "root", 1, (Extent(bytes(32), 0, 1),))
+    large = small._replace(extents=small.extents * 1024)
+    for entry, count, times in ((small, 10_000, 1), (large, 30, 1), (large, 300, 2)):
+        again = create._Again(partial(pairs, entry, count))
+        gone_through.clear()
+        assert [sum(1 for _ in again), sum(1 for _ in again)] == [count, count]
+        assert len(gone_through) == times
+    whole = assert_rebuilt(*two, small=False)
+    monkeypatch.setattr(create, "_MAX_REMEMBERED_BYTES", 0)
+    assert assert_rebuilt(*two, small=False) == whole
 
 
 def test_a_patch_for_another_revision_is_refused(two: tuple[Path, RevisionRecord, RevisionRecord]) -> None:
@@ -375,8 +429,11 @@ def test_a_file_of_very_many_pieces_keeps_its_lists_in_the_patch(tmp_path: Path)
 
 MEASURED = """
 import random, sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from ted.content.patch import covers
+from ted.content.entry import Entry, Extent, Kind
+from ted.content.patch import covers, create
 from ted.content.patch.apply import apply_patch
 from ted.content.patch.create import create_patch
 from ted.content.patch.kept import RebuiltPack

@@ -10,7 +10,7 @@ Rules:
  * While segments are compared in other threads, the next one is gathered.
  * Memory: those segments, their old bytes, at most a million chunks of one old file (larger files, larger chunks), 24
    bytes for each of at most half a million operations, and a map of at most 16 MiB of which old bytes are taken.
-   Differences wait in a file.
+   Differences wait in a file, at most about 256 MiB of them.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ _NEAR_BYTES = 64 << 10
 _FAR_BYTES = 64 << 10
 _MOST_PENDING = 100_000
 _MOST_OPERATIONS = 500_000
+_MOST_DIFFERING_BYTES = 256 << 20
 _MOST_UNITS = 16 << 20
 _UNIT_BYTES = 32
 _SHORTEST_MOVED_BYTES = 32
@@ -281,7 +282,7 @@ class CoverWriter:
         copies, self._copies, self._copied_bytes = self._copies, [], 0
         self._comparing.append((copies, self._pool.submit(compare, segment) if segment.old else None))
         self._note(self._threads)
-        if len(self._operations) >= _MOST_OPERATIONS:
+        if len(self._operations) >= _MOST_OPERATIONS or self._operations.differing_bytes >= _MOST_DIFFERING_BYTES:
             self._note(0)
             self._write()
 
@@ -408,11 +409,12 @@ def _trimmed(place: int, start: int, now: bytes, was: bytes) -> Iterator[_Operat
 
 
 class _Operations:
-    """Many operations in rising order: 24 bytes each, and their differences in a file."""
+    """Many operations in rising order: 24 bytes each, and their differences, ``differing_bytes``, in a file."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._numbers = array("Q")
         self._file = file
+        self.differing_bytes = 0
 
     def __len__(self) -> int:
         return len(self._numbers) // 3
@@ -442,10 +444,12 @@ class _Operations:
                 return
         numbers.extend((place, start, length << 1 | bool(differs)))
         self._file.write(differs)
+        self.differing_bytes += len(differs)
 
     def clear(self) -> None:
         """Forget all."""
         self._numbers = array("Q")
+        self.differing_bytes = 0
         self._file.seek(0)
         self._file.truncate()
 

@@ -38,7 +38,7 @@ MAX_FRAMES = 4_000_000
 _MAX_WANTED_NAMES = 200_000
 _MAX_WAITING = 20_000
 _MAX_ALIKE = 64
-_MAX_REMEMBERED = 10_000
+_MAX_REMEMBERED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +388,7 @@ class _Creation:
 
 
 class _Again:
-    """Pairs of a changed file and its like, to be gone through more than once; if not too many, they are remembered."""
+    """Pairs of a changed file and its like, to be gone through more than once; small enough, they are remembered."""
 
     def __init__(self, pairs: Callable[[], Iterator[tuple[Entry, Entry | None]]]) -> None:
         self._pairs = pairs
@@ -399,12 +399,22 @@ class _Again:
             yield from self._known
             return
         known: list[tuple[Entry, Entry | None]] = []
+        room = _MAX_REMEMBERED_BYTES
         for pair in self._pairs():
-            if len(known) <= _MAX_REMEMBERED:
+            room -= sum(_memory_bytes(entry) for entry in pair if entry is not None)
+            if room >= 0:
                 known.append(pair)
+            else:
+                known.clear()
             yield pair
-        if len(known) <= _MAX_REMEMBERED:
+        if room >= 0:
             self._known = known
+
+
+def _memory_bytes(entry: Entry) -> int:
+    """Return about how much memory an entry takes."""
+    xattrs_bytes = sum(150 + len(name) + len(value) for name, value in entry.xattrs)
+    return 400 + 220 * (len(entry.extents) + len(entry.lists)) + len(entry.path) + xattrs_bytes
 
 
 class _Alike:
