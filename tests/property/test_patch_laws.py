@@ -21,7 +21,7 @@ from patch_rig import assert_rebuilt, build, rebuild
 
 from ted.content.blocks import PACK_NAME, BlockList, PartialPack
 from ted.content.entry import Entry, Extent, Kind
-from ted.content.patch import covers, create
+from ted.content.patch import covers, create, streams
 from ted.content.patch.base import Base
 from ted.content.patch.bytewise import added, alongside, alongside_from_end, difference
 from ted.content.patch.covers import CoverReader
@@ -200,6 +200,24 @@ def test_differences_that_wait_on_the_disk_are_bounded(tmp_path: Path, monkeypat
     assert whole is not None
     assert parts is not None
     assert parts < whole + 100
+
+
+def test_what_fails_while_a_patch_is_compressed_ends_it_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def failing(plain: bytes, **_: bool) -> bytes:
+        tried.append(plain)
+        raise MemoryError
+
+    monkeypatch.setattr(streams, "_packed", failing)
+    writer = StreamWriter(tmp_path)
+    writer.data("literals", bytes(streams.LARGE_CHUNK_BYTES * 4))
+    with pytest.raises(MemoryError):
+        writer.finish(tmp_path / "patch", small=True)
+    writer.close()
+    assert len(tried) == 1  # a chunk takes many seconds
 
 
 def test_records_that_moved_cost_their_places_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,7 +451,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from ted.content.entry import Entry, Extent, Kind
-from ted.content.patch import covers, create
+from ted.content.patch import covers, create, streams
 from ted.content.patch.apply import apply_patch
 from ted.content.patch.create import create_patch
 from ted.content.patch.kept import RebuiltPack

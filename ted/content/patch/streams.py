@@ -16,8 +16,9 @@ import struct
 import tempfile
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import IO
 
@@ -121,22 +122,31 @@ class StreamWriter:
 
     def finish(self, path: Path, *, small: bool) -> int:
         """Write the patch to ``path``, durably; return its bytes."""
-        threads = 1 if small else _THREADS  # lzma takes too much memory for two
-        with open(path, "xb") as out, ThreadPoolExecutor(threads, thread_name_prefix="ted-compress") as pool:
+        with open(path, "xb") as out, closing(self._compressed(small=small)) as chunks:
             out.write(_HEADER.pack(MAGIC, VERSION, len(STREAMS)))
-            packing: deque[Future[bytes]] = deque()
-            for name, plain in self._chunks_and_ends():
-                wordy = name in {"text", "literals"}
-                packing.append(pool.submit(_packed, plain, small=small, wordy=wordy))
-                if len(packing) > threads:
-                    out.write(packing.popleft().result())
-            for each in packing:
-                out.write(each.result())
+            for stored in chunks:
+                out.write(stored)
             out.flush()
             os.fsync(out.fileno())
             size = out.tell()
         sync_directory(path.parent)
         return size
+
+    def _compressed(self, *, small: bool) -> Generator[bytes, None, None]:
+        """Yield what stands in the file, in order; several chunks are compressed at a time, and no more are held."""
+        threads = 1 if small else _THREADS  # lzma takes too much memory for two
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="ted-compress")
+        packing: deque[Future[bytes]] = deque()
+        try:
+            for name, plain in self._chunks_and_ends():
+                wordy = name in {"text", "literals"}
+                packing.append(pool.submit(_packed, plain, small=small, wordy=wordy))
+                if len(packing) >= threads:
+                    yield packing.popleft().result()
+            while packing:
+                yield packing.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _chunks_and_ends(self) -> Iterator[tuple[str, bytes]]:
         """Yield name and plain bytes of each chunk, and nothing at the end of each stream."""
