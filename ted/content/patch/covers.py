@@ -46,6 +46,7 @@ _UNIT_BYTES = 32
 _SHORTEST_MOVED_BYTES = 32
 _SHORTEST_COPY_BYTES = 8
 _SHORTEST_END_BYTES = 64
+_WORTH_A_LOOK_BYTES = 256
 _LITERAL_STEP_BYTES = 1 << 20
 _LOOK_BACK_UNITS = 64 << 10
 _MAX_FRAME_BYTES = 4 << 20
@@ -223,10 +224,11 @@ class CoverWriter:
     def _gap(self, place: int, new: bytes, old: OldFile, low: int, high: int | None) -> None:
         """Take new bytes that are between what comes before ``low`` in the old file and what comes from ``high`` on."""
         first = last = 0
-        if self._exact and low >= 0:
+        looks = self._exact and len(new) >= _WORTH_A_LOOK_BYTES
+        if looks and low >= 0:
             first = alongside(new, old.read(low, len(new)))
         rest = len(new) - first
-        if self._exact and high is not None and high >= rest:
+        if looks and rest and high is not None and high >= rest:
             last = alongside_from_end(new[first:], old.read(high - rest, rest))
         self._alongside(place, new[:first], old, low)
         if rest > last:

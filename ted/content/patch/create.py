@@ -393,21 +393,21 @@ class _Again:
     def __init__(self, pairs: Callable[[], Iterator[tuple[Entry, Entry | None]]]) -> None:
         self._pairs = pairs
         self._known: list[tuple[Entry, Entry | None]] | None = None
+        self._room = _MAX_REMEMBERED_BYTES
 
     def __iter__(self) -> Iterator[tuple[Entry, Entry | None]]:
         if self._known is not None:
             yield from self._known
             return
         known: list[tuple[Entry, Entry | None]] = []
-        room = _MAX_REMEMBERED_BYTES
         for pair in self._pairs():
-            room -= sum(_memory_bytes(entry) for entry in pair if entry is not None)
-            if room >= 0:
+            if self._room >= 0:
+                self._room -= sum(_memory_bytes(entry) for entry in pair if entry is not None)
                 known.append(pair)
-            else:
+            elif known:
                 known.clear()
             yield pair
-        if room >= 0:
+        if self._room >= 0:
             self._known = known
 
 
