@@ -446,9 +446,9 @@ def test_the_frames_of_a_file_are_read_ahead(tmp_path: Path, monkeypatch: pytest
     readers: set[str] = set()
     read = PackReader.read
 
-    def noted(self: PackReader, *what: Any) -> bytes:
+    def noted(self: PackReader, *what: Any, **how: Any) -> bytes:
         readers.add(threading.current_thread().name.partition("_")[0])
-        return read(self, *what)
+        return read(self, *what, **how)
 
     with Revision(tmp_path, record).open() as reader:
         (entry,) = reader.entries()
