@@ -5,8 +5,8 @@ Rules:
  * The revision sent is the newest in the signed catalog, unless one is named.
  * A line carries the live blocks of the packs that its receiver is not known to hold, or the patches that lead there
    from what it holds, where they are worth it. A receiver never heard of is reckoned as holding nothing.
- * What a node holds is what it last reported, and what an earlier send of that revision brought it. Where its state
-   speaks of a revision that has not come, it is what is installed, or what an earlier send brought, the newer of both.
+ * What a node holds is the newest of what it last reported to hold, what is installed there, and what a send that is
+   still remembered brought it: whoever was rolled back keeps what came.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def plan_bytes(plan: PlannedSend, journal: Journal, working: WorkingDirectory) -
     rows = journal.states(distributor=plan.distributor, distribution=plan.distribution)
     held = {row.node: row for row in rows}
     brought = journal.brought(plan.distributor, plan.distribution, plan.record.revision)
-    waiting = any(row.state not in HOLDS for row in rows)
-    last_brought = journal.last_brought(plan.distributor, plan.distribution) if waiting else {}
+    least = min((_reported_revision(row) or "" for row in rows), default="")
+    last_brought = journal.last_brought(plan.distributor, plan.distribution, after=least)
     bytes_from = cache(partial(_missing_bytes, plan.record, working=working))  # thousands hold one of a few
     return {
         receiver: 0 if receiver in brought else bytes_from(
@@ -139,9 +139,16 @@ def plan_result(plan: PlannedSend, line_bytes: dict[str, int], journal: Journal)
 
 
 def _held_revision(row: NodeState | None, last_brought: str | None) -> str | None:
-    if row is None or row.state in HOLDS:
-        return row.revision if row is not None else None
-    return max((stamp for stamp in (row.installed, last_brought) if stamp is not None), default=None)
+    """Return the newest revision that a node is known to hold; nothing is known of one never heard of."""
+    if row is None:
+        return None
+    return max((stamp for stamp in (_reported_revision(row), last_brought) if stamp is not None), default=None)
+
+
+def _reported_revision(row: NodeState) -> str | None:
+    """Return the newest revision that the node itself said to hold."""
+    held = row.revision if row.state in HOLDS else None
+    return max((stamp for stamp in (held, row.installed) if stamp is not None), default=None)
 
 
 def _missing_bytes(record: RevisionRecord, before: str | None, *, working: WorkingDirectory) -> int:

@@ -377,12 +377,15 @@ class Journal:
             rows = db.rows(f"SELECT DISTINCT node {_DELIVERED} {where} AND state IN {_HOLDS}", wanted)
         return {row["node"] for row in rows}
 
-    def last_brought(self, distributor: str, distribution: str) -> dict[str, str]:
-        """Return the newest revision that each node has by a send that is still remembered."""
+    def last_brought(self, distributor: str, distribution: str, *, after: str = "") -> dict[str, str]:
+        """Return the newest revision, of those after ``after``, that each node has by a send still remembered."""
         where, wanted = _where("sends", distributor=distributor, distribution=distribution)
-        asked = f"SELECT node, max(revision) AS revision {_DELIVERED} {where} AND state IN {_HOLDS} GROUP BY node"
+        asked = (
+            f"SELECT node, max(revision) AS revision {_DELIVERED} {where} AND revision > :after "
+            f"AND state IN {_HOLDS} GROUP BY node"
+        )
         with self._reading() as db:
-            return {row["node"]: row["revision"] for row in db.rows(asked, wanted)}
+            return {row["node"]: row["revision"] for row in db.rows(asked, wanted | {"after": after})}
 
     def sends(self, *, open_only: bool = False) -> list[dict[str, Any]]:
         """Return the heads of the sends, newest first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -171,6 +172,27 @@ def test_after_a_failed_send_it_is_still_known_who_holds_what(fleet: Fleet) -> N
     assert {row["bytes"] for row in fleet.ted("hq", "plan")["lines"]} == {patch_bytes}
     assert {edge["bytes"] for edge in fleet.ted("hq", "send", "--check")["sends"][0]["edges"]} == {patch_bytes}
     assert fleet.ted("hq", "report", "sends")[0]["without"] == 1
+
+
+def test_bytes_are_foretold_by_what_a_node_holds_and_not_by_what_it_went_back_to(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.install()
+    fleet.start()
+    for number in range(2):
+        (fleet.root / "source" / "new.bin").write_bytes(random.Random(number).randbytes(300_000))  # noqa: S311
+        fleet.ted("hq", "build")
+        fleet.ted("hq", "send")
+        fleet.ted("e01", "extract")
+    fleet.ted("e01", "rollback", "app")
+    fleet.until(lambda: fleet.states("hq", "app")["e01"] == "rolled_back")
+    with (fleet.root / "source" / "new.bin").open("ab") as file:
+        file.write(b"one line more\n")
+    patch_bytes = fleet.ted("hq", "build")["distributions"][0]["patch_bytes"]
+    foretold = {row["receiver"]: row["bytes"] for row in fleet.ted("hq", "plan")["lines"]}
+    assert foretold == {"s01": patch_bytes, "e01": patch_bytes}
+    assert {edge["bytes"] for edge in fleet.ted("hq", "send", "--check")["sends"][0]["edges"]} == {patch_bytes}
+    came = {edge["receiver"]: edge["bytes"] for edge in fleet.ted("hq", "send")["sends"][0]["edges"]}
+    assert came["e01"] < 1.1 * patch_bytes + 3000
 
 
 def test_a_rollback_is_told_with_where_it_led_to() -> None:

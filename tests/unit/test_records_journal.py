@@ -220,6 +220,7 @@ def test_the_newest_revision_that_a_send_brought_stays_known_when_the_next_fails
                        hops=[("hq", "s01", False), ("s01", "e01", True)])  # fmt: skip
     journal.deliver([row(State.RECEIVED, node="s01", revision=R2, seq=2), row(State.FAILED, revision=R2)])
     assert journal.last_brought("hq", "dat") == {"s01": R2, "e01": R1}
+    assert journal.last_brought("hq", "dat", after=R1) == {"s01": R2}
     assert journal.last_brought("hq", "other") == {}
 
 
