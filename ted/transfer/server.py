@@ -9,6 +9,7 @@ Rules:
    busy) and asks again; one that is held back in the middle shows with a byte now and then that it is alive.
  * At the end of the window that a reader names, no block is begun that would not be finished: the answer ends early.
  * A reader that takes less than the least rate is let go.
+ * A peer that goes away in the middle of an answer is no fault of this node: one line in the log says so.
  * Every error has one shape: {"error": {"type", "message", "hint", "exit_code"}}; 503 means "try again".
 """
 
@@ -139,7 +140,11 @@ class PeerServer:
         directory = self._root / distributor / ".catalog"
         data = await self._in_thread(read_metadata, directory, request.match_info["name"])
         if data is None:
-            raise MissingContentError(f"{self._node} has no metadata {request.match_info['name']} of {distributor}")
+            missing = MissingContentError(f"{self._node} has no metadata {request.match_info['name']} of {distributor}")
+            if not request.match_info["name"].endswith(".root.json"):
+                raise missing
+            log.debug("%s %s: the chain of roots ends before it", request.method, request.path)  # whoever asks looks on
+            return error_answer(missing)
         await self._count(request, len(data))
         return web.Response(body=data, content_type="application/json")
 
@@ -224,7 +229,7 @@ class PeerServer:
                 block_s = time.monotonic() - began_at_s
         except (TedError, TimeoutError) as error:
             # the head is out: closing early is the only honest answer left
-            raise ConnectionResetError(str(error)) from error
+            raise _CutShort(str(error) or "a block did not come in time") from error
         return True
 
     async def _json(self, request: web.Request, max_bytes: int) -> Any:
@@ -241,6 +246,10 @@ class PeerServer:
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+
+
+class _CutShort(ConnectionResetError):  # noqa: N818 -- it ends an answer and is never told to the peer
+    """This node ends an answer whose head is out."""
 
 
 def patience_window_s(timeout_s: float) -> float:
@@ -546,3 +555,12 @@ async def errors_have_one_shape(
     except TedError as error:
         log.info("%s %s: %s", request.method, request.path, error)
         return error_answer(error)
+    except ConnectionError as error:
+        transport = request.transport
+        if not isinstance(error, _CutShort) and transport is not None and not transport.is_closing():
+            raise
+        why = f"cut short: {error}" if isinstance(error, _CutShort) else "the peer went away"
+        log.info("%s %s: %s", request.method, request.path, why)
+        if transport is not None:
+            transport.close()
+        return web.Response()  # on a closed connection it is written to nobody

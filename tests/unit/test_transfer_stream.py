@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import random
@@ -13,11 +14,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from ted.content.record import PackRef
 from ted.errors import FormatError, MissingContentError
 from ted.transfer.packs import ServedPack
-from ted.transfer.server import _for_s, _wanted, _Watch
+from ted.transfer.server import _CutShort, _for_s, _wanted, _Watch, errors_have_one_shape
 
 DATA = random.Random(2).randbytes(300_000)
 BLOCK_BYTES = 65536
@@ -104,3 +106,50 @@ def test_many_writes_in_time_are_not() -> None:
             assert not made.is_closing()
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_an_answer_that_ends_in_the_middle_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture, cut: bool) -> None:
+    ended: list[BaseException] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.content_length = 2**30
+        await response.prepare(request)
+        await response.write(DATA)
+        if cut:
+            raise _CutShort("the reader takes less than ted_min_rate")
+        try:
+            while True:
+                await response.write(DATA)
+                await asyncio.sleep(0.01)
+        except ConnectionError as error:
+            ended.append(error)
+            raise
+
+    async def test() -> None:
+        app = web.Application(middlewares=[errors_have_one_shape])
+        app.router.add_get("/v1/long", answer)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        reader, writer = await asyncio.open_connection(*runner.addresses[0][:2])
+        writer.write(b"GET /v1/long HTTP/1.1\r\nHost: here\r\n\r\n")
+        if cut:
+            received = await asyncio.wait_for(reader.read(-1), 10)
+            assert received.endswith(DATA), "what was written before arrives, and nothing after it"
+        else:
+            await reader.readexactly(1000)
+        writer.transport.abort()
+        for _ in range(200):
+            if caplog.records:
+                break
+            await asyncio.sleep(0.01)
+        await runner.cleanup()
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(test())
+    assert bool(ended) != cut
+    assert [(record.levelname, record.exc_info) for record in caplog.records] == [("INFO", None)]
+    why = "cut short: the reader takes less than ted_min_rate" if cut else "the peer went away"
+    assert caplog.messages == [f"GET /v1/long: {why}"]
