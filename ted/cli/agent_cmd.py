@@ -49,9 +49,14 @@ def command(settings: Settings, action: str, check: bool) -> None:
     else:
         changed = _act(action, config)
         now = supervisor.status(config)
-    text = f"agent of {now['node']}: " + (f"running, process {now['pid']}, port {now['port']}"
-                                          if now["running"] else "not running")  # fmt: skip
-    emit(settings, {"changed": changed, **now}, text)
+    word = _word(action, now, ended=changed and not check)
+    emit(settings, {"changed": changed, **now}, f"agent of {now['node']}: {word}")
+
+
+def _word(action: str, now: dict[str, Any], *, ended: bool) -> str:
+    if now["running"]:
+        return f"running, process {now['pid']}, port {now['port']}"
+    return "stopped" if action == "stop" and ended else "not running"
 
 
 def _not_running(now: dict[str, Any]) -> AgentError:

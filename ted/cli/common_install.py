@@ -299,7 +299,19 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def _actions(row: dict[str, Any]) -> str:
     if row["reason"]:
         return str(row["reason"])
-    return ", ".join(f"{count} {name}" for name, count in sorted(row["actions"].items()) if count)
+    return ", ".join(counted(count, name) for name, count in sorted(row["actions"].items()) if count)
+
+
+def counted(count: int, name: str) -> str:
+    """Return a count of actions in words: ``1 directory``, ``2 changes of attributes``."""
+    one, more = _COUNTED.get(name, (name, name))
+    return f"{count} {one if count == 1 else more}"
+
+
+_COUNTED = {
+    "attributes": ("change of attributes", "changes of attributes"), "directories": ("directory", "directories"),
+    "commands": ("command", "commands"),
+}  # fmt: skip
 
 
 def _changes(rows: list[dict[str, Any]]) -> str:

@@ -54,6 +54,13 @@ def test_start_and_stop_change_something_once(lone: Fleet) -> None:
     lone.until(lambda: gone(started["pid"]) and gone(started["supervisor_pid"]))
 
 
+def test_a_stop_says_that_it_stopped_one(lone: Fleet) -> None:
+    lone.ted("hq", "agent", "start")
+    assert "running, process" in lone.ted_text("hq", "agent", "stop", "--check")
+    said = [lone.ted_text("hq", "agent", "stop") for _ in range(2)]
+    assert said == ["agent of hq: stopped\n", "agent of hq: not running\n"]
+
+
 def test_the_status_of_no_agent_says_what_to_do(lone: Fleet) -> None:
     with pytest.raises(CommandError) as caught:
         lone.ted("hq", "agent", "status")

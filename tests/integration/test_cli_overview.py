@@ -179,7 +179,7 @@ def test_bytes_are_foretold_by_what_a_node_holds_and_not_by_what_it_went_back_to
     fleet.install()
     fleet.start()
     for number in range(2):
-        (fleet.root / "source" / "new.bin").write_bytes(random.Random(number).randbytes(300_000))  # noqa: S311
+        (fleet.root / "source" / "new.bin").write_bytes(random.Random(number).randbytes(300_000))
         fleet.ted("hq", "build")
         fleet.ted("hq", "send")
         fleet.ted("e01", "extract")

@@ -12,7 +12,7 @@ import pytest
 from fleet import CommandError, Fleet, same_trees, two_tiers
 from install_depot import DISTRIBUTOR, NAME, Depot
 
-from ted.cli.common_install import host_of, report_failure
+from ted.cli.common_install import counted, host_of, report_failure
 from ted.cli.main import main
 from ted.config import NodeConfig
 from ted.errors import TargetError
@@ -251,3 +251,12 @@ def test_a_node_knows_the_name_of_its_realm_by_the_certificate_of_its_authority(
     assert host_of(config).variables.expand("%SERVER_DN% of %TREE_NAME%") == "s01.shops.example of shops.example"
     (tmp_path / "realm" / "ca.pem").write_bytes(b"damaged")
     assert host_of(config).variables.expand("%SERVER_DN%") == "s01"
+
+
+def test_one_of_a_thing_is_said_as_one() -> None:
+    assert [counted(number, "attributes") for number in (1, 2)] == ["1 change of attributes", "2 changes of attributes"]
+    assert [counted(1, name) for name in ("directories", "commands", "written")] == [
+        "1 directory",
+        "1 command",
+        "1 written",
+    ]
