@@ -23,7 +23,8 @@ from ted.errors import TedError
 def command(settings: Settings, names: tuple[str, ...], check: bool, force: bool) -> None:
     """Build each DISTRIBUTION (default: every active one) of this Distributor.
 
-    A new revision appears only if something changed. One that fails leaves its former revision current; the others
+    A new revision appears only if something changed. Where there is a patch, whoever holds the revision before is sent
+    that, and others the new bytes. One that fails leaves its former revision current; the others
     are built all the same.
     """
     config = NodeConfig.load(settings.config)
@@ -56,14 +57,21 @@ def command(settings: Settings, names: tuple[str, ...], check: bool, force: bool
 
 def _show(settings: Settings, rows: list[dict[str, Any]], *, check: bool) -> None:
     """Say what became of each distribution; what failed has its cause elsewhere."""
-    table = [
-        [row["distribution"], row["revision"] or "-", "yes" if row["changed"] else "no", row["files"],
-         human_bytes(row["content_bytes"]), human_bytes(row["bytes"]), f"{row['duration_s']:.1f}"]
-        if row["error"] is None else [row["distribution"], "-", "failed"] for row in rows
-    ]  # fmt: skip
-    headers = ["distribution", "revision", "would change" if check else "changed", "files", "content", "new bytes", "s"]
+    changed = "changes" if check else "changed"  # short: the table fits 100 columns
+    headers = ["distribution", "revision", changed, "files", "content", "new bytes", "patch", "s"]
     emit(settings, {"changed": any(row["changed"] for row in rows), "distributions": rows},
-         tabulated(table, headers=headers) if rows else "this Distributor has no active distribution")  # fmt: skip
+         tabulated([_cells(row) for row in rows], headers=headers) if rows
+         else "this Distributor has no active distribution")  # fmt: skip
+
+
+def _cells(row: dict[str, Any]) -> list[Any]:
+    """Return a row of the table; the patch is what goes over a line to whoever holds the revision before."""
+    if row["error"] is not None:
+        return [row["distribution"], "-", "failed"]
+    patch = "-" if row["patch_bytes"] is None else human_bytes(row["patch_bytes"])
+    return [row["distribution"], row["revision"] or "-", "yes" if row["changed"] else "no", row["files"],
+            human_bytes(row["content_bytes"]), human_bytes(row["bytes"]), patch,
+            f"{row['duration_s']:.1f}"]  # fmt: skip
 
 
 def _base(settings: Settings) -> Any:

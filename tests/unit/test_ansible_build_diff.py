@@ -42,3 +42,9 @@ def test_a_diff_names_the_former_revision(build: Any, said: dict[str, Any], befo
     shown = build.diff_of({"distribution": "app", "bytes": 20480, **said})
     assert shown["before"] == f"revision: {before}\n"
     assert shown["after"] == f"revision: {after}\nbytes of new content: 20480\n"
+
+
+def test_a_diff_has_the_size_of_the_patch_where_there_is_one(build: Any) -> None:
+    row = {"distribution": "app", "revision": R2, "former": R1, "bytes": 20480}
+    assert build.diff_of(row | {"patch_bytes": 532})["after"].endswith("content: 20480\nbytes of the patch: 532\n")
+    assert "patch" not in build.diff_of(row | {"patch_bytes": None})["after"]

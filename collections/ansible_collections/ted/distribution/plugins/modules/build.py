@@ -84,6 +84,10 @@ distributions:
       description: Size of the new pack, in bytes. V(0) when nothing changed.
       type: int
       returned: always
+    patch_bytes:
+      description: Size of the patch from the revision before, in bytes; none where there is none.
+      type: int
+      returned: always
     former:
       description: The revision that was the newest one before; none before the first.
       type: str
@@ -114,6 +118,7 @@ distributions:
       files: 214
       former: 20261121T090000000000Z
       frames: 3
+      patch_bytes: 532
       revision: 20261122T125447123456Z
 revision:
   description: The revision, when exactly one distribution was named.
@@ -147,7 +152,8 @@ from ansible_collections.ted.distribution.plugins.module_utils.ted_cli import (
     ted_module,
 )
 
-COUNTS = {"files": "files", "content_bytes": "content_bytes", "frames": "frames", "bytes": "bytes of new content"}
+COUNTS = {"files": "files", "content_bytes": "content_bytes", "frames": "frames", "bytes": "bytes of new content",
+          "patch_bytes": "bytes of the patch"}
 """Keys of a row, and what --diff calls them."""
 
 
