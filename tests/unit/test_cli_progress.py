@@ -27,6 +27,7 @@ class Looks(Journal):
         return {
             "send": "s1", "distribution": "app", "channel": "pos", "states": {"e1": "received", "e2": last},
             "bytes": 4_000_000, "bytes_total": 6_000_000, "done": not self.left,
+            "errors": {}, "edges": [],
         }  # fmt: skip
 
 
@@ -40,3 +41,17 @@ def test_a_send_that_nobody_watches_says_now_and_then_how_far_it_is(
     settings = Settings(inventory=None, config=Path("ted.toml"), as_json=as_json, verbose=False)
     assert send_cmd._follow(settings, Looks(), ["s1"], None)[0]["done"]
     assert capsys.readouterr().err.splitlines() == ["app to pos: 1 of 2 done, 4.0 MB of 6.0 MB"] * lines
+
+
+def test_whom_a_send_waits_for_is_named_with_the_cause_and_those_behind_it_are_not() -> None:
+    edges = [("hq", "s1"), ("s1", "e1"), ("hq", "s2"), ("hq", "s3")]
+    result = {
+        "edges": [{"sender": sender, "receiver": receiver} for sender, receiver in edges],
+        "states": {"s1": "pending", "e1": "pending", "s2": "failed", "s3": "receiving"},
+        "errors": {"s1": "s1 (192.0.2.1:7465) does not answer", "e1": "not reached: s1 is on the way", "s2": "full"},
+    }
+    assert send_cmd._waits_for(result) == "; waiting for s1 (192.0.2.1:7465) does not answer"
+    result["errors"]["s3"] = "no answer"
+    assert send_cmd._waits_for(result).endswith("does not answer, and for 1 more")
+    assert send_cmd._waits_for(result | {"errors": {"s3": "no answer"}}) == "; waiting for s3: no answer"
+    assert send_cmd._waits_for(result | {"errors": {}}) == ""
