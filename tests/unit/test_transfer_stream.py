@@ -10,16 +10,18 @@ import random
 import socket
 import tempfile
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from ted.content.record import PackRef
 from ted.errors import FormatError, MissingContentError
 from ted.transfer.packs import ServedPack
-from ted.transfer.server import _CutShort, _for_s, _wanted, _Watch, errors_have_one_shape
+from ted.transfer.server import PeerServer, _CutShort, _for_s, _wanted, _Watch, errors_have_one_shape
 
 DATA = random.Random(2).randbytes(300_000)
 BLOCK_BYTES = 65536
@@ -153,3 +155,28 @@ def test_an_answer_that_ends_in_the_middle_is_one_line_in_the_log(caplog: pytest
     assert [(record.levelname, record.exc_info) for record in caplog.records] == [("INFO", None)]
     why = "cut short: the reader takes less than ted_min_rate" if cut else "the peer went away"
     assert caplog.messages == [f"GET /v1/long: {why}"]
+
+
+def test_the_end_of_a_chain_of_roots_is_no_news_and_other_metadata_that_lacks_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nobody: Any = None
+
+    async def test() -> list[int]:
+        with ThreadPoolExecutor(1) as executor:
+            server = PeerServer("hq", tmp_path, nobody, nobody, executor=executor, gate=nobody, timeout_s=10,
+                                min_rate_bytes_s=0)  # fmt: skip
+            runner = web.AppRunner(server.application(), access_log=None)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            async with ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as session:
+                said = []
+                for name in ("2.root.json", "timestamp.json"):
+                    async with session.get(f"/v1/catalog/hq/{name}", headers={"X-Ted-Node": "s01"}) as answer:
+                        said.append(answer.status)
+            await runner.cleanup()
+        return said
+
+    with caplog.at_level(logging.INFO):
+        assert asyncio.run(test()) == [404, 404]
+    assert caplog.messages == ["GET /v1/catalog/hq/timestamp.json: hq has no metadata timestamp.json of hq"]
