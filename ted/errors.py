@@ -12,6 +12,7 @@ The branch says whether trying again can help; the exit code is the class's own 
   x RepositoryError                      exit 20   stored content or metadata is wrong
     + FormatError                        exit 21   not ted's format, or a version this ted does not know
     + DigestMismatchError                exit 22   content does not hash to the digest that was signed
+      - DamagedError                     exit 22   what a sender stores is damaged; asking it again does not help
     + MissingContentError                exit 23   a frame, block or pack that should be here is not
   x TrustError                           exit 24   a signature, certificate or chain of trust does not hold
     + UntrustedDistributorError          exit 25   this node holds no root of that Distributor
@@ -135,6 +136,10 @@ class DigestMismatchError(RepositoryError):
     """Content does not hash to the digest that was signed."""
 
     exit_code = 22
+
+
+class DamagedError(DigestMismatchError):
+    """What a sender stores is not what was signed; asking it again and again does not help."""
 
 
 class MissingContentError(RepositoryError):

@@ -10,6 +10,8 @@ Rules:
  * A hop that fails is tried again, waiting longer each time up to ``retry_interval`` and at once when a sender that
    was gone is back, until nothing has come for ``retry_for``; then it is reported and waits for the next
    offer. What came stays.
+ * What comes damaged from one sender ``DAMAGED_TRIES`` times is damaged there, and asking for more of it is of no use:
+   it is reported at once, and those behind hear it too.
  * When the window of a send is over, its transfer ends between two blocks: nothing that crossed a line is thrown away.
    A patch that is being applied then waits for the next send as well.
  * A node that holds the revision fetches nothing, and still passes the offer on.
@@ -23,6 +25,7 @@ import errno
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import replace
@@ -36,7 +39,10 @@ from ted.content import retention
 from ted.content.durable import read_bounded, replace_file
 from ted.content.patch.kept import patches_of
 from ted.content.record import MAX_RECORD_BYTES, PackRef, RevisionRecord
+from ted.content.working import RECORD_NAME
 from ted.errors import (
+    DamagedError,
+    DigestMismatchError,
     MissingContentError,
     NoSpaceError,
     RecordsError,
@@ -62,6 +68,7 @@ from ted.transfer.slip import RoutingSlip
 log = logging.getLogger("ted.receiver")
 
 FIRST_RETRY_S = 0.5
+DAMAGED_TRIES = 3
 PROGRESS_EVERY_S = 2.0
 ANSWER_WITHIN_S = 3.0
 BUSY_WITHIN_S = 5.0
@@ -314,6 +321,7 @@ class Receiver:
 
     async def _try_until_done(self, key: Key, transfer: _Transfer) -> None:
         delay_s = FIRST_RETRY_S
+        damaged: Counter[str] = Counter()
         while True:
             try:
                 await transfer.attempt()
@@ -322,6 +330,10 @@ class Receiver:
                 failure = error
                 if isinstance(error, NoSpaceError | WindowClosedError):
                     raise
+                if isinstance(error, DamagedError):
+                    damaged[error.message] += 1
+                    if damaged[error.message] >= DAMAGED_TRIES:
+                        raise
                 if transfer.stalled_for_s() > self._node.config.retry_for:
                     raise
                 if transfer.take_progress():
@@ -347,6 +359,9 @@ class Receiver:
         while True:
             try:
                 await self._node.run(self._node.journal.report, *key, State.FAILED, error=text)
+                if not transfer.was_forwarded:  # else they hear it from this node, or have what they need
+                    for slip in transfer.slips:
+                        await self._sender.not_reached(slip, error)
                 await self._close_offers(transfer, "failed")
                 return
             except RecordsError as records:
@@ -491,7 +506,7 @@ class _Transfer:
         self._open = ExitStack()
         self.is_failing = False
         self.ended = asyncio.Event()
-        self._forwarded = False
+        self.was_forwarded = False
         self._progress_at_s = time.monotonic()
         self._progressed = False
         self._told_at_s = 0.0
@@ -533,7 +548,7 @@ class _Transfer:
             self._progress_at_s = time.monotonic()
             self._again.set()
             self._cut()
-        if self._forwarded:
+        if self.was_forwarded:
             await self._sender.forward(slip)
 
     async def pause(self, delay_s: float, error: TedError) -> None:
@@ -578,8 +593,8 @@ class _Transfer:
                 raise TransferError(f"another process receives {self.key[1]} on this node")
             steps = await self._node.call(self._plan_patches, record, loop)
             packs = await self._node.call(self._prepare, record, loop)
-            if not self._forwarded:
-                self._forwarded = True
+            if not self.was_forwarded:
+                self.was_forwarded = True
                 for slip in self.slips:
                     await self._sender.forward(slip)
             for step in steps:
@@ -607,7 +622,7 @@ class _Transfer:
         self._stopped.set()
         self._cut()
         for name, incoming in self._incoming.items():
-            self._node.packs.withdraw((*self.key[:2], name), incoming)
+            self._node.packs.withdraw((*self.key[:2], name), incoming, error)
             incoming.stop(error)
         self._open.close()
 
@@ -622,14 +637,16 @@ class _Transfer:
                 data = view.record(distribution, revision)
             except UnknownNameError as error:
                 raise MissingContentError(error.message, hint="a newer revision may have taken its place") from error
+            except DigestMismatchError as error:
+                raise self._source.damaged(f"{RECORD_NAME} of {distribution} {revision}") from error
         record = RevisionRecord.from_bytes(data)
         if (record.distributor, record.distribution, record.revision) != self.key:
             raise TrustError(f"the record signed as {'/'.join(self.key)} speaks of another revision")
         with _disk_errors():
             directory = self._node.working.revision(*self.key)
             directory.mkdir(parents=True, exist_ok=True)
-            if read_bounded(directory / "REVISION.TED", MAX_RECORD_BYTES) != data:
-                replace_file(directory / "REVISION.TED", data)
+            if read_bounded(directory / RECORD_NAME, MAX_RECORD_BYTES) != data:
+                replace_file(directory / RECORD_NAME, data)
         return record
 
     def _plan_patches(self, record: RevisionRecord, loop: asyncio.AbstractEventLoop) -> list[Step]:

@@ -144,6 +144,12 @@ class Sender:
         await self._node.run(self._learn, _all_of(slip, State.PENDING, error, "is on the way to it and cannot be had"))
         return True
 
+    async def not_reached(self, slip: RoutingSlip, error: TedError) -> None:
+        """Report the nodes behind this one, which are not offered what did not come here."""
+        rows = [row for row in _all_of(slip, State.FAILED, error, "is on the way to it and failed")
+                if row.node != self._node.name]  # fmt: skip
+        await self._node.run(self._learn, rows)
+
     async def _give_up(self, slip: RoutingSlip, error: TedError) -> None:
         log.warning("%s: %s", slip.hop.name, error)
         await self._node.run(self._learn, _all_of(slip, State.FAILED, error, "is on the way to it and failed"))

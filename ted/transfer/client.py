@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ted.errors import BusyError, RefusedError, TedError, TransferError, UnreachableError
+from ted.errors import BusyError, DamagedError, RefusedError, TedError, TransferError, UnreachableError
 from ted.transfer.gates import fit_receive_buffer, segment_bytes
 from ted.transfer.pacing import wire_factor
 from ted.trust.realm import explain, require_peer
@@ -287,13 +287,15 @@ class Connection:
         return UnreachableError(f"connection to {self.peer} broke: {_reason(error)}",
                                 hint=f"ted tries again by itself; is {self.peer.name} up?")  # fmt: skip
 
-    def _refusal(self, answer: http.client.HTTPResponse) -> TransferError:
+    def _refusal(self, answer: http.client.HTTPResponse) -> TedError:
         message, hint = f"{answer.status} {answer.reason}", None
         with suppress(ValueError, KeyError, TypeError, TransferError):
             said = json.loads(self.read(answer, 65536))["error"]
             message, hint = str(said["message"]), said["hint"] and str(said["hint"])
             if said["type"] == BusyError.__name__:
                 return BusyError(f"{self.peer}: {message}", hint=hint)
+            if said["type"] == DamagedError.__name__:  # it says itself where
+                return DamagedError(message, hint=hint)
         if answer.status >= 500:
             return UnreachableError(f"{self.peer}: {message}", hint=hint)
         return RefusedError(f"{self.peer}: {message}", hint=hint)

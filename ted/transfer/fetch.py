@@ -26,7 +26,7 @@ from pathlib import Path
 from ted.content.blocks import BLOCKS_NAME, BlockList, PartialPack
 from ted.content.durable import read_bounded
 from ted.content.record import PackRef
-from ted.errors import BusyError, DigestMismatchError, NoSpaceError, TedError, TransferError, UnreachableError
+from ted.errors import BusyError, DamagedError, DigestMismatchError, NoSpaceError, TedError, TransferError, UnreachableError
 from ted.transfer.client import Connection, Peer, Pool
 from ted.transfer.gates import InputGate
 from ted.transfer.pacing import Patience
@@ -59,6 +59,13 @@ class Source:
         """Return the block list of a pack, unverified."""
         return self._get(f"/v1/blocks/{self.distributor}/{distribution}/{ref.revision}", ref.blocks * 32)
 
+    def damaged(self, what: str) -> DamagedError:
+        """Return the error for what came from the sender and is not what was signed: where it is, and what mends it."""
+        name = self.peer.name
+        mend = "`ted build --force`" if name == self.distributor else "`ted verify --stored --repair`"
+        return DamagedError(f"{what} is damaged at {name}",
+                            hint=f"run {mend} on {name}, and send again; what came stays")  # fmt: skip
+
     def held(self) -> bool:
         """Return whether the sender says that its own limits hold this node's transfers up."""
         try:
@@ -75,14 +82,17 @@ def prepare_pack(source: Source, distribution: str, ref: PackRef, directory: Pat
     """Return the pack as far as it is here, its block list fetched and verified.
 
     Raises:
-        DigestMismatchError: The sender's block list is not the one that was signed.
+        DamagedError: The sender's block list is not the one that was signed.
     """
     digests = read_bounded(directory / BLOCKS_NAME, ref.blocks * 32) if directory.is_dir() else None
     if digests is not None:
         with suppress(DigestMismatchError):
             BlockList.from_bytes(digests, ref)
             return PartialPack(directory, ref)
-    return PartialPack.prepare(directory, ref, source.block_digests(distribution, ref))
+    try:
+        return PartialPack.prepare(directory, ref, source.block_digests(distribution, ref))
+    except DigestMismatchError as error:
+        raise source.damaged(f"{BLOCKS_NAME} of {distribution} {ref.revision}") from error
 
 
 def receive_lock(distributor: str, distribution: str) -> str:
@@ -129,7 +139,7 @@ def fetch_blocks(
 
     Raises:
         UnreachableError: The connection broke; what came is kept.
-        DigestMismatchError: A block was not what was signed; it was not written.
+        DamagedError: A block was not what was signed; it was not written.
     """
     runs = pack.missing()
     if not runs:
@@ -139,7 +149,8 @@ def fetch_blocks(
         with Saver(pack) as saver, source.pool.lend(source.peer) as connection, gate.transfer():
             on_open(connection)
             try:
-                fetch = _Fetch(source, connection, gate, patience, on_news, cancelled, left_s, runs_bytes(ref, runs))
+                fetch = _Fetch(source, distribution, connection, gate, patience, on_news, cancelled, left_s,
+                               runs_bytes(ref, runs))  # fmt: skip
                 fetch.write_blocks(fetch.ask(path, _wanted(ref, runs)), ref, runs, pack, saver)
             finally:
                 on_open(None)
@@ -163,6 +174,7 @@ class _Fetch:
     """
 
     source: Source
+    distribution: str
     connection: Connection
     gate: InputGate
     patience: Patience
@@ -203,7 +215,11 @@ class _Fetch:
             self._read(answer, buffer[:size])
             self.block_s = time.monotonic() - began_at_s
             saver.check()
-            pack.write(block, buffer[:size])
+            try:
+                pack.write(block, buffer[:size])
+            except DigestMismatchError as error:
+                what = f"block {block} of {pack.path.name} of {self.distribution} {ref.revision}"
+                raise self.source.damaged(what) from error
             self.on_news(size)
 
     def _left_s(self) -> float:

@@ -3,7 +3,8 @@
 Rules:
  * A block is served once this node itself has verified it, and not before; a reader of a pack that is still
    coming in waits for the block it wants (cut-through).
- * A pack that stops coming in wakes its readers with the error, so that none hangs.
+ * A pack that stops coming in wakes its readers with the error, so that none hangs. Where it stopped because the sender
+   stores it damaged, those who ask later hear that as well: it does not come by itself.
  * The sizes a peer names are checked against the file before they are believed.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from ted.content.blocks import PartialPack
 from ted.content.record import PackRef
-from ted.errors import BusyError, MissingContentError
+from ted.errors import BusyError, DamagedError, MissingContentError
 
 PackKey = tuple[str, str, str]
 """(distributor, distribution, revision whose pack it is)."""
@@ -67,10 +68,13 @@ class Incoming:
         """Return when ``block`` is there.
 
         Raises:
+            DamagedError: It will not come, since it is damaged where it comes from.
             MissingContentError: It will not come.
             BusyError: Nothing came for ``timeout_s`` seconds.
         """
         while not self.pack.has(block):
+            if isinstance(self._error, DamagedError):
+                raise _again(self._error)
             if self._error is not None:
                 raise MissingContentError(f"block {block} will not come: {self._error}") from self._error
             changed = self._changed
@@ -86,8 +90,12 @@ class Incoming:
 class ServedPack:
     """An open pack file from which verified blocks are read."""
 
-    def __init__(self, path: Path, ref: PackRef, incoming: Incoming | None, partial: PartialPack | None) -> None:
+    def __init__(
+        self, path: Path, ref: PackRef, incoming: Incoming | None, partial: PartialPack | None,
+        damage: DamagedError | None = None,
+    ) -> None:  # fmt: skip
         self._ref = ref
+        self._damage = damage
         self._incoming = incoming
         self._partial = partial
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -104,13 +112,16 @@ class ServedPack:
 
     def has(self, block: int) -> bool:
         """Return whether ``block`` need not be waited for."""
-        return self._incoming is None or self._incoming.pack.has(block)
+        held = self._partial if self._incoming is None else self._incoming.pack
+        return held is None or held.has(block)
 
     async def available(self, block: int, timeout_s: float) -> None:
         """Return when ``block`` can be read; see ``Incoming.available``."""
         if self._incoming is not None:
             await self._incoming.available(block, timeout_s)
         elif self._partial is not None and not self._partial.has(block):
+            if self._damage is not None:
+                raise _again(self._damage)
             raise MissingContentError(f"block {block} is not on this node")
 
     def read(self, block: int, start: int, buffer: memoryview) -> None:
@@ -137,6 +148,11 @@ class ServedPack:
         return os.preadv(self._fd, [buffer], block * self._ref.block_bytes + start, flags) == len(buffer)
 
 
+def _again(error: DamagedError) -> DamagedError:
+    """Return the error anew: one that is raised more than once gathers tracebacks."""
+    return DamagedError(error.message, hint=error.hint)
+
+
 def _is_memory(device: int) -> bool:
     """Return whether a file system lives in memory: it cannot tell what would need a disk, and nothing does."""
     number = f"{os.major(device)}:{os.minor(device)}"
@@ -154,15 +170,20 @@ class PackStore:
     def __init__(self, working_directory: Path) -> None:
         self._root = working_directory
         self._incoming: dict[PackKey, Incoming] = {}
+        self._damage: dict[PackKey, DamagedError] = {}
+        """Why a pack that is not whole came no further."""
 
     def announce(self, key: PackKey, incoming: Incoming) -> None:
         """Let readers wait for the blocks of a pack that is coming in."""
         self._incoming[key] = incoming
+        self._damage.pop(key, None)
 
-    def withdraw(self, key: PackKey, incoming: Incoming) -> None:
-        """The pack no longer comes in by ``incoming``."""
+    def withdraw(self, key: PackKey, incoming: Incoming, error: Exception | None = None) -> None:
+        """The pack no longer comes in by ``incoming``, because of ``error``."""
         if self._incoming.get(key) is incoming:
             del self._incoming[key]
+            if isinstance(error, DamagedError):
+                self._damage[key] = error
 
     @contextmanager
     def open(self, key: PackKey, ref: PackRef) -> Iterator[ServedPack]:
@@ -185,7 +206,7 @@ class PackStore:
         if incoming is None and (directory / "BITMAP.TED").exists():
             partial = PartialPack(directory, ref)
         try:
-            pack = ServedPack(path, ref, incoming, partial)
+            pack = ServedPack(path, ref, incoming, partial, self._damage.get(key))
         except FileNotFoundError as error:
             raise MissingContentError(f"pack {'/'.join(key)} is not on this node") from error
         try:

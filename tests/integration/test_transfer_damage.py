@@ -1,0 +1,61 @@
+"""Damage in what is stored: it is found, told with its place and what mends it, and mended."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from fleet import CommandError, Fleet, two_tiers
+
+BLOCK_BYTES = 64 * 1024
+
+
+def a_fleet(fleet: Fleet, leaves: int = 1) -> None:
+    """A tree whose Distributor has built what does not compress: several blocks of noise."""
+    two_tiers(fleet, leaves=leaves)
+    (fleet.root / "source" / "noise").write_bytes(random.Random(1).randbytes(6 * BLOCK_BYTES))
+    fleet.settings["retry_for"] = 600
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+
+
+def damage(fleet: Fleet, node: str, at: int = 3 * BLOCK_BYTES, name: str = "DISTFILE.TED") -> Path:
+    """Change some bytes of the newest stored pack of a node."""
+    pack = sorted(fleet.working(node).glob(f"hq/app/*/{name}"))[-1]
+    with pack.open("r+b") as file:
+        file.seek(at)
+        file.write(b"damaged")
+    return pack
+
+
+@pytest.mark.parametrize("name", ["DISTFILE.TED", "BLOCKS.TED"])
+def test_damage_at_the_distributor_ends_the_send_for_all_with_its_cause(fleet: Fleet, name: str) -> None:
+    a_fleet(fleet)
+    at = 3 * BLOCK_BYTES if name == "DISTFILE.TED" else 5
+    revision = damage(fleet, "hq", at, name).parent.name
+    begun_s = time.monotonic()
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "send")
+    assert time.monotonic() - begun_s < 30
+    assert caught.value.returncode == 34
+    assert f"{name} of app {revision} is damaged at hq" in str(caught.value)
+    assert "`ted build --force` on hq" in str(caught.value)
+    assert fleet.states("hq", "app") == {"s01": "failed", "e01": "failed"}
+    assert "damaged at hq" in str(fleet.ted("hq", "report", "failures"))
+
+
+def test_damage_on_a_relay_fails_only_those_behind_it_and_what_came_stays(fleet: Fleet) -> None:
+    a_fleet(fleet)
+    fleet.kill("e01")
+    fleet.ted("hq", "send", "--no-wait")
+    fleet.until(lambda: fleet.states("hq", "app").get("s01") == "received")
+    damage(fleet, "s01")
+    fleet.start("e01")
+    fleet.until(lambda: fleet.states("hq", "app").get("e01") == "failed", 30)
+    (failure,) = [row for row in fleet.ted("hq", "report", "failures") if row["node"] == "e01"]
+    assert "block 3 of DISTFILE.TED" in failure["error"]
+    assert "`ted verify --stored --repair` on s01" in failure["error"]
+    assert next(fleet.working("e01").glob("hq/app/*/DISTFILE.TED")).stat().st_blocks > 0
