@@ -45,6 +45,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+HOW_TO_MEND = "`ted verify --stored --repair` fetches it again, on its Distributor `ted build --force` makes it anew"
+"""The hint where something that is stored is damaged or lacks, whichever node it is."""
+
 
 class TedError(Exception):
     """Base of the tree: a message a person understands, and what to do now."""

@@ -22,7 +22,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -30,12 +32,14 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from ted.agent.node import Node
 from ted.agent.patching import Step, most_bytes, plan_steps, use_patch
 from ted.agent.sender import Sender, window_closed
 from ted.content import retention
+from ted.content.blocks import PartialPack
 from ted.content.durable import read_bounded, replace_file
 from ted.content.patch.kept import patches_of
 from ted.content.record import MAX_RECORD_BYTES, PackRef, RevisionRecord
@@ -43,6 +47,7 @@ from ted.content.working import RECORD_NAME
 from ted.errors import (
     DamagedError,
     DigestMismatchError,
+    FormatError,
     MissingContentError,
     NoSpaceError,
     RecordsError,
@@ -256,6 +261,51 @@ class Receiver:
     def _lock_of(self, pair: tuple[str, str]) -> asyncio.Lock:
         """Return what is held while revisions of a distribution are fetched or removed."""
         return self._one_at_a_time.setdefault(pair, asyncio.Lock())
+
+    # -- mending -----------------------------------------------------------------------------------------
+
+    async def mend(self, distributor: str, distribution: str, revision: str) -> dict[str, Any]:
+        """Fetch again what is damaged of a revision that is here; return ``{"bytes", "from"}``.
+
+        Nothing is said of it above or below: the node holds the revision before and after. Where it fails, the revision
+        counts as not received, so that the next send or ``ted receive`` goes on with it.
+
+        Raises:
+            UnknownNameError: Nobody has offered it here.
+            TransferError: The sender cannot be asked.
+            DamagedError: It is damaged there, too.
+        """
+        key = (distributor, distribution, revision)
+        slip = await self._node.run(self._offer_like, key)
+        transfer = _Mending(self._node, key, slip, self._source(slip), self._sender, bytes_done=0)
+        async with self._lock_of(key[:2]):
+            try:
+                await self._try_some(transfer)
+            except (TransferError, RepositoryError):
+                await self._node.run(self._node.working.mark_partial, *key)
+                raise
+            finally:
+                transfer.end(MissingContentError("the transfer ended"))
+        return {"bytes": transfer.bytes_done, "from": transfer.slip.sender.name if transfer.slip.sender else None}
+
+    def _offer_like(self, key: Key) -> RoutingSlip:
+        """Return the newest slip of the revision for this node, or of another one of the distribution."""
+        offers = self._node.journal.offers(child="", distributor=key[0], distribution=key[1])
+        offers.sort(key=lambda offer: offer["revision"] != key[2])
+        if not offers:
+            raise UnknownNameError(f"nobody has sent {key[1]} of {key[0]} here: whom to ask is not known",
+                                   hint=f"send it again on {key[0]}")  # fmt: skip
+        return RoutingSlip.decode(offers[0]["slip"])
+
+    async def _try_some(self, transfer: _Transfer) -> None:
+        for left in reversed(range(DAMAGED_TRIES)):
+            try:
+                await transfer.attempt()
+                return
+            except (TransferError, RepositoryError):
+                if not left:
+                    raise
+            await asyncio.sleep(FIRST_RETRY_S)
 
     # -- fetching ----------------------------------------------------------------------------------------
 
@@ -711,8 +761,7 @@ class _Transfer:
         if incoming is None:
             directory = self._node.working.distribution(*self.key[:2]) / ref.revision
             with _disk_errors():
-                pack = prepare_pack(self._source, self.key[1], ref, directory)
-                pack.reclaim()
+                pack = self._open_pack(ref, directory)
                 if pack.missing():
                     pack.make()
             self._open.callback(pack.close)
@@ -720,14 +769,18 @@ class _Transfer:
             self._node.packs.announce((*self.key[:2], ref.revision), incoming)
         return incoming
 
+    def _open_pack(self, ref: PackRef, directory: Path) -> PartialPack:
+        pack = prepare_pack(self._source, self.key[1], ref, directory)
+        pack.reclaim()
+        return pack
+
     def _prepare(self, record: RevisionRecord, loop: asyncio.AbstractEventLoop) -> list[tuple[PackRef, Incoming]]:
         packs = []
         for ref in record.packs:
             if ref.revision not in self._incoming:
                 directory = self._node.working.revision(*self.key[:2], ref.revision)
                 with _disk_errors():
-                    pack = prepare_pack(self._source, record.distribution, ref, directory)
-                    pack.reclaim()
+                    pack = self._open_pack(ref, directory)
                 self._open.callback(pack.close)
                 self._incoming[ref.revision] = Incoming(pack, loop)
             packs.append((ref, self._incoming[ref.revision]))
@@ -791,6 +844,49 @@ class _Transfer:
             for incoming in self._incoming.values():
                 incoming.pack.flush()
             self._node.working.mark_received(*self.key, target=any(slip.hop.target for slip in self.slips))
+
+
+class _Mending(_Transfer):
+    """Fetches again what is damaged of a revision that was received: only that, only for this node, and silently."""
+
+    def __init__(
+        self, node: Node, key: Key, slip: RoutingSlip, source: Source, sender: Sender, *, bytes_done: int
+    ) -> None:
+        super().__init__(node, key, slip, source, sender, bytes_done=bytes_done)
+        self._with_patches = False
+        self.was_forwarded = True
+
+    def left_s(self) -> float:
+        """No window: somebody asked for it now."""
+        return math.inf
+
+    def _fetch_record(self) -> RevisionRecord:
+        """Return the record that is here where it is the one that was verified: the catalog may list it no more."""
+        working = self._node.working
+        with _disk_errors():
+            data = read_bounded(working.revision(*self.key) / RECORD_NAME, MAX_RECORD_BYTES) or b""
+            if hashlib.sha256(data).hexdigest() == working.record_received(*self.key):
+                return RevisionRecord.from_bytes(data)
+        return super()._fetch_record()
+
+    def _open_pack(self, ref: PackRef, directory: Path) -> PartialPack:
+        try:
+            pack = prepare_pack(self._source, self.key[1], ref, directory)
+            pack.recheck()
+        except FormatError:  # of another size, or with a bitmap of another pack
+            PartialPack.doubted(directory, ref)
+            pack = prepare_pack(self._source, self.key[1], ref, directory)
+        pack.reclaim()
+        return pack
+
+    def _tell(self, *, force: bool = False) -> None:
+        """The states stay: what is installed is installed, what was received was received."""
+
+    def _complete(self) -> None:
+        with _disk_errors():
+            for incoming in self._incoming.values():
+                incoming.pack.flush()
+            self._node.working.mark_received(*self.key)
 
 
 class _disk_errors:  # noqa: N801 -- reads as a statement

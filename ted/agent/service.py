@@ -74,7 +74,7 @@ class Agent:
         self.receiver = Receiver(self.node, self.sender, self._received)
         self.distributor = Distributor(self.node, self.sender)
         self._control = ControlServer(config.working.state, {
-            "send": self._send, "receive": self._pull, "settle": self._settle,
+            "send": self._send, "receive": self._pull, "mend": self._mend, "settle": self._settle,
             "status": self._status, "stop": self._stop,
         })  # fmt: skip
         self._stopping = asyncio.Event()
@@ -238,6 +238,10 @@ class Agent:
         if names or refused:
             self._asked = _Asked()  # not all of it was taken: the next check starts afresh
         return {"offers": taken, "refused": refused}
+
+    async def _mend(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Fetch again what is damaged of a revision that is stored here."""
+        return await self.receiver.mend(asked["distributor"], asked["distribution"], asked["revision"])
 
     async def _poll(self, every_s: float) -> None:
         """Ask the parent again and again: a node that cannot be reached from outside has no other way to hear."""

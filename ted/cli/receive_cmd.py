@@ -43,7 +43,7 @@ def command(settings: Settings, names: tuple[str, ...], check: bool, timeout_s: 
     finally:
         journal.close()
     data = {"changed": any(row["changed"] for row in rows), "distributions": rows, "refused": refused}
-    missing = [row for row in rows if not row["held"] and not check]
+    missing = [row for row in rows if (not row["held"] or row["state"] == State.FAILED) and not check]
     if missing or (refused and not rows):
         why = missing[0]["error"] or missing[0]["state"] if missing else refused[0]["message"]
         error = IncompleteError(f"{missing[0]['distribution'] if missing else 'nothing was taken'}: {why}")

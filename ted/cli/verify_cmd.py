@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ted.agent.ask import call_agent
 from ted.cli.common_install import Pair, finish, host_of, named, received
 from ted.cli.main import Settings, tabulated
 from ted.config import NodeConfig
@@ -13,6 +14,7 @@ from ted.errors import DigestMismatchError, DriftError, TedError, TrustError
 from ted.install.verify import Problem, repair, verify_installed, verify_stored
 
 _SHOWN = 50
+_MEND_WITHIN_S = 3600.0
 
 
 @click.command("verify")
@@ -20,7 +22,7 @@ _SHOWN = 50
 @click.option("--distributor", help="Only of this Distributor.")
 @click.option("--stored", is_flag=True, help="Only what is stored: every frame of every revision.")
 @click.option("--installed", is_flag=True, help="Only what is installed: every file of the installed revision.")
-@click.option("--repair", "mend", is_flag=True, help="Extract again what drifted.")
+@click.option("--repair", "mend", is_flag=True, help="Extract again what drifted, fetch again what is stored damaged.")
 @click.pass_obj
 def command(
     settings: Settings, names: tuple[str, ...], distributor: str | None, stored: bool, installed: bool, mend: bool
@@ -36,7 +38,11 @@ def command(
     known = list(dict.fromkeys([*received(host.working), *host.states.all()]))
     for pair in named(known, names, distributor):
         if stored or both:
-            problems += verify_stored(host, *pair)
+            damaged = verify_stored(host, *pair)
+            if mend and damaged and pair[0] != config.node:
+                failures += _fetch_again(config, damaged, repaired)
+                damaged = verify_stored(host, *pair)
+            problems += damaged
         if not (installed or both):
             continue
         drifted: list[Problem] | None = None
@@ -50,9 +56,22 @@ def command(
             if drifted is None:
                 unjudged.append(_unjudged(pair, error))
         problems += drifted or []
-    problem = _failure(problems)
+    problem = _failure(problems, config.node)
     finish(settings, _data(problems, failures, repaired, unjudged), _text(problems, repaired, unjudged),
            [*failures, *([problem] if problem else [])])  # fmt: skip
+
+
+def _fetch_again(config: NodeConfig, damaged: list[Problem], repaired: list[dict[str, Any]]) -> list[TedError]:
+    """Have the agent fetch what is damaged; note what it did, and return what it could not."""
+    failures: list[TedError] = []
+    for problem in damaged:
+        row = {"distributor": problem.distributor, "distribution": problem.distribution, "revision": problem.revision}
+        try:
+            done = call_agent(config.working.state, "mend", timeout_s=_MEND_WITHIN_S, **row)
+            repaired.append({**row, "where": "stored", "changed": True, **done})
+        except TedError as error:
+            failures.append(error)
+    return failures
 
 
 def _unjudged(pair: Pair, error: TedError) -> dict[str, Any]:
@@ -72,7 +91,7 @@ def _data(
     }  # fmt: skip
 
 
-def _failure(problems: list[Problem]) -> TedError | None:
+def _failure(problems: list[Problem], node: str) -> TedError | None:
     """Return the error the command ends with: what is not trusted first, then what is damaged, then drift."""
     stored = [problem for problem in problems if problem.where == "stored"]
     for problem in stored:
@@ -80,9 +99,11 @@ def _failure(problems: list[Problem]) -> TedError | None:
             return type(problem.cause)(f"{problem.path} does not pass: {problem.what}" + _more(stored),
                                        hint=problem.cause.hint)  # fmt: skip
     if stored:
-        return DigestMismatchError(
-            f"{stored[0].path} does not pass: {stored[0].what}" + _more(stored), hint="`ted receive` fetches it again"
-        )
+        first = stored[0]
+        mend = "`ted verify --stored --repair` fetches it again"
+        if first.distributor == node:  # nobody to ask: it is made here
+            mend = f"`ted build --force {first.distribution}` packs it anew, in a new revision"
+        return DigestMismatchError(f"{first.path} does not pass: {first.what}" + _more(stored), hint=mend)
     if problems:
         return DriftError(
             f"{problems[0].path}: {problems[0].what}" + _more(problems), hint="`ted verify --repair` extracts it again"
@@ -94,8 +115,14 @@ def _more(problems: list[Problem]) -> str:
     return f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
 
 
+def _repaired(row: dict[str, Any]) -> str:
+    if row.get("where") == "stored":
+        return f"{row['distribution']} {row['revision']}: fetched again from {row['from']}: {row['bytes']} bytes"
+    return f"{row['distribution']}: repaired"
+
+
 def _text(problems: list[Problem], repaired: list[dict[str, Any]], unjudged: list[dict[str, Any]]) -> str:
-    lines = [f"{row['distribution']}: repaired" for row in repaired if row["changed"]]
+    lines = [_repaired(row) for row in repaired if row["changed"]]
     lines += [
         f"{row['distribution']}: what is installed cannot be judged: {row['error']['message']}" for row in unjudged
     ]

@@ -16,11 +16,12 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from ted.content.durable import read_bounded, replace_file, sync_directory
 from ted.content.record import MAX_BLOCK_BYTES, MAX_RUNS, MIN_BLOCK_BYTES, PackRef, Run
-from ted.errors import DigestMismatchError, FormatError, MissingContentError
+from ted.errors import HOW_TO_MEND, DigestMismatchError, FormatError, MissingContentError, RepositoryError
 
 PACK_NAME = "DISTFILE.TED"
 BLOCKS_NAME = "BLOCKS.TED"
@@ -92,7 +93,7 @@ class BlockList:
         if len(data) != ref.blocks * _DIGEST_BYTES or root_of(data, ref.block_bytes, ref.bytes).hex() != ref.root:
             raise DigestMismatchError(
                 f"the block list of pack {ref.revision} is not the one that was signed",
-                hint="the sender's copy is damaged: `ted verify --stored --repair` there",
+                hint=HOW_TO_MEND,
             )
         return cls(data, ref.block_bytes, ref.bytes)
 
@@ -106,7 +107,7 @@ class BlockList:
         """
         data = read_bounded(directory / BLOCKS_NAME, ref.blocks * _DIGEST_BYTES)
         if data is None:
-            raise MissingContentError(f"{directory}: no {BLOCKS_NAME}", hint="`ted receive` fetches what is missing")
+            raise MissingContentError(f"{directory}: no {BLOCKS_NAME}", hint=HOW_TO_MEND)
         return cls.from_bytes(data, ref)
 
     def digest(self, block: int) -> bytes:
@@ -116,6 +117,15 @@ class BlockList:
     def matches(self, block: int, data: bytes | bytearray | memoryview) -> bool:
         """Whether ``data`` is block number ``block``."""
         return hashlib.sha256(data).digest() == self.digest(block)
+
+
+def is_sound(directory: Path, ref: PackRef) -> bool:
+    """Read a pack that should be here as a whole; return whether it and its block list are what was signed."""
+    try:
+        BlockList.load(directory, ref)
+        return BlockList.of_pack(directory / PACK_NAME, ref.block_bytes).root.hex() == ref.root
+    except (RepositoryError, OSError):
+        return False
 
 
 class Bitmap:
@@ -284,7 +294,7 @@ class PartialPack:
             self._open(write=False)
             data = os.pread(self._fd, self.block_size(block), block * self.ref.block_bytes)
         if len(data) != self.block_size(block):
-            raise MissingContentError(f"{self.path}: ends before block {block}", hint="`ted verify --stored --repair`")
+            raise MissingContentError(f"{self.path}: ends before block {block}", hint=HOW_TO_MEND)
         return data
 
     def write(self, block: int, data: bytes | bytearray | memoryview) -> None:
@@ -300,7 +310,7 @@ class PartialPack:
             return
         if len(data) != self.block_size(block) or not self._block_list().matches(block, data):
             raise DigestMismatchError(
-                f"{self.path}: block {block} arrived as something else", hint="it is asked for again"
+                f"{self.path}: block {block} arrived as something else", hint="what it came from is damaged"
             )
         with self._lock:
             self._open(write=True)
@@ -371,22 +381,34 @@ class PartialPack:
         finally:
             os.close(fd)
 
+    @classmethod
+    def doubted(cls, directory: Path, ref: PackRef) -> PartialPack:
+        """Return the pack with nothing in it, durably, whatever lies there; ``reclaim`` finds what is sound of it."""
+        with suppress(FileNotFoundError):
+            os.unlink(directory / BITMAP_NAME)
+        _save_bits(directory, ref, Bitmap(ref.blocks).to_bytes())
+        return cls(directory, ref)
+
     def recheck(self) -> list[Run]:
         """Read every block that should be here; those that are damaged count as missing from now on, durably.
 
         Returns:
             The runs of blocks that were damaged.
         """
+        damaged = self.damaged()
+        if damaged:
+            self._forget(damaged)
+        return damaged
+
+    def damaged(self) -> list[Run]:
+        """Read every block that should be here; return the runs of those that are not what was signed."""
         bad = Bitmap(self.ref.blocks)
         blocks = self._block_list()
         for first, count in self._bits.runs():
             for block in range(first, first + count):
                 if not self._is_sound(blocks, block):
                     bad.add(block)
-        damaged = bad.runs()
-        if damaged:
-            self._forget(damaged)
-        return damaged
+        return bad.runs()
 
     def _is_sound(self, blocks: BlockList, block: int) -> bool:
         try:
@@ -440,10 +462,7 @@ class PartialPack:
         sync_directory(self.directory)
 
     def _save(self, bits: bytes) -> None:
-        head = _BITMAP_HEADER.pack(
-            _BITMAP_MAGIC, _BITMAP_VERSION, self.ref.block_bytes, self.ref.bytes, bytes.fromhex(self.ref.root)
-        )
-        replace_file(self.directory / BITMAP_NAME, head + bits + hashlib.sha256(head + bits).digest())
+        _save_bits(self.directory, self.ref, bits)
 
     def _load(self) -> tuple[bool, Bitmap]:
         size = -(-self.ref.blocks // 8)
@@ -456,7 +475,7 @@ class PartialPack:
             if pack_bytes != self.ref.bytes:
                 raise FormatError(
                     f"{self.path}: has {pack_bytes} bytes, the record says {self.ref.bytes}",
-                    hint="remove the file; it is fetched again",
+                    hint=HOW_TO_MEND,
                 )
             return False, Bitmap.full(self.ref.blocks)
         bits = self._parse(data, size)
@@ -478,3 +497,8 @@ class PartialPack:
             raise FormatError(f"{where}: belongs to another pack", hint="remove that revision's directory")
         bits = body[_BITMAP_HEADER.size :]
         return bits if len(bits) == size else None
+
+
+def _save_bits(directory: Path, ref: PackRef, bits: bytes) -> None:
+    head = _BITMAP_HEADER.pack(_BITMAP_MAGIC, _BITMAP_VERSION, ref.block_bytes, ref.bytes, bytes.fromhex(ref.root))
+    replace_file(directory / BITMAP_NAME, head + bits + hashlib.sha256(head + bits).digest())

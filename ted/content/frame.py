@@ -14,7 +14,7 @@ import threading
 from typing import NamedTuple
 
 from ted.content.zstd import DecompressionParameter, ZstdCompressor, ZstdDecompressor, ZstdError
-from ted.errors import DigestMismatchError, FormatError
+from ted.errors import HOW_TO_MEND, DigestMismatchError, FormatError
 
 MAX_FRAME_BYTES = 4 << 20
 DIGEST_BYTES = 32
@@ -129,7 +129,7 @@ def decode(stored: bytes, location: Location, digest: bytes, where: str, *, chec
     if plain is None or len(plain) != location.plain_bytes or (checked and frame_digest(plain) != digest):
         raise DigestMismatchError(
             f"{where}: the frame at {location.offset} is not {digest.hex()}",
-            hint="the pack is damaged here: `ted verify --stored --repair` fetches it again",
+            hint=HOW_TO_MEND,
         )
     return plain
 

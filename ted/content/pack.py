@@ -27,7 +27,7 @@ from ted.content.frame import (
     decode,
     inflate,
 )
-from ted.errors import DigestMismatchError, FormatError, MissingContentError
+from ted.errors import HOW_TO_MEND, DigestMismatchError, FormatError, MissingContentError
 
 MAGIC = b"TEDPACK\0"
 VERSION = 1
@@ -248,7 +248,7 @@ class PackReader:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
             raise MissingContentError(
-                f"{path}: cannot be opened: {error.strerror}", hint="`ted receive` fetches what is missing"
+                f"{path}: cannot be opened: {error.strerror}", hint=HOW_TO_MEND
             ) from error
         try:
             self.bytes = os.fstat(self._fd).st_size
@@ -267,7 +267,7 @@ class PackReader:
         """Return the stored bytes at ``location``."""
         data = os.pread(self._fd, location.stored_bytes, location.offset)
         if len(data) != location.stored_bytes:
-            raise MissingContentError(f"{self.path}: ends within a frame", hint="`ted verify --stored --repair`")
+            raise MissingContentError(f"{self.path}: ends within a frame", hint=HOW_TO_MEND)
         return data
 
     def read(self, digest: bytes, location: Location, *, checked: bool = True) -> bytes:
@@ -287,10 +287,10 @@ class PackReader:
         if expected_bytes is not None and self.bytes != expected_bytes:
             raise MissingContentError(
                 f"{self.path}: has {self.bytes} bytes, the record says {expected_bytes}",
-                hint="remove the file; it is fetched again",
+                hint=HOW_TO_MEND,
             )
         if self.bytes < EMPTY_PACK_BYTES:
-            raise FormatError(f"{self.path}: too short to be a pack", hint="remove the file; it is fetched again")
+            raise FormatError(f"{self.path}: too short to be a pack", hint=HOW_TO_MEND)
         _check_mark(self.path, *HEADER.unpack(os.pread(self._fd, HEADER.size, 0)))
         offset, count, digest, version, magic = TRAILER.unpack(
             os.pread(self._fd, TRAILER.size, self.bytes - TRAILER.size)
@@ -300,7 +300,7 @@ class PackReader:
             raise FormatError(f"{self.path}: the trailer does not fit the file")
         if self._digest_of(offset, count * ROW.size) != digest:
             raise DigestMismatchError(
-                f"{self.path}: the index is damaged", hint="`ted verify --stored --repair` fetches it again"
+                f"{self.path}: the index is damaged", hint=HOW_TO_MEND
             )
         self._index_offset: int = offset
         return PackIndex(self._fd, offset, count, str(self.path))
@@ -314,7 +314,7 @@ class PackReader:
 
 def _check_mark(path: Path, magic: bytes, version: int) -> None:
     if magic != MAGIC:
-        raise FormatError(f"{path}: not a pack of ted", hint="remove the file; it is fetched again")
+        raise FormatError(f"{path}: not a pack of ted", hint=HOW_TO_MEND)
     if version != VERSION:
         raise FormatError(
             f"{path}: pack format version {version}; this ted knows version {VERSION}",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
-from ted.errors import FormatError
+from ted.errors import HOW_TO_MEND, FormatError
 
 FORMAT = 1
 MAX_RECORD_BYTES = 1 << 20
@@ -203,14 +203,14 @@ _PACK_KEYS = frozenset(("revision", "bytes", "block_bytes", "blocks", "root", "l
 
 
 def _refuse(problem: str) -> NoReturn:
-    raise FormatError(f"revision record: {problem}", hint="fetch it again from its Distributor")
+    raise FormatError(f"revision record: {problem}", hint=HOW_TO_MEND)
 
 
 def _parse(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
-        raise FormatError("revision record: not JSON", hint="fetch it again from its Distributor") from error
+        raise FormatError("revision record: not JSON", hint=HOW_TO_MEND) from error
     if not isinstance(value, dict):
         _refuse("not a JSON object")
     return value

@@ -28,7 +28,7 @@ from ted.content.record import (
     is_name,
     is_stamp,
 )
-from ted.errors import BuildError, FormatError, MissingContentError, UnknownNameError, UsageError
+from ted.errors import HOW_TO_MEND, BuildError, FormatError, MissingContentError, UnknownNameError, UsageError
 
 RECORD_NAME = "REVISION.TED"
 STATUS_NAME = "DISTSTATUS.TED"
@@ -102,7 +102,7 @@ def read_record(directory: Path) -> tuple[RevisionRecord, bytes]:
     """
     data = read_bounded(directory / RECORD_NAME, MAX_RECORD_BYTES)
     if data is None:
-        raise MissingContentError(f"{directory}: no {RECORD_NAME}", hint="`ted receive` fetches what is missing")
+        raise MissingContentError(f"{directory}: no {RECORD_NAME}", hint=HOW_TO_MEND)
     record = RevisionRecord.from_bytes(data)
     if record.revision != directory.name:
         raise FormatError(f"{directory}: holds the record of {record.revision}", hint="remove that directory")
@@ -226,6 +226,11 @@ class WorkingDirectory:
         if target or self.is_target(distributor, distribution, stamp):  # or it is here for the second time
             status["target"] = True
         replace_file(directory / STATUS_NAME, canonical_json(status))
+
+    def mark_partial(self, distributor: str, distribution: str, stamp: str) -> None:
+        """Take ``DISTSTATUS.TED`` away: not all of the revision is here any more."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.revision(distributor, distribution, stamp) / STATUS_NAME)
 
     def record_received(self, distributor: str, distribution: str, stamp: str) -> str | None:
         """Return the SHA-256 (hex) of the record verified when the revision was received; ``None``: none was."""

@@ -4,16 +4,21 @@ Rules:
  * Installed: the type plans the installed revision again, in check mode, comparing every byte; whatever it would
    change is drift, and so is what it could not change. Nothing is written.
  * A command of the type follows from what drifted. It is told only where nothing else is, as a command.
- * Stored: every frame of every revision that is here as a whole is read and checked.
- * Repair extracts again what drifted, in a transaction like any other; what is stored is mended by receiving it again.
+ * Stored: every frame of every revision that is here as a whole is read and checked, and so is every block of its
+   packs: what no frame needs is sent all the same.
+ * Repair extracts again what drifted, in a transaction like any other; what is stored is mended by the agent, which
+   fetches it again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from ted.content.blocks import BlockList, PartialPack
+from ted.content.record import PackRef
 from ted.content.revision import Revision
-from ted.errors import TedError
+from ted.errors import HOW_TO_MEND, DigestMismatchError, TedError
 from ted.hookspecs import Drift, Item
 from ted.install.context import Installing
 from ted.install.extract import ExtractResult, extract
@@ -92,11 +97,24 @@ def verify_stored(host: Host, distributor: str, distribution: str) -> list[Probl
             record, _ = host.record(distributor, distribution, stamp, known=known.get(stamp))
             with Revision(directory, record).open() as reader:
                 reader.verify_frames()
+            for ref in record.packs:
+                _check_blocks(directory / ref.revision, ref)
         except TedError as error:
             problems.append(
                 Problem(distributor, distribution, stamp, "stored", str(directory / stamp), error.message, cause=error)
             )
     return problems
+
+
+def _check_blocks(directory: Path, ref: PackRef) -> None:
+    BlockList.load(directory, ref)
+    pack = PartialPack(directory, ref)
+    try:
+        damaged = pack.damaged()
+    finally:
+        pack.close()
+    if damaged:
+        raise DigestMismatchError(f"block {damaged[0][0]} of {pack.path} is damaged", hint=HOW_TO_MEND)
 
 
 def _beyond_items(transaction: Transaction) -> list[Change]:

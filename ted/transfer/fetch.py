@@ -26,7 +26,15 @@ from pathlib import Path
 from ted.content.blocks import BLOCKS_NAME, BlockList, PartialPack
 from ted.content.durable import read_bounded
 from ted.content.record import PackRef
-from ted.errors import BusyError, DamagedError, DigestMismatchError, NoSpaceError, TedError, TransferError, UnreachableError
+from ted.errors import (
+    BusyError,
+    DamagedError,
+    DigestMismatchError,
+    NoSpaceError,
+    TedError,
+    TransferError,
+    UnreachableError,
+)
 from ted.transfer.client import Connection, Peer, Pool
 from ted.transfer.gates import InputGate
 from ted.transfer.pacing import Patience
