@@ -21,6 +21,7 @@ from typing import Any
 from ted import plugins
 from ted.config import NodeConfig
 from ted.content import retention
+from ted.content.blocks import is_sound
 from ted.content.builder import BuildResult, RevisionBuilder
 from ted.content.durable import read_bounded
 from ted.content.patch.kept import closed_by, make_patch, patches_of, waits, was_cut_short
@@ -34,6 +35,8 @@ from ted.trust.catalog import Catalog
 from ted.trust.chain import Patch
 
 log = logging.getLogger("ted.build")
+
+BLAME = "the stored pack of revision {} is damaged"
 
 
 @dataclass(frozen=True)
@@ -193,11 +196,29 @@ class Builder:
             before = self._working.record(self._config.node, distribution.name, stamps[-2])
             return make_patch(directory, before, result.record, distribution.patches, distribution.open_packages)
         except (TedError, OSError) as error:
-            log.warning("%s: no patch from %s: %s", distribution.name, stamps[-2], error)
+            why = self._blamed(error, directory, stamps[-2:])
+            log.warning("%s: no patch from %s: %s", distribution.name, stamps[-2], why)
             return None
         except Exception:
             log.exception("%s: no patch from %s: a fault of ted", distribution.name, stamps[-2])
             return None
+
+    def _blamed(self, error: Exception, directory: Path, stamps: list[str]) -> str:
+        """Return what to say of an error; where something stored is damaged: of which revision, and what mends it."""
+        damaged: list[str] = []
+        needed: set[str] = set()
+        if isinstance(error, RepositoryError):
+            with suppress(TedError):
+                records = [self._working.record(self._config.node, directory.name, stamp) for stamp in stamps]
+                refs = {ref.revision: ref for record in records for ref in record.packs}
+                needed = {ref.revision for ref in records[-1].packs}
+                damaged = sorted(stamp for stamp, ref in refs.items() if not is_sound(directory / stamp, ref))
+        if not damaged:
+            return str(error)
+        blame = " and ".join(BLAME.format(stamp) for stamp in damaged)
+        if needed.isdisjoint(damaged):  # what is sent now is sound
+            return blame
+        return f"{blame}, and the new one needs it: `ted build --force {directory.name}` packs anew what it held"
 
     def _gather(
         self, distribution: Distribution, *, force: bool, check: bool, progress: plugins.Progress | None
@@ -218,7 +239,9 @@ class Builder:
                 distribution.type, builder, options, self._scratch, force=force, progress=progress
             )
             self._add_acceptance_tests(builder, distribution)
-            return builder.finish(force=force, check=check), warnings
+            result = builder.finish(force=force, check=check)
+            damaged = [f"{BLAME.format(stamp)}: what it held is packed anew" for stamp in builder.damaged]
+            return result, [*warnings, *damaged]
 
     def _add_acceptance_tests(self, builder: RevisionBuilder, distribution: Distribution) -> None:
         for name in distribution.verify:

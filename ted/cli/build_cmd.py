@@ -18,7 +18,7 @@ from ted.errors import TedError
 @click.command("build")
 @click.argument("names", nargs=-1, metavar="[DISTRIBUTION]...")
 @click.option("--check", is_flag=True, help="Say what would be built; leave nothing behind.")
-@click.option("--force", is_flag=True, help="Make a new revision even if nothing changed.")
+@click.option("--force", is_flag=True, help="Make a new revision even if nothing changed; refer to no damaged pack.")
 @click.pass_obj
 def command(settings: Settings, names: tuple[str, ...], check: bool, force: bool) -> None:
     """Build each DISTRIBUTION (default: every active one) of this Distributor.

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ted.content.blocks import BLOCKS_NAME, PACK_NAME, BlockList
+from ted.content.blocks import BLOCKS_NAME, PACK_NAME, BlockList, is_sound
 from ted.content.cache import CacheReader, CacheWriter, Look
 from ted.content.durable import sync_directory, write_synced
 from ted.content.entry import components, path_problem, printable
@@ -128,6 +128,8 @@ class RevisionBuilder:
         self._trees: list[SourceTree] = []
         self._given: list[Given] = []
         self._places: set[bytes] = set()
+        self.damaged: list[str] = []
+        """The revisions whose packs a forced build found damaged: what they held is packed anew."""
         self._keep = False
         self._resources = ExitStack()
         self._temporary: Path | None = None
@@ -222,7 +224,7 @@ class RevisionBuilder:
         """Read all sources and make the revision.
 
         Args:
-            force: Make a new revision even if nothing changed.
+            force: Make a new revision even if nothing changed, and refer to no pack that is damaged.
             check: Find out what would be made, and make nothing.
 
         Raises:
@@ -283,6 +285,8 @@ class RevisionBuilder:
         records = self._former_records()
         with ExitStack() as stack:
             earlier = self._open_packs([record for record, _ in records], stack)
+            if force:
+                earlier = self._sound([record for record, _ in records], earlier)
             former = records[0] if records and not force and _is_whole(records[0][0], earlier) else None
             if self._keep and former is None:
                 raise BuildError(f"{self._names[1]}: the revision to keep is not whole, or a new one is wanted",
@@ -391,6 +395,13 @@ class RevisionBuilder:
                 stack.callback(reader.close)
                 packs[ref.revision] = EarlierPack(ref, reader)
         return list(packs.values())
+
+    def _sound(self, records: Sequence[RevisionRecord], packs: Sequence[EarlierPack]) -> list[EarlierPack]:
+        """Return the packs that are what was signed; the others are noted, and nothing is taken over from them."""
+        sound = [pack for pack in packs if is_sound(self.directory / pack.ref.revision, pack.ref)]
+        here = {pack.ref.revision for pack in sound}
+        self.damaged = sorted({ref.revision for record in records for ref in record.packs} - here)
+        return sound
 
     def _write(
         self, gatherer: Gatherer, manifest: bytes, others: Sequence[PackRef]
