@@ -218,6 +218,10 @@ class Fleet:
     def ted_text(self, name: str, *words: str) -> str:
         return self._call(["--config", str(self.config(name)), *words]).stdout
 
+    def ted_warnings(self, name: str, *words: str) -> str:
+        """Run ``ted`` on a node and return what it says beside its answer."""
+        return self._call(["--config", str(self.config(name)), *words]).stderr
+
     def _run(self, words: list[str], stdin: str | None = None) -> Any:
         text = self._call(words, stdin).stdout
         return json.loads(text) if text.strip() else None

@@ -59,3 +59,52 @@ def test_damage_on_a_relay_fails_only_those_behind_it_and_what_came_stays(fleet:
     assert "block 3 of DISTFILE.TED" in failure["error"]
     assert "`ted verify --stored --repair` on s01" in failure["error"]
     assert next(fleet.working("e01").glob("hq/app/*/DISTFILE.TED")).stat().st_blocks > 0
+
+
+@pytest.mark.parametrize("name", ["DISTFILE.TED", "BLOCKS.TED", "REVISION.TED"])
+def test_a_subscriber_fetches_again_what_is_damaged_and_no_more(fleet: Fleet, name: str) -> None:
+    a_fleet(fleet)
+    fleet.ted("hq", "send")
+    fleet.ted("e01", "extract")
+    pack = damage(fleet, "e01", 3 * BLOCK_BYTES if name == "DISTFILE.TED" else 5, name)
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("e01", "verify", "--stored")
+    assert "build --force" not in (caught.value.error["hint"] or "")
+    done = fleet.ted("e01", "verify", "--stored", "--repair")
+    assert (done["ok"], done["problems"]) == (True, [])
+    (row,) = done["repaired"]
+    assert (row["revision"], row["from"]) == (pack.parent.name, "s01")
+    assert row["bytes"] == (BLOCK_BYTES if name == "DISTFILE.TED" else 0)
+    assert fleet.ted("e01", "verify", "--stored")["ok"]
+    assert fleet.states("hq", "app")["e01"] == "extracted"
+
+
+def test_a_repair_without_an_agent_says_what_to_start(fleet: Fleet) -> None:
+    a_fleet(fleet)
+    fleet.ted("hq", "send")
+    damage(fleet, "e01")
+    fleet.kill("e01")
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("e01", "verify", "--stored", "--repair")
+    assert "ted agent start" in caught.value.error["hint"]
+
+
+def test_a_forced_build_leaves_a_damaged_pack_out_and_the_next_send_works(fleet: Fleet) -> None:
+    a_fleet(fleet)
+    revision = damage(fleet, "hq").parent.name
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "verify", "--stored", "--repair")
+    assert "ted build --force app" in caught.value.error["hint"]
+    (row,) = fleet.ted("hq", "build", "--force")["distributions"]
+    assert any(revision in warning and "damaged" in warning for warning in row["warnings"])
+    fleet.ted("hq", "send")
+    assert set(fleet.states("hq", "app").values()) == {"received"}
+
+
+def test_a_plain_build_that_comes_across_damage_says_in_which_revision_and_what_mends_it(fleet: Fleet) -> None:
+    a_fleet(fleet)
+    revision = damage(fleet, "hq").parent.name
+    (fleet.root / "source" / "new").write_bytes(b"one more")
+    said = fleet.ted_warnings("hq", "build")
+    assert f"the stored pack of revision {revision} is damaged" in said
+    assert "`ted build --force app`" in said
