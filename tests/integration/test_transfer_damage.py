@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from pathlib import Path
@@ -59,6 +60,12 @@ def test_damage_on_a_relay_fails_only_those_behind_it_and_what_came_stays(fleet:
     assert "block 3 of DISTFILE.TED" in failure["error"]
     assert "`ted verify --stored --repair` on s01" in failure["error"]
     assert next(fleet.working("e01").glob("hq/app/*/DISTFILE.TED")).stat().st_blocks > 0
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("e01", "receive")
+    assert (caught.value.returncode, "damaged at s01" in str(caught.value)) == (34, True)
+    fleet.ted("s01", "verify", "--stored", "--repair")
+    fleet.ted("e01", "receive")
+    assert fleet.states("hq", "app") == {"s01": "received", "e01": "received"}
 
 
 @pytest.mark.parametrize("name", ["DISTFILE.TED", "BLOCKS.TED", "REVISION.TED"])
@@ -104,7 +111,21 @@ def test_a_forced_build_leaves_a_damaged_pack_out_and_the_next_send_works(fleet:
 def test_a_plain_build_that_comes_across_damage_says_in_which_revision_and_what_mends_it(fleet: Fleet) -> None:
     a_fleet(fleet)
     revision = damage(fleet, "hq").parent.name
-    (fleet.root / "source" / "new").write_bytes(b"one more")
+    noise = fleet.root / "source" / "noise"
+    changed = bytearray(noise.read_bytes())
+    changed[:: BLOCK_BYTES // 4] = bytes(24)  # each frame of it: the patch compares them with those of before
+    noise.write_bytes(changed)
     said = fleet.ted_warnings("hq", "build")
     assert f"the stored pack of revision {revision} is damaged" in said
     assert "`ted build --force app`" in said
+
+
+def test_a_pack_that_was_cut_short_keeps_what_is_left_of_it(fleet: Fleet) -> None:
+    a_fleet(fleet)
+    fleet.ted("hq", "send")
+    pack = damage(fleet, "e01", 0)
+    size_bytes = pack.stat().st_size
+    os.truncate(pack, 3 * BLOCK_BYTES)
+    (row,) = fleet.ted("e01", "verify", "--stored", "--repair")["repaired"]
+    assert row["bytes"] == size_bytes - 2 * BLOCK_BYTES, "all but the second and the third block"
+    assert fleet.ted("e01", "verify", "--stored")["ok"]

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, web
 
+from ted.content.blocks import BlockList, PartialPack
 from ted.content.record import PackRef
-from ted.errors import FormatError, MissingContentError
-from ted.transfer.packs import ServedPack
+from ted.errors import DamagedError, FormatError, MissingContentError
+from ted.transfer.packs import Incoming, PackStore, ServedPack
 from ted.transfer.server import PeerServer, _CutShort, _for_s, _wanted, _Watch, errors_have_one_shape
 
 DATA = random.Random(2).randbytes(300_000)
@@ -54,6 +55,48 @@ def test_a_pack_that_is_too_short_is_said_to_be(tmp_path: Path) -> None:
     with pytest.raises(MissingContentError, match="shorter than it should be"):
         pack.read(3, 0, buffer)
     pack.close()
+
+
+def test_a_block_of_a_pack_that_came_only_in_part_is_not_served_as_if_it_were_here(tmp_path: Path) -> None:
+    whole = BlockList.of_pack(_written(tmp_path / "whole"), BLOCK_BYTES)
+    ref = PackRef("20261122T125447123456Z", len(DATA), BLOCK_BYTES, len(whole), whole.root.hex(), ((0, len(whole)),))
+    directory = tmp_path / "hq" / "app" / ref.revision
+    pack = PartialPack.prepare(directory, ref, whole.digests)
+    pack.write(0, DATA[:BLOCK_BYTES])
+    pack.flush()
+    pack.close()
+    store, key = PackStore(tmp_path), ("hq", "app", ref.revision)
+    with store.open(key, ref) as served_pack:
+        assert (served_pack.has(0), served_pack.has(1)) == (True, False)
+        with pytest.raises(MissingContentError):
+            asyncio.run(served_pack.available(1, 1))
+
+
+def test_who_asks_for_what_came_no_further_hears_that_it_is_damaged_until_it_comes_in_anew(tmp_path: Path) -> None:
+    whole = BlockList.of_pack(_written(tmp_path / "whole"), BLOCK_BYTES)
+    ref = PackRef("20261122T125447123456Z", len(DATA), BLOCK_BYTES, len(whole), whole.root.hex(), ((0, len(whole)),))
+    pack = PartialPack.prepare(tmp_path / "hq" / "app" / ref.revision, ref, whole.digests)
+    pack.make()
+    store, key = PackStore(tmp_path), ("hq", "app", ref.revision)
+
+    async def scenario() -> None:
+        incoming = Incoming(pack, asyncio.get_running_loop())
+        store.announce(key, incoming)
+        store.withdraw(key, incoming, DamagedError("block 0 is damaged at hq"))
+        with store.open(key, ref) as served_pack, pytest.raises(DamagedError, match="damaged at hq"):
+            await served_pack.available(0, 1)
+        store.announce(key, incoming)
+        store.withdraw(key, incoming)
+        with store.open(key, ref) as served_pack, pytest.raises(MissingContentError):
+            await served_pack.available(0, 1)
+
+    asyncio.run(scenario())
+    pack.close()
+
+
+def _written(path: Path) -> Path:
+    path.write_bytes(DATA)
+    return path
 
 
 @pytest.mark.parametrize("size", [float("inf"), 10**400, "x", None])
