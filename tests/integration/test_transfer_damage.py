@@ -13,10 +13,11 @@ from fleet import CommandError, Fleet, two_tiers
 BLOCK_BYTES = 64 * 1024
 
 
-def a_fleet(fleet: Fleet, leaves: int = 1) -> None:
+def a_fleet(fleet: Fleet, kept_blocks: int = 0) -> None:
     """A tree whose Distributor has built what does not compress: several blocks of noise."""
-    two_tiers(fleet, leaves=leaves)
+    two_tiers(fleet, leaves=1)
     (fleet.root / "source" / "noise").write_bytes(random.Random(1).randbytes(6 * BLOCK_BYTES))
+    (fleet.root / "source" / "other").write_bytes(random.Random(2).randbytes(kept_blocks * BLOCK_BYTES))
     fleet.settings["retry_for"] = 600
     fleet.install()
     fleet.start()
@@ -109,7 +110,7 @@ def test_a_forced_build_leaves_a_damaged_pack_out_and_the_next_send_works(fleet:
 
 
 def test_a_plain_build_that_comes_across_damage_says_in_which_revision_and_what_mends_it(fleet: Fleet) -> None:
-    a_fleet(fleet)
+    a_fleet(fleet, kept_blocks=20)
     revision = damage(fleet, "hq").parent.name
     noise = fleet.root / "source" / "noise"
     changed = bytearray(noise.read_bytes())
