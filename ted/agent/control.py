@@ -19,6 +19,9 @@ from ted.agent.ask import SOCKET
 from ted.errors import AgentError
 from ted.transfer.server import errors_have_one_shape
 
+STOP_WITHIN_S = 2.0
+"""How long calls that are under way are waited for when the agent ends."""
+
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
@@ -35,7 +38,7 @@ class ControlServer:
         """Open the socket; an old one of a dead agent is replaced (the caller holds the agent's lock)."""
         app = web.Application(middlewares=[errors_have_one_shape])
         app.add_routes([web.post("/{name}", self._call)])
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_WITHIN_S)
         await self._runner.setup()
         self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         path = f"/proc/self/fd/{self._fd}/{SOCKET}"

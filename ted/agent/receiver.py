@@ -45,6 +45,7 @@ from ted.content.patch.kept import patches_of
 from ted.content.record import MAX_RECORD_BYTES, PackRef, RevisionRecord
 from ted.content.working import RECORD_NAME
 from ted.errors import (
+    BusyError,
     DamagedError,
     DigestMismatchError,
     FormatError,
@@ -267,34 +268,41 @@ class Receiver:
     async def mend(self, distributor: str, distribution: str, revision: str) -> dict[str, Any]:
         """Fetch again what is damaged of a revision that is here; return ``{"bytes", "from"}``.
 
-        Nothing is said of it above or below: the node holds the revision before and after. Where it fails, the revision
-        counts as not received, so that the next send or ``ted receive`` goes on with it.
+        Nothing is said of it above or below: the node holds the revision before and after. Blocks that are damaged
+        count as missing from the moment they are found, durably; where they cannot be fetched, or that is cut short,
+        ``ted verify --stored`` tells it, and the next repair goes on.
 
         Raises:
-            UnknownNameError: Nobody has offered it here.
+            BusyError: A transfer of the distribution is under way.
+            UnknownNameError: It is not here, or nobody has offered the distribution here.
             TransferError: The sender cannot be asked.
             DamagedError: It is damaged there, too.
         """
         key = (distributor, distribution, revision)
-        slip = await self._node.run(self._offer_like, key)
+        if self._lock_of(key[:2]).locked():
+            raise BusyError(f"a transfer of {distribution} of {distributor} is under way",
+                            hint="run it again after that")  # fmt: skip
+        slip = await self._node.run(self._newest_offer, key[:2])
         transfer = _Mending(self._node, key, slip, self._source(slip), self._sender, bytes_done=0)
+        failure: Exception = MissingContentError("the transfer ended")
         async with self._lock_of(key[:2]):
             try:
+                if not await self._node.run(self._node.working.is_received, *key):
+                    raise UnknownNameError(f"{distribution} {revision} of {distributor} is not here any more")
                 await self._try_some(transfer)
-            except (TransferError, RepositoryError):
-                await self._node.run(self._node.working.mark_partial, *key)
+            except TedError as error:
+                failure = error
                 raise
             finally:
-                transfer.end(MissingContentError("the transfer ended"))
+                transfer.end(failure)
         return {"bytes": transfer.bytes_done, "from": transfer.slip.sender.name if transfer.slip.sender else None}
 
-    def _offer_like(self, key: Key) -> RoutingSlip:
-        """Return the newest slip of the revision for this node, or of another one of the distribution."""
-        offers = self._node.journal.offers(child="", distributor=key[0], distribution=key[1])
-        offers.sort(key=lambda offer: offer["revision"] != key[2])
+    def _newest_offer(self, pair: tuple[str, str]) -> RoutingSlip:
+        """Return the newest slip of a distribution for this node: whoever sent that last is who is asked."""
+        offers = self._node.journal.offers(child="", distributor=pair[0], distribution=pair[1])
         if not offers:
-            raise UnknownNameError(f"nobody has sent {key[1]} of {key[0]} here: whom to ask is not known",
-                                   hint=f"send it again on {key[0]}")  # fmt: skip
+            raise UnknownNameError(f"nobody has sent {pair[1]} of {pair[0]} here: whom to ask is not known",
+                                   hint=f"send it again on {pair[0]}")  # fmt: skip
         return RoutingSlip.decode(offers[0]["slip"])
 
     async def _try_some(self, transfer: _Transfer) -> None:

@@ -43,14 +43,21 @@ def command(settings: Settings, names: tuple[str, ...], check: bool, timeout_s: 
     finally:
         journal.close()
     data = {"changed": any(row["changed"] for row in rows), "distributions": rows, "refused": refused}
-    missing = [row for row in rows if (not row["held"] or row["state"] == State.FAILED) and not check]
+    missing = [row for row in rows if not row["held"] and not check]
     if missing or (refused and not rows):
         why = missing[0]["error"] or missing[0]["state"] if missing else refused[0]["message"]
         error = IncompleteError(f"{missing[0]['distribution'] if missing else 'nothing was taken'}: {why}")
         error.data = data
         raise error
-    text = "\n".join(f"{row['distributor']} {row['distribution']} {row['revision']}: {row['state']}" for row in rows)
+    text = "\n".join(f"{row['distributor']} {row['distribution']} {row['revision']}: {_word(row)}" for row in rows)
     emit(settings, data, text or "the parent has nothing for this node")
+
+
+def _word(row: dict[str, Any]) -> str:
+    """Return the state in words: what is here and failed later did so when it was installed."""
+    if row["held"] and row["state"] == State.FAILED:
+        return f"received; what came after that failed: {row['error']}"
+    return str(row["state"])
 
 
 def _newest_offers(journal: Journal, names: tuple[str, ...]) -> list[Key]:

@@ -16,7 +16,6 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 from ted.content.durable import read_bounded, replace_file, sync_directory
@@ -384,8 +383,6 @@ class PartialPack:
     @classmethod
     def doubted(cls, directory: Path, ref: PackRef) -> PartialPack:
         """Return the pack with nothing in it, durably, whatever lies there; ``reclaim`` finds what is sound of it."""
-        with suppress(FileNotFoundError):
-            os.unlink(directory / BITMAP_NAME)
         _save_bits(directory, ref, Bitmap(ref.blocks).to_bytes())
         return cls(directory, ref)
 
@@ -413,7 +410,7 @@ class PartialPack:
     def _is_sound(self, blocks: BlockList, block: int) -> bool:
         try:
             return blocks.matches(block, self.read(block))
-        except MissingContentError:
+        except (MissingContentError, OSError):  # a sector that cannot be read is written anew
             return False
 
     def _forget(self, runs: list[Run]) -> None:

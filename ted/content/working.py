@@ -227,11 +227,6 @@ class WorkingDirectory:
             status["target"] = True
         replace_file(directory / STATUS_NAME, canonical_json(status))
 
-    def mark_partial(self, distributor: str, distribution: str, stamp: str) -> None:
-        """Take ``DISTSTATUS.TED`` away: not all of the revision is here any more."""
-        with suppress(FileNotFoundError):
-            os.unlink(self.revision(distributor, distribution, stamp) / STATUS_NAME)
-
     def record_received(self, distributor: str, distribution: str, stamp: str) -> str | None:
         """Return the SHA-256 (hex) of the record verified when the revision was received; ``None``: none was."""
         record = _status(self.revision(distributor, distribution, stamp)).get("record")

@@ -99,22 +99,29 @@ def verify_stored(host: Host, distributor: str, distribution: str) -> list[Probl
                 reader.verify_frames()
             for ref in record.packs:
                 _check_blocks(directory / ref.revision, ref)
-        except TedError as error:
+        except (TedError, OSError) as error:
+            cause = error if isinstance(error, TedError) else _unreadable(directory / stamp, error)
             problems.append(
-                Problem(distributor, distribution, stamp, "stored", str(directory / stamp), error.message, cause=error)
+                Problem(distributor, distribution, stamp, "stored", str(directory / stamp), cause.message, cause=cause)
             )
     return problems
+
+
+def _unreadable(path: Path, error: OSError) -> DigestMismatchError:
+    return DigestMismatchError(f"{path} cannot be read: {error.strerror}", hint=HOW_TO_MEND)
 
 
 def _check_blocks(directory: Path, ref: PackRef) -> None:
     BlockList.load(directory, ref)
     pack = PartialPack(directory, ref)
     try:
-        damaged = pack.damaged()
+        damaged, missing = pack.damaged(), pack.missing()
     finally:
         pack.close()
     if damaged:
         raise DigestMismatchError(f"block {damaged[0][0]} of {pack.path} is damaged", hint=HOW_TO_MEND)
+    if missing:  # a repair was cut short
+        raise DigestMismatchError(f"block {missing[0][0]} of {pack.path} is not here", hint=HOW_TO_MEND)
 
 
 def _beyond_items(transaction: Transaction) -> list[Change]:

@@ -295,10 +295,15 @@ class Connection:
             if said["type"] == BusyError.__name__:
                 return BusyError(f"{self.peer}: {message}", hint=hint)
             if said["type"] == DamagedError.__name__:  # it says itself where
-                return DamagedError(message, hint=hint)
+                return DamagedError(_bounded(message), hint=hint and _bounded(hint))
         if answer.status >= 500:
             return UnreachableError(f"{self.peer}: {message}", hint=hint)
         return RefusedError(f"{self.peer}: {message}", hint=hint)
+
+
+def _bounded(text: str) -> str:
+    """Return what a peer says as it may be told on: it goes into the records of others."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:500])
 
 
 class Pool:

@@ -227,7 +227,9 @@ class PeerServer:
                     return False
                 await stream.send(pack, block, until_s)
                 block_s = time.monotonic() - began_at_s
-        except (TedError, TimeoutError) as error:
+        except (TedError, TimeoutError, OSError) as error:
+            if isinstance(error, ConnectionError):
+                raise
             # the head is out: closing early is the only honest answer left
             raise _CutShort(str(error) or "a block did not come in time") from error
         return True

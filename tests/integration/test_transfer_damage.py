@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from fleet import CommandError, Fleet, two_tiers
 
+from ted.content.blocks import PartialPack
+from ted.content.working import read_record
+
 BLOCK_BYTES = 64 * 1024
 
 
@@ -85,6 +88,52 @@ def test_a_subscriber_fetches_again_what_is_damaged_and_no_more(fleet: Fleet, na
     assert row["bytes"] == (BLOCK_BYTES if name == "DISTFILE.TED" else 0)
     assert fleet.ted("e01", "verify", "--stored")["ok"]
     assert fleet.states("hq", "app")["e01"] == "extracted"
+
+
+def test_a_repair_that_finds_no_parent_loses_nothing_and_the_next_one_goes_on(fleet: Fleet) -> None:
+    a_fleet(fleet)
+    fleet.ted("hq", "send")
+    fleet.ted("e01", "extract")
+    revision = damage(fleet, "e01").parent.name
+    fleet.kill("s01")
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("e01", "verify", "--stored", "--repair")
+    assert "s01" in str(caught.value)
+    fleet.kill("e01")  # what was found stays found
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("e01", "verify", "--stored")
+    assert "does not pass" in str(caught.value)
+    assert "--stored --repair" in caught.value.error["hint"]
+    fleet.start("s01", "e01")
+    (row,) = fleet.ted("e01", "verify", "--stored", "--repair")["repaired"]
+    assert (row["revision"], row["bytes"]) == (revision, BLOCK_BYTES)
+    assert fleet.ted("e01", "verify")["ok"]
+    assert fleet.states("hq", "app")["e01"] == "extracted"
+
+
+def test_a_repair_that_was_killed_is_told_and_the_next_one_goes_on(fleet: Fleet) -> None:
+    a_fleet(fleet)
+    fleet.ted("hq", "send")
+    fleet.kill("e01")
+    place = next(fleet.working("e01").glob("hq/app/*/DISTFILE.TED")).parent
+    PartialPack.doubted(place, read_record(place)[0].packs[0]).close()  # as a repair begins where it can trust nothing
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("e01", "verify", "--stored")
+    assert "is not here" in str(caught.value)
+    fleet.start("e01")
+    assert fleet.ted("e01", "verify", "--stored", "--repair")["ok"]
+    assert fleet.ted("e01", "verify", "--stored")["ok"]
+
+
+def test_what_is_here_was_received_even_if_its_extraction_failed(fleet: Fleet) -> None:
+    a_fleet(fleet)
+    fleet.ted("hq", "send")
+    damage(fleet, "e01")
+    with pytest.raises(CommandError):
+        fleet.ted("e01", "extract")
+    (row,) = fleet.ted("e01", "receive")["distributions"]
+    assert (row["held"], row["state"]) == (True, "failed")
+    assert "frame" in row["error"]
 
 
 def test_a_repair_without_an_agent_says_what_to_start(fleet: Fleet) -> None:
