@@ -32,7 +32,7 @@ xferlog_enable=NO
 
 def table(options: Options) -> Report:
     return Report(
-        "fetch-ftp", "Fetching by FTP",
+        "fetch_ftp", "Fetching by FTP",
         ["what", "by", "s, median (worst)", "CPU s", "peak MB", "speed to lftp's"],
         measured(options, _vsftpd, _contenders, LFTP),
         ["One vsftpd (no MLSD) on the same machine; served from and written to memory. ted: four connections, times "
