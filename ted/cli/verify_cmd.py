@@ -9,6 +9,7 @@ import click
 from ted.agent.ask import call_agent
 from ted.cli.common_install import Pair, finish, host_of, named, received
 from ted.cli.main import Settings, tabulated
+from ted.cli.progress import human_bytes
 from ted.config import NodeConfig
 from ted.errors import DigestMismatchError, DriftError, TedError, TrustError
 from ted.install.verify import Problem, repair, verify_installed, verify_stored
@@ -117,7 +118,8 @@ def _more(problems: list[Problem]) -> str:
 
 def _repaired(row: dict[str, Any]) -> str:
     if row.get("where") == "stored":
-        return f"{row['distribution']} {row['revision']}: fetched again from {row['from']}: {row['bytes']} bytes"
+        what = f"{human_bytes(row['bytes'])} fetched again from {row['from']}" if row["bytes"] else "no content lacked"
+        return f"{row['distribution']} {row['revision']}: mended, {what}"
     return f"{row['distribution']}: repaired"
 
 

@@ -227,9 +227,9 @@ class PeerServer:
                     return False
                 await stream.send(pack, block, until_s)
                 block_s = time.monotonic() - began_at_s
-        except (TedError, TimeoutError, OSError) as error:
-            if isinstance(error, ConnectionError):
-                raise
+        except ConnectionError:
+            raise  # the peer went away
+        except (TedError, OSError) as error:  # no time, or a disk that cannot be read
             # the head is out: closing early is the only honest answer left
             raise _CutShort(str(error) or "a block did not come in time") from error
         return True
