@@ -35,8 +35,8 @@ def scratch(where: str) -> Iterator[Path]:
 def new_disk(size: int = 32 << 30) -> Iterator[Path]:
     """Yield an empty ext4 file system on the disk of the temporary files, gone afterwards; needs root.
 
-    ext4 does not use an inode again for minutes after a file was removed, and steps over each of these for every file it
-    makes: where much was removed lately, making 20,000 files takes ten times as long, for whoever comes next.
+    ext4 does not use an inode again for minutes after a file was removed, and steps over each of these for every
+    file it makes: where much was removed lately, 20,000 files take ten times as long, for whoever comes next.
     """
     with scratch("disk") as place:
         image, path = place / "image", place / "disk"

@@ -12,14 +12,12 @@ Rules:
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import heapq
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +30,7 @@ from ted.content.durable import sync_directory, write_synced
 from ted.content.entry import components, path_problem, printable
 from ted.content.frame import DEFAULT_LEVEL, frame_digest
 from ted.content.gather import Gatherer, Given
+from ted.content.interpreter import interpreter_for_building
 from ted.content.manifest import ManifestWriter
 from ted.content.pack import PackReader
 from ted.content.record import (
@@ -53,8 +52,6 @@ from ted.errors import BuildError, EmptySourceError, RepositoryError, UsageError
 _DIRECTORY_MODE = 0o755
 _RULES = 1
 """Raised when a build makes something else of the same source: what was noted of it is then forgotten."""
-_OBJECTS_BETWEEN_COLLECTIONS = 50_000
-_TURN_S = 0.0001
 _UNLIKE_ANYTHING = Look(b"", 1 << 62)
 
 
@@ -236,7 +233,7 @@ class RevisionBuilder:
         started_s = time.monotonic()
         self._begin()
         try:
-            with _interpreter_for_building():
+            with interpreter_for_building():
                 return self._build(force=force, check=check, started_s=started_s)
         except OSError as error:
             where = error.filename or self.directory
@@ -434,26 +431,6 @@ class RevisionBuilder:
         assert self._temporary is not None
         self._temporary.rename(self.directory / self._stamp)
         sync_directory(self.directory)
-
-
-@contextmanager
-def _interpreter_for_building() -> Iterator[None]:
-    """Let the interpreter look for cycles less often, and let threads take turns more often.
-
-    Many small objects come and go here, and hardly a cycle among them. And a thread that has compressed a frame waits
-    for its turn longer than it compressed: the thread that walks gives the interpreter up for microseconds only, and
-    has it again before another wakes.
-    """
-    thresholds, turn_s = gc.get_threshold(), sys.getswitchinterval()
-    gc.freeze()  # what is there already is not looked through again and again
-    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *thresholds[1:])
-    sys.setswitchinterval(_TURN_S)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
-        sys.setswitchinterval(turn_s)
 
 
 def _is_whole(record: RevisionRecord, packs: Sequence[EarlierPack]) -> bool:

@@ -92,6 +92,12 @@ class Entry(NamedTuple):
         return components(self.path)
 
     @property
+    def memory_bytes(self) -> int:
+        """About how much memory it takes."""
+        xattrs_bytes = sum(150 + len(name) + len(value) for name, value in self.xattrs)
+        return 400 + 220 * (len(self.extents) + len(self.lists)) + len(self.path) + xattrs_bytes
+
+    @property
     def content_digest(self) -> bytes | None:
         """SHA-256 of the file's bytes where the manifest tells it, else ``None`` (files of several extents, links)."""
         if self.digest is None and len(self.extents) == 1:

@@ -85,6 +85,8 @@ class RevisionReader:
         self._where = f"{record.distribution} {record.revision}"
         self._packs = _Packs(directory, record)
         self._manifest_cache: OrderedDict[int, list[Entry]] = OrderedDict()
+        self._remembered: dict[int, list[Entry]] = {}
+        self._room_bytes = 0
         self._inflated: tuple[bytes, memoryview] = (b"", memoryview(b""))
         try:
             plain = self._packs.read(bytes.fromhex(record.manifest))
@@ -240,8 +242,25 @@ class RevisionReader:
 
     def frame_entries(self, number: int) -> Iterator[Entry]:
         """Yield the entries of manifest frame ``number``; order and parents across frames are not checked."""
+        if (known := self._remembered.get(number)) is not None:
+            return iter(known)
         frame = self._index.frames[number]
-        return parse_frame(self._packs.read_checked(frame.digest), frame, self._where)
+        entries = parse_frame(self._packs.read_checked(frame.digest), frame, self._where)
+        return self._remembering(number, entries) if self._room_bytes else entries
+
+    def remember_entries(self, room_bytes: int) -> None:
+        """Parse a manifest frame only once from now on, as long as all that is remembered fits in ``room_bytes``."""
+        self._room_bytes = room_bytes
+
+    def _remembering(self, number: int, entries: Iterator[Entry]) -> Iterator[Entry]:
+        known: list[Entry] = []
+        for entry in entries:
+            known.append(entry)
+            yield entry
+        size = sum(entry.memory_bytes for entry in known)
+        if size <= self._room_bytes and number not in self._remembered:
+            self._room_bytes -= size
+            self._remembered[number] = known
 
     # frames by name
 

@@ -436,6 +436,31 @@ def test_comparing_reads_only_what_differs(tmp_path: Path) -> None:
         assert new.read <= 6
 
 
+def test_entries_are_remembered_as_far_as_there_is_room(tmp_path: Path) -> None:
+    with RevisionBuilder(tmp_path, "hq", "lib", "file", {}, {}) as builder:
+        for number in range(10_000):
+            builder.add_bytes(f"data/{number // 100:03}/f{number:05}", b"%d" % number)
+        record = builder.finish().record
+
+    def again(room_bytes: int) -> tuple[int, list[Entry], int]:
+        """Return how many frames there are, what the second pass gives, and how many frames it gave from memory."""
+        with Revision(tmp_path, record).open() as reader:
+            reader.remember_entries(room_bytes)
+            first, second = (
+                [list(reader.frame_entries(number)) for number in range(len(reader.manifest_frames))] for _ in "12"
+            )
+            assert first == second
+            known = sum(a[0] is b[0] for a, b in zip(first, second, strict=True))
+            return len(second), [entry for frame in second for entry in frame], known
+
+    frames, entries, known = again(1 << 30)
+    assert known == frames > 5
+    assert len(entries) == 10_101
+    some_bytes = sum(entry.memory_bytes for entry in entries) // 2
+    assert 0 < again(some_bytes)[2] < frames
+    assert again(0) == (frames, entries, 0)
+
+
 def test_the_frames_of_a_file_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = [bytes([number]) * 1000 for number in range(40)]
     extents = [[hashlib.sha256(each).digest(), 0, 1000] for each in frames]

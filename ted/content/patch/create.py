@@ -18,6 +18,7 @@ import msgpack
 
 from ted.content.entry import Entry, Extent, Kind, extents_from_list
 from ted.content.frame import DEFAULT_LEVEL
+from ted.content.interpreter import interpreter_for_building
 from ted.content.opening.codecs import Codec
 from ted.content.pack import PackReader
 from ted.content.patch.apply import FrameKind, PackOut, apply_patch
@@ -39,6 +40,8 @@ _MAX_WANTED_NAMES = 200_000
 _MAX_WAITING = 20_000
 _MAX_ALIKE = 64
 _MAX_REMEMBERED_BYTES = 16 << 20
+_ROOM_BYTES = 16 << 20
+"""For the entries of each revision, where time counts; the smallest form needs the memory itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +107,18 @@ def create_patch(
     Raises:
         RepositoryError: Something of a revision is damaged, or not here.
     """
-    pack = new.own_pack
-    if len(pack.index) > MAX_FRAMES:
+    if len(new.own_pack.index) > MAX_FRAMES:
         return None
+    with interpreter_for_building():
+        return _create(old, new, path, small, codecs, level)
+
+
+def _create(
+    old: RevisionReader, new: RevisionReader, path: Path, small: bool | None, codecs: frozenset[Codec], level: int
+) -> int | None:
+    if small is False:
+        for reader in (old, new):
+            reader.remember_entries(_ROOM_BYTES)
     out = StreamWriter(path.parent)
     try:
         creation = _Creation(old, new, out, path.parent, small=small, codecs=codecs, level=level)
@@ -115,6 +127,7 @@ def create_patch(
         size = out.finish(path, small=creation.small)
     finally:
         out.close()
+    pack = new.own_pack
     is_worth_it = size * 100 <= pack.bytes * WORTH_PERCENT
     if is_worth_it and _rebuilds(path, old, pack):
         return size
@@ -402,19 +415,13 @@ class _Again:
         known: list[tuple[Entry, Entry | None]] = []
         for pair in self._pairs():
             if self._room >= 0:
-                self._room -= sum(_memory_bytes(entry) for entry in pair if entry is not None)
+                self._room -= sum(entry.memory_bytes for entry in pair if entry is not None)
                 known.append(pair)
             elif known:
                 known.clear()
             yield pair
         if self._room >= 0:
             self._known = known
-
-
-def _memory_bytes(entry: Entry) -> int:
-    """Return about how much memory an entry takes."""
-    xattrs_bytes = sum(150 + len(name) + len(value) for name, value in entry.xattrs)
-    return 400 + 220 * (len(entry.extents) + len(entry.lists)) + len(entry.path) + xattrs_bytes
 
 
 class _Alike:
