@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 
-from benchmarks.fetching import anew_and_again, measured, server
+from benchmarks.fetching import Server, anew_and_again, measured, server
 from benchmarks.measure import Contender, Options, Sample, run_command, run_function
 from benchmarks.report import Report
 from ted import plugins
@@ -57,7 +57,7 @@ def _contenders(root: Path, port: int) -> list[Contender]:
     return [*anew_and_again(root, "ted", TED, ted), *anew_and_again(root, "lftp", LFTP, lftp)]
 
 
-def _vsftpd(root: Path) -> AbstractContextManager[int]:
+def _vsftpd(root: Path) -> AbstractContextManager[Server]:
     (root / "empty").mkdir()
 
     def words(port: int) -> list[str]:

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import trees
@@ -15,11 +16,30 @@ from benchmarks.measure import Contender, Options, Sample, Samples, daemon, inte
 from benchmarks.report import mb, spread
 
 _MADE_AT_S = 1_600_000_000
+_NGINX = """
+pid {root}/nginx.pid; error_log {root}/error.log; worker_processes 1; daemon off; master_process off;
+events {{ worker_connections 512; }}
+http {{
+    log_format told '$request_length $bytes_sent'; access_log {root}/access.log told;
+    keepalive_requests 1000000; sendfile on; default_type application/octet-stream;
+    client_body_temp_path {root}/t1; proxy_temp_path {root}/t2; fastcgi_temp_path {root}/t3;
+    uwsgi_temp_path {root}/t4; scgi_temp_path {root}/t5;
+    server {{ listen 127.0.0.1:{port}; root {root}/served; autoindex on; }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server on loopback."""
+
+    port: int
+    pid: int
 
 
 def measured(
     options: Options,
-    serve: Callable[[Path], AbstractContextManager[int]],
+    serve: Callable[[Path], AbstractContextManager[Server]],
     contenders: Callable[[Path, int], list[Contender]],
     peer: str,
     more: Callable[[Samples, str], list[object]] = lambda _found, _name: [],
@@ -28,7 +48,7 @@ def measured(
 
     Args:
         options: How it is measured.
-        serve: Serves what is below ``served`` of a directory, and yields the port.
+        serve: Serves what is below ``served`` of a directory.
         contenders: As ``anew_and_again`` makes them.
         peer: Whom they are compared with.
         more: Cells of this table alone.
@@ -45,8 +65,8 @@ def measured(
             make(root / "served")
             for path in (root / "served").rglob("*"):
                 os.utime(path, (_MADE_AT_S, _MADE_AT_S))
-            with serve(root) as port:
-                found = interleaved(contenders(root, port), options.rounds)
+            with serve(root) as running:
+                found = interleaved(contenders(root, running.port), options.rounds)
             rows += ([what, *cells] for cells in _rows(found, peer, more))
     return rows
 
@@ -63,8 +83,8 @@ def anew_and_again(root: Path, directory: str, name: str, run: Callable[[], Samp
 
 
 @contextmanager
-def server(words: Callable[[int], Sequence[str]]) -> Iterator[int]:
-    """Keep a server running for the body, and yield its port.
+def server(words: Callable[[int], Sequence[str]]) -> Iterator[Server]:
+    """Keep a server running for the body.
 
     Args:
         words: Its command, which makes it listen on the port.
@@ -72,13 +92,38 @@ def server(words: Callable[[int], Sequence[str]]) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    with daemon(words(port)):
+    with daemon(words(port)) as process:
         deadline_s = time.monotonic() + 20
         while time.monotonic() < deadline_s:
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.02)
-        yield port
+        yield Server(port, process.pid)
+
+
+def nginx(root: Path) -> AbstractContextManager[Server]:
+    """Keep an nginx with one worker running for the body: it serves what is below ``served``."""
+
+    def words(port: int) -> list[str]:
+        conf = root / "nginx.conf"
+        conf.write_text(_NGINX.format(root=root, port=port))
+        return [shutil.which("nginx") or "/usr/sbin/nginx", "-c", str(conf), "-p", str(root)]
+
+    return server(words)
+
+
+def counted(root: Path, run: Callable[[], Sample]) -> Sample:
+    """Run something that fetches from the ``nginx`` of a directory; return also the bytes ``asked`` and ``answered``.
+
+    They are as nginx counts them: requests with their headers, answers with theirs.
+    """
+    log = root / "access.log"
+    log.write_bytes(b"")
+    sample = run()
+    time.sleep(0.1)  # a line is written when the answer has left
+    lines = [line.split() for line in log.read_text().splitlines()]
+    counts = {"asked": sum(int(line[0]) for line in lines), "answered": sum(int(line[1]) for line in lines)}
+    return replace(sample, more=counts)
 
 
 def _again(name: str) -> str:

@@ -1,14 +1,11 @@
-"""How many bytes an update is: beside zstd --patch-from, xdelta3 and rsync, on consecutive releases.
+"""How many bytes an update is, on consecutive releases: beside what makes deltas, and what fetches what is missing.
 
 The releases come from the Python package index, once, into ``~/.cache/ted/benchmarks``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
-import resource
 import subprocess
 import sys
 import zipfile
@@ -17,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import database, trees
+from benchmarks.deltas import XDELTA, ZSTD_9, ZSTD_19, peers, sample
 from benchmarks.measure import Contender, Options, Sample, Samples, interleaved, run_command, run_function
 from benchmarks.report import Report, mb, spread
 from benchmarks.rig import need
@@ -33,18 +31,20 @@ BINARIES = (
     ("numpy==1.26.4", "pandas==2.2.2", "cryptography==42.0.8"),
 )
 SMALL, FAST = "ted, small", "ted, fast"
-ZSTD_19, ZSTD_9, XDELTA, RSYNC = "zstd -19 --patch-from", "zstd -9 --patch-from", "xdelta3 -9 -S lzma", "rsync -z zstd"
-_SENT = re.compile(r"Total bytes (?:sent|received): ([\d,.]+)")
 _DATABASE_ROWS = 640_000
+_LEFT_OUT = {("database", ZSTD_19)}
 
 
 def table(options: Options) -> Report:
-    need(xdelta3="xdelta3", zstd="zstd", rsync="rsync")
+    need(xdelta3="xdelta3", zstd="zstd", rsync="rsync", casync="casync", zck="zchunk", zsync="zsync")
     rows: list[list[object]] = []
     for name, make in _sets(options):
         with trees.scratch("disk") as root:
             make(root)
-            rows += _rows(name, interleaved(_contenders(root, name), 1 if not options.quick else options.rounds))
+            with peers(root) as theirs:
+                taken = [each for each in theirs if (name, each.name) not in _LEFT_OUT]
+                found = interleaved([*_ours(root), *taken], options.rounds if options.quick else 1)
+            rows += _rows(name, found)
     return Report(
         "update", "Update bytes",
         ["what", "by", "bytes", "to the best peer's", "to zstd -9's", "s, median (worst)", "CPU s", "peak MB",
@@ -55,7 +55,12 @@ def table(options: Options) -> Report:
          "database: the file).",
          "changed MB/s: the plain bytes of the frames that the old revision has not got, by the time it takes to make "
          "the patch and to try it out.",
-         "rsync: both directions, over a pipe; it sends file by file and needs no base at the sender.",
+         "rsync: both directions and the CPU of both sides, over a pipe or from its daemon on loopback; it sends file "
+         "by file and needs no base at the sender.",
+         "casync, zchunk, zsync: s, CPU and peak are of making the index and what is fetched, apply is fetching it "
+         "from nginx on loopback and rebuilding the tar. Bytes are requests and answers with their headers, as nginx "
+         "counts them. Chunks have the sizes they come with; casync's sender has the old chunks, zchunk's receiver "
+         "the old .zck; zsync -z fetches pieces of a gzip.",
          "zstd -19 is left out for the database: it took more than four minutes."],
     )  # fmt: skip
 
@@ -105,48 +110,13 @@ def _wheel(requirement: str) -> Path:
     return next(place.glob("*.whl"))
 
 
-def _contenders(root: Path, name: str) -> list[Contender]:
-    old, new, out = root / "old.tar", root / "new.tar", root / "out"
+def _ours(root: Path) -> list[Contender]:
     revisions = root / "var" / "hq" / "bench"
     for side in ("old", "new"):
         _build(revisions, root / side)
-
-    def peer(words: list[str], undo: list[str]) -> Callable[[], Sample]:
-        def run() -> Sample:
-            out.unlink(missing_ok=True)
-            made, size = run_command(words), out.stat().st_size
-            back = run_command(undo)
-            if _digest(root / "back") != _digest(new):
-                raise RuntimeError(f"{words[0]} gave something else")
-            return _sample(made, size, back)
-
-        return run
-
-    def zstd(level: int) -> Callable[[], Sample]:
-        common = ["zstd", "-q", "-f", "--long=31", f"--patch-from={old}"]
-        return peer([*common, f"-{level}", str(new), "-o", str(out)], [*common, "-d", str(out), "-o", f"{root}/back"])
-
-    xdelta = peer(
-        ["xdelta3", "-e", "-9", "-S", "lzma", "-B", str(1 << 30), "-f", "-s", str(old), str(new), str(out)],
-        ["xdelta3", "-d", "-B", str(1 << 30), "-f", "-s", str(old), str(out), f"{root}/back"],
-    )
-
-    def rsync() -> Sample:
-        run_command(["rm", "-rf", str(root / "copy")])
-        run_command(["cp", "-a", str(root / "old"), str(root / "copy")])
-        words = ["rsync", "-a", "-z", "--zc=zstd", "--no-whole-file", "--delete", "--stats",
-                 f"{root}/new/", f"localhost:{root}/copy/", "-e", f"{sys.executable} {__file__}"]  # fmt: skip
-        said = root / "said"
-        made = run_command(" ".join(f"'{word}'" for word in words) + f" > '{said}'")
-        run_command(["diff", "-r", "--no-dereference", str(root / "new"), str(root / "copy")])
-        size = sum(int(re.sub(r"\D", "", found)) for found in _SENT.findall(said.read_text()))
-        return _sample(made, size, None)
-
-    contenders = [
+    return [
         Contender(SMALL, lambda: _ted(revisions, small=True)), Contender(FAST, lambda: _ted(revisions, small=False)),
-        Contender(ZSTD_9, zstd(9)), Contender(XDELTA, xdelta), Contender(RSYNC, rsync),
     ]  # fmt: skip
-    return contenders if name == "database" else [*contenders, Contender(ZSTD_19, zstd(19), rounds=1)]
 
 
 def _build(revisions: Path, source: Path) -> None:
@@ -174,7 +144,7 @@ def _ted(revisions: Path, *, small: bool) -> Sample:
 
     with Revision(revisions, newest).open() as new:
         changed_bytes = sum(location.plain_bytes for location in new.own_pack.index.values())
-    return _sample(run_function(create), patch.stat().st_size, run_function(apply), changed_bytes)
+    return sample(run_function(create), patch.stat().st_size, run_function(apply), changed_bytes)
 
 
 class _Check:
@@ -198,19 +168,6 @@ class _Check:
         self._file.close()
 
 
-def _sample(made: Sample, size: int, back: Sample | None, changed_bytes: int = 0) -> Sample:
-    more = {
-        "bytes": size, "changed": changed_bytes,
-        "apply_s": back.wall_s if back else 0, "apply_peak": back.peak_bytes if back else 0,
-    }  # fmt: skip
-    return Sample(made.wall_s, made.cpu_s, made.peak_bytes, more)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _rows(what: str, found: Samples) -> list[list[object]]:
     best = min(found.median(by, "bytes") for by in (ZSTD_19, XDELTA) if by in found)
     return [
@@ -222,8 +179,3 @@ def _rows(what: str, found: Samples) -> list[list[object]]:
          mb(found.worst(by, "apply_peak")) if found.worst(by, "apply_peak") else ""]
         for by in found
     ]  # fmt: skip
-
-
-if __name__ == "__main__":  # rsync's remote shell: the words after the host name, on this machine
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.execvp(sys.argv[2], sys.argv[2:])
