@@ -1,7 +1,8 @@
 """64 MiB to sixty hosts on six sites, by playbook, beside what is used today; in the lab (root).
 
 Every host is reached through ssh by the peers; ted's agents run there already, as install.yml leaves them, and its send
-is ``playbooks/send.yml``. The bound is one copy over each line. Every copy is compared.
+is ``playbooks/send.yml``. So do nginx and rsync's daemon at the origin and on the relays, for who fetches from them.
+The bound is one copy over each line. Every copy is compared.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from benchmarks.rig import Lab, LabFleet, directory, goodput_s, need, write_rand
 HERE = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 TARGET = "/srv/big"
+_NGINX = "user root; events {{ }} http {{ access_log off; sendfile on; server {{ listen 80; root {served}; }} }}\n"
+_RSYNCD = "use chroot = no\nuid = root\nreverse lookup = no\n[files]\npath = {served}\n"
 
 
 @dataclass
@@ -41,6 +44,10 @@ class Field:
     @property
     def hosts(self) -> list[str]:
         return [host for hosts in self.sites.values() for host in hosts]
+
+    def root_of(self, host: str) -> Path:
+        """Return where a host's own file system lies on this machine."""
+        return self.state / "hosts" / host / "root"
 
     def inventory(self) -> Path:
         """Return ted's own inventory of the fleet, with the Distributor reached from here without ssh."""
@@ -85,7 +92,19 @@ def build(root: Path, sites: int, hosts: int, mbit_s: int, size: int) -> Field:
     fleet.install()
     fleet.start()
     fleet.ted("dist", "build")
-    return Field(lab, fleet, payload, names)
+    field = Field(lab, fleet, payload, names)
+    serve(field)
+    return field
+
+
+def serve(field: Field) -> None:
+    """Start nginx and rsync's daemon at the origin and on the relays; they serve where the payload or TARGET is."""
+    for host in ["dist", *(found[0] for found in field.sites.values())]:
+        served = field.payload.parent if host == "dist" else Path(TARGET).parent
+        for name, text in (("nginx.conf", _NGINX), ("rsyncd.conf", _RSYNCD)):
+            (field.root_of(host) / "opt" / name).write_text(text.format(served=served))
+        field.run("nginx -c /opt/nginx.conf 2> /dev/null", how=f"exec {host}")  # it keeps a pipe that it is given
+        field.run("rsync --daemon --config=/opt/rsyncd.conf", how=f"exec {host}")
 
 
 def by_ted(field: Field) -> None:
@@ -104,6 +123,24 @@ def by_two_tier_rsync(field: Field) -> None:
     for relay, *others in field.sites.values():
         onward = " & ".join(f"rsync {TARGET} {name}:{TARGET}" for name in others)
         lines.append(f"( rsync -e '{ssh}' {field.payload} {relay}:{TARGET} && {ssh} {relay} '{onward} & wait' ) &")
+    field.run("sh", "-ec", "\n".join([*lines, "wait"]))
+
+
+def by_two_tier_http(field: Field) -> None:
+    _fetched_by_relays(field, "curl -sSf http://{host}/big -o {target}")
+
+
+def by_two_tier_rsyncd(field: Field) -> None:
+    _fetched_by_relays(field, "rsync rsync://{host}/files/big {target}")
+
+
+def _fetched_by_relays(field: Field, fetch: str) -> None:
+    """Each relay fetches from the origin, then its leaves from it; as free of barriers as the rsync that pushes."""
+    lines = []
+    for relay, *others in field.sites.values():
+        onward = " & ".join(f"ssh {name} {fetch.format(host=relay, target=TARGET)}" for name in others)
+        first = fetch.format(host="dist", target=TARGET)
+        lines.append(f"ssh -F {field.state}/ssh/config {relay} '{first} && {{ {onward} & wait; }}' &")
     field.run("sh", "-ec", "\n".join([*lines, "wait"]))
 
 
@@ -146,7 +183,7 @@ def measured(field: Field, distribute: Callable[[Field], None], mbit_s: int) -> 
     if distribute is by_ted:
         _check_ted(field)
     else:
-        check(field, lambda host: field.state / "hosts" / host / "root" / TARGET.lstrip("/"))
+        check(field, lambda host: field.root_of(host) / TARGET.lstrip("/"))
     size = field.payload.stat().st_size
     return Sample(last_s, cpu, 0, {"line_bytes": max(sites), "of_bound": last_s / goodput_s(size, mbit_s)})
 
@@ -166,9 +203,11 @@ def cpu_of(field: Field) -> float:
 
 def table(options: Options) -> Report:
     """Measure lines of 10 and of 50 Mbit/s; a new field for each run, since every program finds nothing there."""
-    need(clush="clustershell", rsync="rsync")
+    need(clush="clustershell", rsync="rsync", nginx="nginx-light", curl="curl")
     sites, hosts, size = (2, 3, 4) if options.quick else (6, 10, 64)
     peers = {"ted, playbooks/send.yml": by_ted, "rsync to a relay a site, and on from there": by_two_tier_rsync,
+             "rsync:// to a relay a site, and from it": by_two_tier_rsyncd,
+             "HTTP (nginx, curl) to a relay a site, and from it": by_two_tier_http,
              "clush --copy, tree": by_clush_tree, "ansible.builtin.copy, 60 forks": by_copy}  # fmt: skip
     rows: list[tuple[object, ...]] = []
     for mbit_s in (10, 50):
@@ -191,4 +230,5 @@ def table(options: Options) -> Report:
                   f"{found.median(name, 'cpu_s'):.0f}") for name in peers]  # fmt: skip
     columns = ("each line", f"{size} MiB to {sites * hosts} hosts on {sites} sites", "last host, s, median (worst)",
                "of one copy at goodput", "MB into the fullest site", "CPU s, controller and hosts")  # fmt: skip
-    return Report("fleet", "Sixty hosts on six sites", columns, rows)
+    return Report("fleet", "Sixty hosts on six sites", columns, rows,
+                  ["HTTP and rsync:// go in the clear; all others are encrypted."])
