@@ -9,8 +9,10 @@ from signal import SIGPIPE, SIGXFSZ
 
 import pytest
 
+from benchmarks import deltas, fetch, update
 from benchmarks.__main__ import tables
-from benchmarks.measure import Contender, Sample, interleaved, run_apart, run_command, run_function
+from benchmarks.fetching import counted, nginx
+from benchmarks.measure import Contender, Options, Sample, interleaved, run_apart, run_command, run_function
 from benchmarks.report import Report, write
 
 
@@ -74,3 +76,42 @@ def test_a_table_takes_the_place_of_its_former_self_in_the_document(tmp_path: Pa
 def test_the_document_has_a_place_for_every_table() -> None:
     text = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
     assert [name for name in tables() if f"<!-- {name}:begin -->" not in text] == []
+
+
+def test_what_is_fetched_is_counted_by_the_server_with_headers(tmp_path: Path) -> None:
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "file").write_bytes(b"x" * 100_000)
+    with nginx(tmp_path) as web:
+        url = f"http://127.0.0.1:{web.port}/file"
+        for count in (1, 2):
+            command = ["curl", "-sf", "-o", str(tmp_path / "file"), *[url] * count]
+            sample = counted(tmp_path, lambda command=command: run_command(command))
+            assert 20 * count < sample.more["asked"] < 200 * count
+            assert 100_100 * count < sample.more["answered"] < 100_500 * count
+
+
+def test_an_update_that_gives_something_else_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / "new.tar").write_bytes(b"new")
+    with nginx(tmp_path):
+        deltas._fetched(tmp_path, "true", "true", "printf new > back")()
+        with pytest.raises(RuntimeError, match="differ"):
+            deltas._fetched(tmp_path, "true", "true", "printf old > back")()
+
+
+def test_every_peer_of_an_update_gives_the_same_file() -> None:
+    rows = update.table(Options(rounds=1, quick=True)).rows
+    assert [row[1] for row in rows] == [
+        update.SMALL, update.FAST, deltas.ZSTD_9, deltas.XDELTA, deltas.RSYNC, deltas.RSYNC_DAEMON, deltas.CASYNC,
+        deltas.ZCHUNK, deltas.ZSYNC, deltas.ZSTD_19,
+    ]  # fmt: skip
+    whole = 1_000 * 700
+    assert [row[1] for row in rows if not 0 < int(str(row[2]).replace(",", "")) < whole] == []
+
+
+def test_every_peer_that_fetches_gets_all_of_it_and_again_gets_less() -> None:
+    rows = fetch.table(Options(rounds=1, quick=True)).rows
+    answered = {(row[0], row[1]): float(str(row[6])) for row in rows}
+    assert len(answered) == 2 * 3 * 2
+    for (what, name), megabytes in answered.items():
+        if not name.endswith("again"):
+            assert answered[what, f"{name}, again"] < megabytes / 10, name
