@@ -30,8 +30,10 @@ def peers(root: Path) -> Iterator[list[Contender]]:
         yield [
             Contender(ZSTD_9, _zstd(root, 9)), Contender(XDELTA, _xdelta(root)),
             Contender(RSYNC, _rsync_over_a_pipe(root)), Contender(RSYNC_DAEMON, _rsync_from_daemon(root, rsyncd)),
-            Contender(CASYNC, _casync(root, web)), Contender(ZCHUNK, _zchunk(root, web)),
-            Contender(ZSYNC, _zsync(root, web)), Contender(ZSTD_19, _zstd(root, 19), rounds=1),
+            *(Contender(name, run, rounds=1) for name, run in (
+                (CASYNC, _casync(root, web)), (ZCHUNK, _zchunk(root, web)), (ZSYNC, _zsync(root, web)),
+                (ZSTD_19, _zstd(root, 19)),
+            )),
         ]  # fmt: skip
 
 
