@@ -44,7 +44,7 @@ class Node:
         self.name = config.node
         self.working: WorkingDirectory = config.working
         self.journal = open_journal(config)
-        self.packs = PackStore(config.working_directory)
+        self.packs = PackStore(config.working_directory, config.node)
         self.executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="ted-work")
         self._callers = ThreadPoolExecutor(CALLERS, thread_name_prefix="ted-call")
         self.server_context: ssl.SSLContext | None = None

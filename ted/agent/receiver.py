@@ -29,7 +29,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +40,7 @@ from ted.agent.patching import Step, most_bytes, plan_steps, use_patch
 from ted.agent.sender import Sender, window_closed
 from ted.content import retention
 from ted.content.blocks import PartialPack
-from ted.content.durable import read_bounded, replace_file
+from ted.content.durable import read_bounded, reads_as, replace_file
 from ted.content.patch.kept import patches_of
 from ted.content.record import MAX_RECORD_BYTES, PackRef, RevisionRecord
 from ted.content.working import RECORD_NAME
@@ -703,7 +703,7 @@ class _Transfer:
         with _disk_errors():
             directory = self._node.working.revision(*self.key)
             directory.mkdir(parents=True, exist_ok=True)
-            if read_bounded(directory / RECORD_NAME, MAX_RECORD_BYTES) != data:
+            if not reads_as(directory / RECORD_NAME, data):
                 replace_file(directory / RECORD_NAME, data)
         return record
 
@@ -871,7 +871,7 @@ class _Mending(_Transfer):
     def _fetch_record(self) -> RevisionRecord:
         """Return the record that is here where it is the one that was verified: the catalog may list it no more."""
         working = self._node.working
-        with _disk_errors():
+        with _disk_errors(), suppress(FormatError):  # of one that cannot be read, too
             data = read_bounded(working.revision(*self.key) / RECORD_NAME, MAX_RECORD_BYTES) or b""
             if hashlib.sha256(data).hexdigest() == working.record_received(*self.key):
                 return RevisionRecord.from_bytes(data)

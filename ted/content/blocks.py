@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ted.content.durable import read_bounded, replace_file, sync_directory
+from ted.content.durable import read_bounded, reads_as, replace_file, sync_directory
 from ted.content.record import MAX_BLOCK_BYTES, MAX_RUNS, MIN_BLOCK_BYTES, PackRef, Run
 from ted.errors import HOW_TO_MEND, DigestMismatchError, FormatError, MissingContentError, RepositoryError
 
@@ -247,7 +247,7 @@ class PartialPack:
         """
         BlockList.from_bytes(block_list, ref)
         directory.mkdir(parents=True, exist_ok=True)
-        if read_bounded(directory / BLOCKS_NAME, max(len(block_list), 1)) != block_list:
+        if not reads_as(directory / BLOCKS_NAME, block_list):
             replace_file(directory / BLOCKS_NAME, block_list)
         return cls(directory, ref)
 
@@ -313,13 +313,22 @@ class PartialPack:
             )
         with self._lock:
             self._open(write=True)
-            offset = block * self.ref.block_bytes
-            view = memoryview(data)
-            while view:
-                written = os.pwrite(self._fd, view, offset)
-                offset, view = offset + written, view[written:]
+            self._put(block, data)
             self._bits.add(block)
             self._dirty = True
+
+    def _put(self, block: int, data: bytes | bytearray | memoryview) -> None:
+        """Write a block, also over sectors that cannot be read."""
+        offset = block * self.ref.block_bytes
+        try:
+            _write_at(self._fd, data, offset)
+        except OSError as error:
+            if error.errno != errno.EIO or offset + len(data) != self.ref.bytes:
+                raise
+            # It ends within a page, and the system reads what is there before it writes a part: have it forget that.
+            os.ftruncate(self._fd, offset)
+            os.ftruncate(self._fd, self.ref.bytes)
+            _write_at(self._fd, data, offset)
 
     def make(self) -> None:
         """Make the files of a pack that lacks blocks, so that others can open it before the first one comes."""
@@ -329,7 +338,8 @@ class PartialPack:
     def reclaim(self) -> int:
         """Take up what a killed process wrote and had not recorded: blocks with data that match the list.
 
-        Holes are not read, so this costs the reading of what is there. Nothing is durable before the next ``flush``.
+        Holes are not read, so this costs the reading of what is there. What cannot be read is not taken up. Nothing is
+        durable before the next ``flush``.
 
         Returns:
             Blocks that need not be fetched again.
@@ -339,8 +349,7 @@ class PartialPack:
             return found
         for first, count in self.missing([(0, self.ref.blocks)]):
             for block in self._with_data(first, first + count):
-                data = os.pread(self._fd, self.block_size(block), block * self.ref.block_bytes)
-                if len(data) == self.block_size(block) and self._block_list().matches(block, data):
+                if self._is_sound(self._block_list(), block):
                     with self._lock:
                         self._bits.add(block)
                         self._dirty = True
@@ -401,17 +410,23 @@ class PartialPack:
         """Read every block that should be here; return the runs of those that are not what was signed."""
         bad = Bitmap(self.ref.blocks)
         blocks = self._block_list()
-        for first, count in self._bits.runs():
+        held = self._bits.runs()
+        if held:
+            with self._lock:
+                self._open(write=False)
+        for first, count in held:
             for block in range(first, first + count):
                 if not self._is_sound(blocks, block):
                     bad.add(block)
         return bad.runs()
 
     def _is_sound(self, blocks: BlockList, block: int) -> bool:
+        """Whether what lies in the open file is what was signed; a sector that cannot be read is written anew."""
         try:
-            return blocks.matches(block, self.read(block))
-        except (MissingContentError, OSError):  # a sector that cannot be read is written anew
+            data = os.pread(self._fd, self.block_size(block), block * self.ref.block_bytes)
+        except OSError:
             return False
+        return blocks.matches(block, data)
 
     def _forget(self, runs: list[Run]) -> None:
         with self._lock:
@@ -494,6 +509,13 @@ class PartialPack:
             raise FormatError(f"{where}: belongs to another pack", hint="remove that revision's directory")
         bits = body[_BITMAP_HEADER.size :]
         return bits if len(bits) == size else None
+
+
+def _write_at(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        offset, view = offset + written, view[written:]
 
 
 def _save_bits(directory: Path, ref: PackRef, bits: bytes) -> None:

@@ -59,7 +59,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes | None:
     """Return the bytes of a regular file, ``None`` if there is none.
 
     Raises:
-        FormatError: It is longer than ``max_bytes``, or no regular file.
+        FormatError: It is longer than ``max_bytes``, no regular file, or cannot be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -70,7 +70,17 @@ def read_bounded(path: Path, max_bytes: int) -> bytes | None:
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise FormatError(f"{path}: not a regular file", hint="remove it; it is not ted's")
-        data = file.read(max_bytes + 1)
+        try:
+            data = file.read(max_bytes + 1)
+        except OSError as error:
+            raise FormatError(f"{path}: cannot be read: {error.strerror}", hint="see the kernel's log") from error
     if len(data) > max_bytes:
         raise FormatError(f"{path}: longer than {max_bytes} bytes", hint="remove it; it is not ted's")
     return data
+
+
+def reads_as(path: Path, data: bytes) -> bool:
+    """Whether a file holds ``data``; one that cannot be read does not."""
+    with suppress(FormatError):
+        return read_bounded(path, max(len(data), 1)) == data
+    return False

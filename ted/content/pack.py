@@ -190,7 +190,7 @@ class PackIndex(Mapping[bytes, Location]):
         self._count = count
         self._where = where
         small = count * ROW.size <= _INDEX_IN_MEMORY_BYTES
-        self._bytes = os.pread(fd, count * ROW.size, offset) if small else None
+        self._bytes = _read(fd, count * ROW.size, offset, where) if small else None
 
     def __len__(self) -> int:
         return self._count
@@ -230,7 +230,7 @@ class PackIndex(Mapping[bytes, Location]):
         start = number * ROW.size
         if self._bytes is not None:
             return self._bytes[start : start + ROW.size]
-        return os.pread(self._fd, ROW.size, self._offset + start)
+        return _read(self._fd, ROW.size, self._offset + start, self._where)
 
 
 class PackReader:
@@ -239,7 +239,7 @@ class PackReader:
     Raises (opening):
         MissingContentError: There is no such file, or it is cut short.
         FormatError: It is no pack, or of a version this ted does not know.
-        DigestMismatchError: The index is damaged.
+        DigestMismatchError: The index is damaged. Reading raises it, too, where the disk cannot read.
     """
 
     def __init__(self, path: Path, *, expected_bytes: int | None = None) -> None:
@@ -265,7 +265,7 @@ class PackReader:
 
     def stored(self, location: Location) -> bytes:
         """Return the stored bytes at ``location``."""
-        data = os.pread(self._fd, location.stored_bytes, location.offset)
+        data = self._read(location.stored_bytes, location.offset)
         if len(data) != location.stored_bytes:
             raise MissingContentError(f"{self.path}: ends within a frame", hint=HOW_TO_MEND)
         return data
@@ -291,10 +291,8 @@ class PackReader:
             )
         if self.bytes < EMPTY_PACK_BYTES:
             raise FormatError(f"{self.path}: too short to be a pack", hint=HOW_TO_MEND)
-        _check_mark(self.path, *HEADER.unpack(os.pread(self._fd, HEADER.size, 0)))
-        offset, count, digest, version, magic = TRAILER.unpack(
-            os.pread(self._fd, TRAILER.size, self.bytes - TRAILER.size)
-        )
+        _check_mark(self.path, *HEADER.unpack(self._read(HEADER.size, 0)))
+        offset, count, digest, version, magic = TRAILER.unpack(self._read(TRAILER.size, self.bytes - TRAILER.size))
         _check_mark(self.path, magic, version)
         if offset < HEADER.size or offset + count * ROW.size + TRAILER.size != self.bytes:
             raise FormatError(f"{self.path}: the trailer does not fit the file")
@@ -308,8 +306,19 @@ class PackReader:
     def _digest_of(self, offset: int, size: int) -> bytes:
         digest = hashlib.sha256()
         for start in range(offset, offset + size, _COPY_BYTES):
-            digest.update(os.pread(self._fd, min(_COPY_BYTES, offset + size - start), start))
+            digest.update(self._read(min(_COPY_BYTES, offset + size - start), start))
         return digest.digest()
+
+    def _read(self, size: int, offset: int) -> bytes:
+        return _read(self._fd, size, offset, str(self.path))
+
+
+def _read(fd: int, size: int, offset: int, where: str) -> bytes:
+    try:
+        return os.pread(fd, size, offset)
+    except OSError as error:  # a sector that cannot be read is damage like any other
+        raise DigestMismatchError(f"{where}: cannot be read at byte {offset}: {error.strerror}",
+                                  hint=HOW_TO_MEND) from error  # fmt: skip
 
 
 def _check_mark(path: Path, magic: bytes, version: int) -> None:

@@ -95,10 +95,10 @@ def verify_stored(host: Host, distributor: str, distribution: str) -> list[Probl
     for stamp in host.working.received(distributor, distribution):
         try:
             record, _ = host.record(distributor, distribution, stamp, known=known.get(stamp))
-            with Revision(directory, record).open() as reader:
-                reader.verify_frames()
             for ref in record.packs:
                 _check_blocks(directory / ref.revision, ref)
+            with Revision(directory, record).open() as reader:
+                reader.verify_frames()
         except (TedError, OSError) as error:
             cause = error if isinstance(error, TedError) else _unreadable(directory / stamp, error)
             problems.append(

@@ -24,13 +24,13 @@ from http.client import HTTPResponse
 from pathlib import Path
 
 from ted.content.blocks import BLOCKS_NAME, BlockList, PartialPack
-from ted.content.durable import read_bounded
 from ted.content.record import PackRef
 from ted.errors import (
     BusyError,
     DamagedError,
     DigestMismatchError,
     NoSpaceError,
+    RepositoryError,
     TedError,
     TransferError,
     UnreachableError,
@@ -38,7 +38,7 @@ from ted.errors import (
 from ted.transfer.client import Connection, Peer, Pool
 from ted.transfer.gates import InputGate
 from ted.transfer.pacing import Patience
-from ted.transfer.packs import Run, blocks_of, runs_bytes
+from ted.transfer.packs import Run, blocks_of, damaged_at, runs_bytes
 from ted.transfer.saver import Saver
 
 MAX_METADATA_BYTES = 8 * 1024 * 1024
@@ -69,10 +69,7 @@ class Source:
 
     def damaged(self, what: str) -> DamagedError:
         """Return the error for what came from the sender and is not what was signed: where it is, and what mends it."""
-        name = self.peer.name
-        mend = "`ted build --force`" if name == self.distributor else "`ted verify --stored --repair`"
-        return DamagedError(f"{what} is damaged at {name}",
-                            hint=f"run {mend} on {name}, and send again; what came stays")  # fmt: skip
+        return damaged_at(self.peer.name, self.distributor, what)
 
     def held(self) -> bool:
         """Return whether the sender says that its own limits hold this node's transfers up."""
@@ -92,15 +89,19 @@ def prepare_pack(source: Source, distribution: str, ref: PackRef, directory: Pat
     Raises:
         DamagedError: The sender's block list is not the one that was signed.
     """
-    digests = read_bounded(directory / BLOCKS_NAME, ref.blocks * 32) if directory.is_dir() else None
-    if digests is not None:
-        with suppress(DigestMismatchError):
-            BlockList.from_bytes(digests, ref)
-            return PartialPack(directory, ref)
+    if _has_list(directory, ref):
+        return PartialPack(directory, ref)
     try:
         return PartialPack.prepare(directory, ref, source.block_digests(distribution, ref))
     except DigestMismatchError as error:
         raise source.damaged(f"{BLOCKS_NAME} of {distribution} {ref.revision}") from error
+
+
+def _has_list(directory: Path, ref: PackRef) -> bool:
+    with suppress(RepositoryError):
+        BlockList.load(directory, ref)
+        return True
+    return False
 
 
 def receive_lock(distributor: str, distribution: str) -> str:

@@ -5,13 +5,15 @@ Rules:
    coming in waits for the block it wants (cut-through).
  * A pack that stops coming in wakes its readers with the error, so that none hangs. Where it stopped because the sender
    stores it damaged, those who ask later hear that as well: it does not come by itself.
- * The sizes a peer names are checked against the file before they are believed.
+ * The sizes a peer names are checked against the file before they are believed. Peers have them from signed records: a
+   file of another size is damaged.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +21,9 @@ from pathlib import Path
 
 from ted.content.blocks import PartialPack
 from ted.content.record import PackRef
-from ted.errors import BusyError, DamagedError, MissingContentError
+from ted.errors import BusyError, DamagedError, MissingContentError, RepositoryError
+
+log = logging.getLogger("ted.packs")
 
 PackKey = tuple[str, str, str]
 """(distributor, distribution, revision whose pack it is)."""
@@ -40,6 +44,17 @@ def runs_bytes(ref: PackRef, runs: Iterable[Run]) -> int:
     for first, count in runs:
         total += min((first + count) * ref.block_bytes, ref.bytes) - first * ref.block_bytes
     return total
+
+
+class UnreadableError(RepositoryError):
+    """The disk cannot read a block that is here."""
+
+
+def damaged_at(node: str, distributor: str, what: str) -> DamagedError:
+    """Return the error for what a node stores and is not what was signed: where it is, and what mends it."""
+    mend = "`ted build --force`" if node == distributor else "`ted verify --stored --repair`"
+    return DamagedError(f"{what} is damaged at {node}",
+                        hint=f"run {mend} on {node}, and send again; what came stays")  # fmt: skip
 
 
 class Incoming:
@@ -129,8 +144,13 @@ class ServedPack:
 
         Raises:
             MissingContentError: The file is shorter than it should be.
+            UnreadableError: The disk cannot read it.
         """
-        if not self._read(block, start, buffer, 0):
+        try:
+            whole = self._read(block, start, buffer, 0)
+        except OSError as error:
+            raise UnreadableError(f"block {block} cannot be read: {error.strerror}") from error
+        if not whole:
             raise MissingContentError(f"block {block}: the pack on this node is shorter than it should be")
 
     def read_cached(self, block: int, start: int, buffer: memoryview) -> bool:
@@ -167,8 +187,9 @@ def _is_memory(device: int) -> bool:
 class PackStore:
     """All packs below one working directory, and those now coming in."""
 
-    def __init__(self, working_directory: Path) -> None:
+    def __init__(self, working_directory: Path, node: str) -> None:
         self._root = working_directory
+        self._node = node
         self._incoming: dict[PackKey, Incoming] = {}
         self._damage: dict[PackKey, DamagedError] = {}
         """Why a pack that is not whole came no further."""
@@ -194,7 +215,8 @@ class PackStore:
             ref: Its sizes as the peer says; only ``bytes`` and ``block_bytes`` are used.
 
         Raises:
-            MissingContentError: This node has not got it, or has another one of that name.
+            MissingContentError: This node has not got it, or another one of that name is coming in.
+            DamagedError: It is here, and neither whole nor on its way.
         """
         directory = self._root.joinpath(*key)
         path = directory / "DISTFILE.TED"
@@ -208,10 +230,11 @@ class PackStore:
         try:
             pack = ServedPack(path, ref, incoming, partial, self._damage.get(key))
         except FileNotFoundError as error:
-            raise MissingContentError(f"pack {'/'.join(key)} is not on this node") from error
+            raise MissingContentError(f"pack {'/'.join(key)} is not on {self._node}") from error
         try:
             if pack.size != ref.bytes:
-                raise MissingContentError(f"pack {'/'.join(key)} has {pack.size} bytes here, not {ref.bytes}")
+                log.error("pack %s has %d bytes here, not %d", "/".join(key), pack.size, ref.bytes)
+                raise damaged_at(self._node, key[0], f"{path.name} of {key[1]} {key[2]}")
             yield pack
         finally:
             pack.close()

@@ -10,6 +10,7 @@ Rules:
  * At the end of the window that a reader names, no block is begun that would not be finished: the answer ends early.
  * A reader that takes less than the least rate is let go.
  * A peer that goes away in the middle of an answer is no fault of this node: one line in the log says so.
+ * A block that the disk cannot read ends its answer early; asked for first after that, it is refused as damaged.
  * Every error has one shape: {"error": {"type", "message", "hint", "exit_code"}}; 503 means "try again".
 """
 
@@ -31,10 +32,12 @@ from typing import Any, Protocol, Self
 
 from aiohttp import web
 
+from ted.content.blocks import PACK_NAME
 from ted.content.patch.kept import is_patch_name
 from ted.content.record import PackRef, is_name, is_stamp
 from ted.errors import (
     BusyError,
+    DamagedError,
     FormatError,
     MissingContentError,
     RepositoryError,
@@ -45,7 +48,7 @@ from ted.errors import (
 from ted.transfer.client import packed
 from ted.transfer.gates import OutputGate, Turn, fit_send_buffer, forget_rate, limit_unsent, segment_bytes
 from ted.transfer.pacing import LEAST_QUEUE_BYTES, Patience, Queue, wire_factor
-from ted.transfer.packs import PackStore, Run, ServedPack, blocks_of, runs_bytes
+from ted.transfer.packs import PackKey, PackStore, Run, ServedPack, UnreadableError, blocks_of, damaged_at, runs_bytes
 from ted.transfer.tls import TlsTransport
 from ted.trust.realm import peer_name
 from ted.trust.view import read_metadata
@@ -98,6 +101,8 @@ class PeerServer:
         self._alive_every_s = min(ALIVE_EVERY_S, timeout_s / 3)
         self._min_rate_bytes_s = min_rate_bytes_s
         self._streams: Counter[str] = Counter()
+        self._unreadable: set[tuple[PackKey, int]] = set()
+        """Blocks that the disk could not read the last time."""
 
     def application(self) -> web.Application:
         """Return the application with every route of the protocol."""
@@ -159,8 +164,12 @@ class PeerServer:
         path = self._root.joinpath(*_pack_key(request), name)
         try:
             data = await self._in_thread(path.read_bytes)
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingContentError(f"{self._node} has not got {'/'.join(_pack_key(request))}/{name}") from error
+        except OSError as error:
+            distributor, distribution, place = _pack_key(request)
+            log.error("%s cannot be read: %s", path, error.strerror)
+            raise damaged_at(self._node, distributor, f"{name} of {distribution} {place}") from error
         await self._count(request, len(data))
         return web.Response(body=data, content_type="application/octet-stream")
 
@@ -192,9 +201,10 @@ class PeerServer:
                          executor=self._executor) as stream:
                 if runs:  # an answer only once there is something: a refusal keeps its shape
                     await pack.available(runs[0][0], self._alive_every_s)
+                    await self._unless_unreadable(key, pack, runs[0][0])
                     await stream.begin(pack.block_size(runs[0][0]))
                 await response.prepare(request)
-                if await self._stream(stream, pack, runs, until_s):
+                if await self._stream(stream, key, pack, runs, until_s):
                     await response.write_eof()
                 else:
                     response.force_close()
@@ -213,7 +223,23 @@ class PeerServer:
             if not self._streams[peer]:
                 del self._streams[peer]
 
-    async def _stream(self, stream: _Stream, pack: ServedPack, runs: Sequence[Run], until_s: float) -> bool:
+    async def _unless_unreadable(self, key: PackKey, pack: ServedPack, block: int) -> None:
+        """Refuse a block that could not be read and still cannot: to ask again is of no use."""
+        if (key, block) in self._unreadable:
+            try:
+                await self._in_thread(pack.read, block, 0, memoryview(bytearray(pack.block_size(block))))
+            except UnreadableError as error:
+                raise self._blamed(key, block, error) from error
+            self._unreadable.discard((key, block))
+
+    def _blamed(self, key: PackKey, block: int, error: UnreadableError) -> DamagedError:
+        self._unreadable.add((key, block))
+        log.error("%s of %s: %s", PACK_NAME, "/".join(key), error)
+        return damaged_at(self._node, key[0], f"block {block} of {PACK_NAME} of {key[1]} {key[2]}")
+
+    async def _stream(
+        self, stream: _Stream, key: PackKey, pack: ServedPack, runs: Sequence[Run], until_s: float
+    ) -> bool:
         """Send the blocks; return false when the window left no time for all of them."""
         block_s = 0.0
         try:
@@ -229,7 +255,9 @@ class PeerServer:
                 block_s = time.monotonic() - began_at_s
         except ConnectionError:
             raise  # the peer went away
-        except (TedError, OSError) as error:  # no time, or a disk that cannot be read
+        except UnreadableError as error:
+            raise _CutShort(self._blamed(key, block, error).message) from error
+        except (TedError, OSError) as error:  # no time, or a pack that was cut short
             # the head is out: closing early is the only honest answer left
             raise _CutShort(str(error) or "a block did not come in time") from error
         return True

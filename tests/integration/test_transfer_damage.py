@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from bad_disk import BadDisk
 from fleet import CommandError, Fleet, two_tiers
 
 from ted.content.blocks import PartialPack
 from ted.content.working import read_record
 
 BLOCK_BYTES = 64 * 1024
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: mounting needs root")
 
 
 def a_fleet(fleet: Fleet, kept_blocks: int = 0) -> None:
@@ -179,3 +183,101 @@ def test_a_pack_that_was_cut_short_keeps_what_is_left_of_it(fleet: Fleet) -> Non
     (row,) = fleet.ted("e01", "verify", "--stored", "--repair")["repaired"]
     assert row["bytes"] == size_bytes - 2 * BLOCK_BYTES, "all but the second and the third block"
     assert fleet.ted("e01", "verify", "--stored")["ok"]
+
+
+@pytest.fixture
+def bad_disk(fleet: Fleet) -> Iterator[Callable[[str, int], BadDisk]]:
+    """Yield a function that puts the stored pack of a node on a disk that cannot be read from some byte on."""
+    with ExitStack() as disks:
+
+        def put(name: str, first_bad_byte: int) -> BadDisk:
+            (pack,) = fleet.working(name).glob("hq/app/*/DISTFILE.TED")
+            disk = BadDisk(pack, first_bad_byte, fleet.root / f"disk-{name}")
+            disks.callback(disk.close)
+            return disk
+
+        yield put
+        fleet.close()
+
+
+@needs_root
+def test_sectors_that_cannot_be_read_are_told_and_written_anew(
+    fleet: Fleet, bad_disk: Callable[[str, int], BadDisk]
+) -> None:
+    a_fleet(fleet)
+    fleet.ted("hq", "send")
+    disk = bad_disk("e01", 3 * BLOCK_BYTES)
+    size_bytes = disk.file.stat().st_size
+    with pytest.raises(OSError, match="Input/output error"):
+        disk.file.read_bytes()
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("e01", "verify", "--stored")
+    assert caught.value.returncode == 22
+    assert f"block 3 of {disk.file} is damaged" in caught.value.error["message"]
+    assert "--stored --repair" in caught.value.error["hint"]
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("e01", "extract")
+    assert "cannot be read" in caught.value.error["message"]
+    assert "--stored --repair" in caught.value.error["hint"]
+    (row,) = fleet.ted("e01", "verify", "--stored", "--repair")["repaired"]
+    assert (row["from"], row["bytes"]) == ("s01", size_bytes - 3 * BLOCK_BYTES)
+    assert disk.file.read_bytes() == next(fleet.working("s01").glob("hq/app/*/DISTFILE.TED")).read_bytes()
+    assert fleet.ted("e01", "extract")["changed"]
+
+
+@needs_root
+def test_a_sender_that_cannot_read_its_pack_is_named_within_seconds(
+    fleet: Fleet, bad_disk: Callable[[str, int], BadDisk]
+) -> None:
+    a_fleet(fleet)
+    fleet.kill("e01")
+    fleet.ted("hq", "send", "--no-wait")
+    fleet.until(lambda: fleet.states("hq", "app").get("s01") == "received")
+    revision = bad_disk("s01", 3 * BLOCK_BYTES).file.parent.name
+    fleet.start("e01")
+    fleet.until(lambda: fleet.states("hq", "app").get("e01") == "failed", 30)
+    (failure,) = [row for row in fleet.ted("hq", "report", "failures") if row["node"] == "e01"]
+    assert f"block 3 of DISTFILE.TED of app {revision} is damaged at s01" in failure["error"]
+    assert "`ted verify --stored --repair` on s01" in failure["error"]
+    assert "cannot be read: Input/output error" in fleet.log("s01")
+    fleet.ted("s01", "verify", "--stored", "--repair")
+    fleet.ted("e01", "receive")
+    assert fleet.states("hq", "app") == {"s01": "received", "e01": "received"}
+
+
+@needs_root
+def test_a_distributor_that_cannot_read_its_pack_packs_anew_what_it_held(
+    fleet: Fleet, bad_disk: Callable[[str, int], BadDisk]
+) -> None:
+    a_fleet(fleet)
+    bad_disk("hq", 3 * BLOCK_BYTES)
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "send")
+    assert "block 3 of DISTFILE.TED" in str(caught.value)
+    assert "is damaged at hq" in str(caught.value)
+    fleet.ted("hq", "build", "--force")
+    fleet.ted("hq", "send")
+    assert set(fleet.states("hq", "app").values()) == {"received"}
+
+
+@pytest.mark.parametrize("node", ["hq", "s01"])
+def test_a_sender_whose_pack_was_cut_short_is_named_within_seconds(fleet: Fleet, node: str) -> None:
+    a_fleet(fleet)
+    fleet.kill("e01")
+    if node == "s01":
+        fleet.ted("hq", "send", "--no-wait")
+        fleet.until(lambda: fleet.states("hq", "app").get("s01") == "received")
+    (pack,) = fleet.working(node).glob("hq/app/*/DISTFILE.TED")
+    os.truncate(pack, 3 * BLOCK_BYTES)
+    if node == "hq":
+        fleet.ted("hq", "send", "--no-wait")
+    fleet.start("e01")
+    fleet.until(lambda: fleet.states("hq", "app").get("e01") == "failed", 30)
+    failures = {row["node"]: row["error"] for row in fleet.ted("hq", "report", "failures")}
+    mend = "`ted build --force` on hq" if node == "hq" else "`ted verify --stored --repair` on s01"
+    assert f"DISTFILE.TED of app {pack.parent.name} is damaged at {node}" in failures["e01"]
+    assert mend in failures["e01"]
+    if node == "s01":
+        fleet.ted("s01", "verify", "--stored", "--repair")
+        fleet.ted("e01", "receive")
+        assert fleet.states("hq", "app") == {"s01": "received", "e01": "received"}

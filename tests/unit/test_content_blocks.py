@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import subprocess
 import sys
@@ -325,3 +327,52 @@ def test_a_bitmap_tells_runs_of_both_kinds_within_bounds() -> None:
     assert bitmap.count() == 21
     assert 40 not in bitmap
     assert -1 not in bitmap
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
+    """Have the disk fail for these blocks, as it does for a bad sector: until they are written, the last one longer."""
+    bad, pread, pwrite, ftruncate = set(numbers), os.pread, os.pwrite, os.ftruncate
+
+    def read(fd: int, size: int, offset: int) -> bytes:
+        if offset // BLOCK in bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(fd, size, offset)
+
+    def write(fd: int, data: bytes, offset: int) -> int:
+        if len(data) % os.sysconf("SC_PAGESIZE") and offset // BLOCK in bad:  # a part of a page
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        bad.discard(offset // BLOCK)
+        return pwrite(fd, data, offset)
+
+    def truncate(fd: int, size: int) -> None:
+        bad.difference_update({number for number in bad if number * BLOCK >= size})
+        ftruncate(fd, size)
+
+    for name, function in (("pread", read), ("pwrite", write), ("ftruncate", truncate)):
+        monkeypatch.setattr(os, name, function)
+
+
+def test_what_cannot_be_read_is_damaged_is_not_taken_up_and_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, ref, digests = made(tmp_path)
+    pack = PartialPack.prepare(tmp_path / STAMP, ref, digests)
+    for number in range(11):
+        pack.write(number, block(data, number))
+    pack.flush()
+    unreadable(monkeypatch, 3, 10)
+    assert pack.recheck() == [(3, 1), (10, 1)]
+    assert pack.reclaim() == 0
+    for number in (3, 10):
+        pack.write(number, block(data, number))
+    assert pack.recheck() == []
+    pack.close()
+    assert pack.path.read_bytes() == data
+
+
+def test_a_list_that_cannot_be_read_is_replaced(tmp_path: Path) -> None:
+    _, ref, digests = made(tmp_path)
+    (tmp_path / STAMP).mkdir()
+    (tmp_path / STAMP / "BLOCKS.TED").symlink_to("/proc/self/mem")
+    PartialPack.prepare(tmp_path / STAMP, ref, digests).close()
+    assert (tmp_path / STAMP / "BLOCKS.TED").read_bytes() == digests

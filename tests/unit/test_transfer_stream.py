@@ -65,7 +65,7 @@ def test_a_block_of_a_pack_that_came_only_in_part_is_not_served_as_if_it_were_he
     pack.write(0, DATA[:BLOCK_BYTES])
     pack.flush()
     pack.close()
-    store, key = PackStore(tmp_path), ("hq", "app", ref.revision)
+    store, key = PackStore(tmp_path, "s01"), ("hq", "app", ref.revision)
     with store.open(key, ref) as served_pack:
         assert (served_pack.has(0), served_pack.has(1)) == (True, False)
         with pytest.raises(MissingContentError):
@@ -77,7 +77,7 @@ def test_who_asks_for_what_came_no_further_hears_that_it_is_damaged_until_it_com
     ref = PackRef("20261122T125447123456Z", len(DATA), BLOCK_BYTES, len(whole), whole.root.hex(), ((0, len(whole)),))
     pack = PartialPack.prepare(tmp_path / "hq" / "app" / ref.revision, ref, whole.digests)
     pack.make()
-    store, key = PackStore(tmp_path), ("hq", "app", ref.revision)
+    store, key = PackStore(tmp_path, "s01"), ("hq", "app", ref.revision)
 
     async def scenario() -> None:
         incoming = Incoming(pack, asyncio.get_running_loop())
