@@ -16,7 +16,7 @@ from ted.agent.records import open_journal
 from ted.config import NodeConfig
 from ted.content.working import WorkingDirectory
 from ted.errors import UnreachableError
-from ted.transfer.client import Pool
+from ted.transfer.client import Peer, Pool
 from ted.transfer.gates import InputGate, OutputGate
 from ted.transfer.pacing import OutputLimits
 from ted.transfer.packs import PackStore
@@ -56,6 +56,14 @@ class Node:
         self.gate_in = InputGate(config.input_rate)
         self.pool = Pool(config.node, client_context, config.timeout)
         self._catalog_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    @property
+    def parent(self) -> Peer | None:
+        """Who sends to this node, as its configuration says; ``None`` where it says nothing."""
+        config = self.config
+        if config.parent is None or config.parent_address is None:
+            return None
+        return Peer(config.parent, config.parent_address, config.parent_port)
 
     def change_limits(self, config: NodeConfig) -> None:
         """Take the rates and the concurrency of ``config``, and nothing else of it; for the event loop."""

@@ -275,7 +275,7 @@ class Receiver:
         Raises:
             BusyError: A transfer of the distribution is under way.
             UnknownNameError: It is not here, or nobody has offered the distribution here.
-            TransferError: The sender cannot be asked.
+            TransferError: The parent, and who sent it last, cannot be asked or have not got it.
             DamagedError: It is damaged there, too.
         """
         key = (distributor, distribution, revision)
@@ -283,19 +283,37 @@ class Receiver:
             raise BusyError(f"a transfer of {distribution} of {distributor} is under way",
                             hint="run it again after that")  # fmt: skip
         slip = await self._node.run(self._newest_offer, key[:2])
-        transfer = _Mending(self._node, key, slip, self._source(slip), self._sender, bytes_done=0)
-        failure: Exception = MissingContentError("the transfer ended")
+        failures: list[TedError] = []
         async with self._lock_of(key[:2]):
-            try:
-                if not await self._node.run(self._node.working.is_received, *key):
-                    raise UnknownNameError(f"{distribution} {revision} of {distributor} is not here any more")
-                await self._try_some(transfer)
-            except TedError as error:
-                failure = error
-                raise
-            finally:
-                transfer.end(failure)
-        return {"bytes": transfer.bytes_done, "from": transfer.slip.sender.name if transfer.slip.sender else None}
+            if not await self._node.run(self._node.working.is_received, *key):
+                raise UnknownNameError(f"{distribution} {revision} of {distributor} is not here any more")
+            for source in self._who_may_mend(slip):
+                try:
+                    return await self._mend_from(source, key, slip)
+                except TedError as error:
+                    failures.append(error)
+        raise failures[0]
+
+    def _who_may_mend(self, slip: RoutingSlip) -> list[Source]:
+        """Return who is asked, in order: the parent as it is set now, and who sent the distribution last."""
+        sources = [self._source(slip)]
+        if self._node.parent is not None:
+            sources.insert(0, Source(self._node.pool, self._node.parent, slip.header.distributor))
+        return list(dict.fromkeys(sources))
+
+    async def _mend_from(self, source: Source, key: Key, slip: RoutingSlip) -> dict[str, Any]:
+        transfer = _Mending(self._node, key, slip, source, self._sender, bytes_done=0)
+        failure: TedError | None = None
+        try:
+            await self._try_some(transfer)
+        except TedError as error:
+            failure = error
+            if isinstance(error, RefusedError) and error.hint is None:  # it has not got it
+                error.hint = f"send it again on {key[0]}, which brings it to {source.peer.name}, and repair after that"
+            raise
+        finally:
+            transfer.end(failure or MissingContentError("the transfer ended"))
+        return {"bytes": transfer.bytes_done, "from": source.peer.name}
 
     def _newest_offer(self, pair: tuple[str, str]) -> RoutingSlip:
         """Return the newest slip of a distribution for this node: whoever sent that last is who is asked."""

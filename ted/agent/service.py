@@ -269,9 +269,8 @@ class Agent:
         return offers, True
 
     def _parent(self) -> Peer:
-        config = self.node.config
-        if config.parent and config.parent_address:
-            return Peer(config.parent, config.parent_address, config.parent_port)
+        if self.node.parent is not None:
+            return self.node.parent
         for offer in self.node.journal.offers(child=""):
             sender = RoutingSlip.decode(offer["slip"]).sender
             if sender is not None:

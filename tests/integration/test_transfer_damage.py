@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from bad_disk import BadDisk
-from fleet import CommandError, Fleet, two_tiers
+from fleet import CommandError, CountingProxy, Fleet, two_tiers
 
 from ted.content.blocks import PartialPack
 from ted.content.working import read_record
@@ -183,6 +183,68 @@ def test_a_pack_that_was_cut_short_keeps_what_is_left_of_it(fleet: Fleet) -> Non
     (row,) = fleet.ted("e01", "verify", "--stored", "--repair")["repaired"]
     assert row["bytes"] == size_bytes - 2 * BLOCK_BYTES, "all but the second and the third block"
     assert fleet.ted("e01", "verify", "--stored")["ok"]
+
+
+def test_a_repair_during_a_transfer_says_so_and_harms_neither(
+    fleet: Fleet, meter: Callable[[Fleet, str], CountingProxy]
+) -> None:
+    two_tiers(fleet, leaves=1)
+    line = meter(fleet, "s01")
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    first = damage(fleet, "e01", 100).parent.name
+    (fleet.root / "source" / "noise").write_bytes(random.Random(1).randbytes(48 * BLOCK_BYTES))
+    second = fleet.ted("hq", "build")["distributions"][0]["revision"]
+    line.rate_bytes_s = 500_000
+    send = fleet.ted("hq", "send", "--no-wait")["sends"][0]["send"]
+    fleet.until(lambda: bool(list(fleet.working("e01").glob(f"hq/app/{second}/DISTFILE.TED"))))
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("e01", "verify", "--stored", "--repair")
+    assert caught.value.returncode == 35
+    assert "a transfer of app of hq is under way" in caught.value.error["message"]
+    assert "again after that" in caught.value.error["hint"]
+    assert fleet.states("hq", "app")["e01"] == "receiving", "it came too late to say anything"
+    line.rate_bytes_s = None
+    fleet.until(lambda: fleet.ted("hq", "send", "--watch", send)["sends"][0]["done"])
+    assert fleet.states("hq", "app")["e01"] == "received"
+    done, also = fleet.ted("e01", "verify", "--stored", "--repair")["repaired"]
+    assert (done["revision"], done["from"], also["revision"], also["bytes"]) == (first, "s01", second, 0)
+    assert fleet.ted("e01", "verify", "--stored")["ok"]
+
+
+def moved(fleet: Fleet) -> None:
+    """A tree in which e01 was moved from s01, which is gone, to s02 after the send; what it has is damaged."""
+    a_fleet(fleet)
+    fleet.ted("hq", "send")
+    damage(fleet, "e01")
+    fleet.hostvars["hq"]["ted_routing_hierarchy"] = ["s01", "s02"]
+    fleet.add("s02")
+    fleet.add("e02", parent="s02", channels=("pos",))
+    fleet.hostvars["e01"]["ted_parent"] = "s02"
+    fleet.close()
+    fleet.install()
+    fleet.start("hq", "s02", "e01", "e02")
+
+
+def test_after_a_change_of_the_parent_a_repair_asks_the_new_one(fleet: Fleet) -> None:
+    moved(fleet)
+    fleet.ted("hq", "send", "--limit", "e02")
+    (row,) = fleet.ted("e01", "verify", "--stored", "--repair")["repaired"]
+    assert (row["from"], row["bytes"]) == ("s02", BLOCK_BYTES)
+    assert fleet.ted("e01", "verify", "--stored")["ok"]
+
+
+def test_a_new_parent_that_has_not_got_it_says_so_and_the_former_one_is_asked(fleet: Fleet) -> None:
+    moved(fleet)
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("e01", "verify", "--stored", "--repair")
+    assert "is not on s02" in caught.value.error["message"]
+    assert "send it again on hq" in caught.value.error["hint"]
+    fleet.start("s01")
+    (row,) = fleet.ted("e01", "verify", "--stored", "--repair")["repaired"]
+    assert (row["from"], row["bytes"]) == ("s01", BLOCK_BYTES)
 
 
 @pytest.fixture
