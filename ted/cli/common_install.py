@@ -16,6 +16,7 @@ import ted
 from ted.cli.common import topology_if_any
 from ted.cli.main import Settings, emit, tabulated
 from ted.config import NodeConfig
+from ted.content.record import PackRef
 from ted.content.working import WorkingDirectory
 from ted.errors import FormatError, RepositoryError, TedError, UnknownNameError, UsageError
 from ted.install.extract import ExtractResult
@@ -33,18 +34,26 @@ _NOTED_ITEMS = 200
 
 def host_of(config: NodeConfig) -> Host:
     """Return this node as an installer sees it: its variables, and trust in the Distributors whose root it holds."""
+    from ted.content.patch.kept import patch_ref
     from ted.trust.view import CatalogView
 
     working = config.working
     views: dict[str, CatalogView] = {}
 
-    def verify_record(distributor: str, distribution: str, stamp: str, data: bytes) -> None:
+    def view_of(distributor: str) -> CatalogView:
         view = views.get(distributor)
         if view is None:
             root = trusted_root(config, distributor)
             view = views[distributor] = CatalogView(distributor, root, working.catalog(distributor), node=config.node)
-        if view.record(distribution, stamp) != data:
+        return view
+
+    def verify_record(distributor: str, distribution: str, stamp: str, data: bytes) -> None:
+        if view_of(distributor).record(distribution, stamp) != data:
             raise FormatError(f"{distribution} {stamp}: its record changed while it was verified", hint="extract again")
+
+    def signed_patches(distributor: str, distribution: str, stamp: str) -> dict[str, PackRef]:
+        told = view_of(distributor).patches(distribution, stamp)
+        return {before: patch_ref(stamp, before, patch.bytes, patch.root) for before, patch in told.items()}
 
     variables = Variables(
         predefined(
@@ -56,7 +65,7 @@ def host_of(config: NodeConfig) -> Host:
     # Without an environment of its own ted shares its prefix with the whole machine.
     program = sys.prefix if sys.prefix != sys.base_prefix else str(Path(ted.__file__).parent)
     guarded = (str(config.working_directory), str(config.config_directory), program)
-    return Host(working, verify_record, variables, guarded)
+    return Host(working, verify_record, variables, guarded, signed_patches=signed_patches)
 
 
 def trusted_root(config: NodeConfig, distributor: str) -> Path:

@@ -12,7 +12,8 @@ from ted.cli.main import Settings, tabulated
 from ted.cli.progress import human_bytes
 from ted.config import NodeConfig
 from ted.errors import DigestMismatchError, DriftError, TedError, TrustError
-from ted.install.verify import Problem, repair, verify_installed, verify_stored
+from ted.install.host import Host
+from ted.install.verify import Problem, drop_damaged, repair, verify_installed, verify_patches, verify_stored
 
 _SHOWN = 50
 _MEND_WITHIN_S = 3600.0
@@ -21,9 +22,10 @@ _MEND_WITHIN_S = 3600.0
 @click.command("verify")
 @click.argument("names", nargs=-1, metavar="[DISTRIBUTION]...")
 @click.option("--distributor", help="Only of this Distributor.")
-@click.option("--stored", is_flag=True, help="Only what is stored: every frame of every revision.")
+@click.option("--stored", is_flag=True, help="Only what is stored: every frame of every revision, and patches.")
 @click.option("--installed", is_flag=True, help="Only what is installed: every file of the installed revision.")
-@click.option("--repair", "mend", is_flag=True, help="Extract again what drifted, fetch again what is stored damaged.")
+@click.option("--repair", "mend", is_flag=True,
+              help="Extract again what drifted, fetch again what is stored damaged, remove damaged patches.")
 @click.pass_obj
 def command(
     settings: Settings, names: tuple[str, ...], distributor: str | None, stored: bool, installed: bool, mend: bool
@@ -44,6 +46,11 @@ def command(
                 failures += _fetch_again(config, damaged, repaired)
                 damaged = verify_stored(host, *pair)
             problems += damaged
+            patches = verify_patches(host, *pair)
+            if mend:
+                repaired += [_dropped(host, config, patch) for patch in patches]
+            else:
+                problems += patches
         if not (installed or both):
             continue
         drifted: list[Problem] | None = None
@@ -75,6 +82,15 @@ def _fetch_again(config: NodeConfig, damaged: list[Problem], repaired: list[dict
     return failures
 
 
+def _dropped(host: Host, config: NodeConfig, patch: Problem) -> dict[str, Any]:
+    """Remove a damaged patch; on its Distributor the next build makes again the one to the newest revision."""
+    again = drop_damaged(host, patch, again=patch.distributor == config.node)
+    return {
+        "distributor": patch.distributor, "distribution": patch.distribution, "revision": patch.revision,
+        "where": "stored", "changed": True, "removed": patch.path, "made_again_by_build": again,
+    }  # fmt: skip
+
+
 def _unjudged(pair: Pair, error: TedError) -> dict[str, Any]:
     distributor, distribution = pair
     return {"distributor": distributor, "distribution": distribution, "where": "installed", "error": error.to_dict()}
@@ -95,6 +111,7 @@ def _data(
 def _failure(problems: list[Problem], node: str) -> TedError | None:
     """Return the error the command ends with: what is not trusted first, then what is damaged, then drift."""
     stored = [problem for problem in problems if problem.where == "stored"]
+    stored.sort(key=lambda problem: problem.patch_from is not None)  # what lacks somebody first
     for problem in stored:
         if isinstance(problem.cause, TrustError):
             return type(problem.cause)(f"{problem.path} does not pass: {problem.what}" + _more(stored),
@@ -102,7 +119,9 @@ def _failure(problems: list[Problem], node: str) -> TedError | None:
     if stored:
         first = stored[0]
         mend = "`ted verify --stored --repair` fetches it again"
-        if first.distributor == node:  # nobody to ask: it is made here
+        if first.patch_from is not None:
+            mend = "`ted verify --stored --repair` removes this patch; what it carries is then sent as blocks"
+        elif first.distributor == node:  # nobody to ask: it is made here
             mend = f"`ted build --force {first.distribution}` packs it anew, in a new revision"
         return DigestMismatchError(f"{first.path} does not pass: {first.what}" + _more(stored), hint=mend)
     if problems:
@@ -117,6 +136,9 @@ def _more(problems: list[Problem]) -> str:
 
 
 def _repaired(row: dict[str, Any]) -> str:
+    if "removed" in row:
+        instead = "; `ted build` makes it again" if row["made_again_by_build"] else "; blocks are sent instead"
+        return f"{row['distribution']} {row['revision']}: removed the damaged patch {row['removed']}{instead}"
     if row.get("where") == "stored":
         what = f"{human_bytes(row['bytes'])} fetched again from {row['from']}" if row["bytes"] else "no content lacked"
         return f"{row['distribution']} {row['revision']}: mended, {what}"

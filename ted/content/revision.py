@@ -11,6 +11,7 @@ A reader is used from one thread; it reads ahead, inflates and checks in two oth
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from ted.content.entry import (
 )
 from ted.content.frame import Encoded, Location, frame_digest
 from ted.content.manifest import ManifestFrame, ManifestIndex, Run, parse_frame, parse_index, parse_runs
-from ted.content.pack import PackReader
+from ted.content.pack import DigestTable, PackReader
 from ted.content.record import PackRef, RevisionRecord
 from ted.errors import DigestMismatchError, FormatError, MissingContentError, UsageError
 
@@ -226,8 +227,11 @@ class RevisionReader:
             where = f"{self._where}: {printable(entry.path)}"
             yield from extents_from_list(self._packs.read_checked(each.frame), each.length, where)
 
-    def verify_frames(self) -> int:
+    def verify_frames(self, known: DigestTable | None = None) -> int:
         """Read everything and check it; return the number of entries.
+
+        Args:
+            known: The content that need not be read again, of revisions read before; that of this one is added.
 
         Raises:
             RepositoryError: The first thing that is wrong.
@@ -235,9 +239,15 @@ class RevisionReader:
         count = 0
         for entry in self.entries():
             count += 1
-            if entry.kind is Kind.FILE:
-                for _ in self.chunks(entry):
-                    pass
+            if entry.kind is not Kind.FILE:
+                continue
+            content = hashlib.sha256(repr((entry.extents, entry.lists, entry.digest)).encode()).digest()
+            if known is not None and content in known:
+                continue
+            for _ in self.chunks(entry):
+                pass
+            if known is not None:
+                known.add(content)
         return count
 
     def frame_entries(self, number: int) -> Iterator[Entry]:

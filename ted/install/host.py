@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ted.content.durable import read_bounded
-from ted.content.record import MAX_RECORD_BYTES, RevisionRecord
+from ted.content.record import MAX_RECORD_BYTES, PackRef, RevisionRecord
 from ted.content.revision import Revision, RevisionReader
 from ted.content.working import RECORD_NAME, WorkingDirectory
 from ted.errors import FormatError, MissingContentError, RepositoryError, TedError, UnknownNameError
@@ -35,6 +35,9 @@ log = logging.getLogger("ted.install")
 
 VerifyRecord = Callable[[str, str, str, bytes], None]
 """Called with Distributor, distribution, time stamp and the record's bytes; raises ``TrustError`` if not signed."""
+
+SignedPatches = Callable[[str, str, str], Mapping[str, PackRef]]
+"""Called with Distributor, distribution and time stamp; returns the patches that lead to it, by the stamp before."""
 
 DEFAULT_WAIT_S = 60.0
 
@@ -54,6 +57,7 @@ class Host:
     wait_s: float = DEFAULT_WAIT_S
     on_act: OnAct | None = None
     given_plugins: Plugins | None = None
+    signed_patches: SignedPatches = lambda _distributor, _distribution, _stamp: {}
 
     @property
     def plugins(self) -> Plugins:

@@ -7,16 +7,21 @@ Rules:
  * Stored: every frame of every revision that is here as a whole is read and checked, and so is every block of its
    packs: what no frame needs is sent all the same.
  * Repair extracts again what drifted, in a transaction like any other; what is stored is mended by the agent, which
-   fetches it again.
+   fetches it again. A damaged patch is removed: it only saves bytes.
 """
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ted.content.blocks import BlockList, PartialPack
-from ted.content.record import PackRef
+from ted.content.pack import DigestTable
+from ted.content.patch.kept import damaged_patches, drop_patch, patch_place
+from ted.content.record import PackRef, Run
 from ted.content.revision import Revision
 from ted.errors import HOW_TO_MEND, DigestMismatchError, TedError
 from ted.hookspecs import Drift, Item
@@ -25,6 +30,9 @@ from ted.install.extract import ExtractResult, extract
 from ted.install.host import Host
 from ted.install.transaction import Change, Transaction
 from ted.plugins import collected_warnings
+
+Damage = dict[tuple[str, str], list[Run]]
+"""What is damaged of the packs that were read: by revision and root, the runs of blocks."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ class Problem:
     after: str | None = None
     cause: TedError | None = field(default=None, compare=False)
     """Why what is stored cannot be read back: damaged, or not trusted."""
+    patch_from: str | None = None
+    """It is a patch to the revision, and this is the stamp that it starts from."""
 
     def to_dict(self) -> dict[str, str | None]:
         """Return the shape ``--json`` prints."""
@@ -88,34 +98,75 @@ def repair(host: Host, distributor: str, distribution: str) -> ExtractResult:
 
 
 def verify_stored(host: Host, distributor: str, distribution: str) -> list[Problem]:
-    """Return the revisions that are here as a whole and cannot be read back as they were signed."""
+    """Return the revisions that are here as a whole and cannot be read back as they were signed.
+
+    What several revisions share is read once.
+    """
     problems: list[Problem] = []
     directory = host.working.distribution(distributor, distribution)
     known = {step.revision: step.record for step in host.states.load(distributor, distribution).chain}
+    damage: Damage = {}
+    with closing(DigestTable(Path(tempfile.gettempdir()))) as content:
+        for stamp in host.working.received(distributor, distribution):
+            try:
+                record, _ = host.record(distributor, distribution, stamp, known=known.get(stamp))
+                for ref in record.packs:
+                    _check_blocks(directory / ref.revision, ref, damage)
+                with Revision(directory, record).open() as reader:
+                    reader.verify_frames(content)
+            except (TedError, OSError) as error:
+                path = directory / stamp
+                cause = error if isinstance(error, TedError) else _unreadable(path, error)
+                problems.append(
+                    Problem(distributor, distribution, stamp, "stored", str(path), cause.message, cause=cause)
+                )
+    return problems
+
+
+def verify_patches(host: Host, distributor: str, distribution: str) -> list[Problem]:
+    """Return the stored patches that are damaged; what they carry is sent as blocks, so nobody lacks anything."""
+    problems = []
+    directory = host.working.distribution(distributor, distribution)
     for stamp in host.working.received(distributor, distribution):
-        try:
-            record, _ = host.record(distributor, distribution, stamp, known=known.get(stamp))
-            for ref in record.packs:
-                _check_blocks(directory / ref.revision, ref)
-            with Revision(directory, record).open() as reader:
-                reader.verify_frames()
-        except (TedError, OSError) as error:
-            cause = error if isinstance(error, TedError) else _unreadable(directory / stamp, error)
+        signed: Mapping[str, PackRef] = {}
+        with suppress(TedError):  # where the catalog is not trusted, the revision tells
+            signed = host.signed_patches(distributor, distribution, stamp)
+        for before, what in damaged_patches(directory, stamp, signed).items():
+            path = directory / patch_place(stamp, before)
+            cause = DigestMismatchError(what)
             problems.append(
-                Problem(distributor, distribution, stamp, "stored", str(directory / stamp), cause.message, cause=cause)
+                Problem(distributor, distribution, stamp, "stored", str(path), what, cause=cause, patch_from=before)
             )
     return problems
+
+
+def drop_damaged(host: Host, problem: Problem, *, again: bool) -> bool:
+    """Remove a damaged patch; return whether the next build makes it anew.
+
+    Args:
+        host: This node.
+        problem: The patch, as ``verify_patches`` found it.
+        again: It should; it does where the patch leads to the newest revision.
+    """
+    assert problem.patch_from is not None
+    newest = host.working.revisions(problem.distributor, problem.distribution)[-1]
+    revision = host.working.revision(problem.distributor, problem.distribution, problem.revision)
+    again = again and problem.revision == newest
+    drop_patch(revision, problem.patch_from, again=again)
+    return again
 
 
 def _unreadable(path: Path, error: OSError) -> DigestMismatchError:
     return DigestMismatchError(f"{path} cannot be read: {error.strerror}", hint=HOW_TO_MEND)
 
 
-def _check_blocks(directory: Path, ref: PackRef) -> None:
+def _check_blocks(directory: Path, ref: PackRef, known: Damage) -> None:
     BlockList.load(directory, ref)
     pack = PartialPack(directory, ref)
     try:
-        damaged, missing = pack.damaged(), pack.missing()
+        if (ref.revision, ref.root) not in known:
+            known[ref.revision, ref.root] = pack.damaged()
+        damaged, missing = known[ref.revision, ref.root], pack.missing()
     finally:
         pack.close()
     if damaged:

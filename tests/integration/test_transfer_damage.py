@@ -343,3 +343,44 @@ def test_a_sender_whose_pack_was_cut_short_is_named_within_seconds(fleet: Fleet,
         fleet.ted("s01", "verify", "--stored", "--repair")
         fleet.ted("e01", "receive")
         assert fleet.states("hq", "app") == {"s01": "received", "e01": "received"}
+
+
+@pytest.mark.parametrize("name", ["DISTFILE.TED", "BLOCKS.TED"])
+def test_a_damaged_patch_is_told_removed_and_made_again_by_the_next_build(fleet: Fleet, name: str) -> None:
+    a_fleet(fleet, kept_blocks=4)
+    fleet.ted("hq", "send")
+    noise = fleet.root / "source" / "noise"
+    noise.write_bytes(b"changed" + noise.read_bytes()[7:])
+    newest = fleet.ted("hq", "build")["distributions"][0]["revision"]
+    fleet.ted("hq", "send")
+    for node in ("hq", "s01"):
+        (place,) = fleet.working(node).glob("hq/app/*/PATCH-*")
+        data = (place / name).read_bytes()
+        (place / name).write_bytes(data[:-20] + bytes(20))
+        with pytest.raises(CommandError) as caught:
+            fleet.ted(node, "verify", "--stored")
+        assert caught.value.returncode == 22
+        assert str(place) in caught.value.error["message"]
+        assert "removes this patch" in caught.value.error["hint"]
+        done = fleet.ted(node, "verify", "--stored", "--repair")
+        (row,) = done["repaired"]
+        assert (done["ok"], row["revision"], row["removed"]) == (True, newest, str(place))
+        assert row["made_again_by_build"] == (node == "hq")
+        assert not place.exists()
+        assert fleet.ted(node, "verify", "--stored")["ok"]
+    built = fleet.ted("hq", "build")["distributions"][0]
+    assert (built["changed"], built["revision"]) == (False, newest)
+    assert len(list(fleet.working("hq").glob("hq/app/*/PATCH-*/DISTFILE.TED"))) == 1
+    assert fleet.ted("hq", "verify", "--stored")["ok"]
+
+
+def test_a_patch_that_is_only_partly_here_is_no_damage(fleet: Fleet) -> None:
+    a_fleet(fleet, kept_blocks=4)
+    fleet.ted("hq", "send")
+    noise = fleet.root / "source" / "noise"
+    noise.write_bytes(b"changed" + noise.read_bytes()[7:])
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    (place,) = fleet.working("s01").glob("hq/app/*/PATCH-*")
+    (place / "DISTFILE.TED").unlink()  # with a bitmap: as one that was given up
+    assert fleet.ted("s01", "verify", "--stored")["ok"]

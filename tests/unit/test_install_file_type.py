@@ -467,6 +467,34 @@ def test_what_is_damaged_on_disk_is_never_extracted(depot: Depot, source: Path, 
     assert not target.exists()
 
 
+def test_what_several_revisions_share_is_read_once(
+    depot: Depot, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "large").write_bytes(os.urandom(1 << 20))
+    first = depot.build(to(source))
+    for number in range(3):
+        (source / "small").write_text(str(number))
+        depot.build(to(source))
+    pack = depot.working.revision(DISTRIBUTOR, NAME, first) / "DISTFILE.TED"
+    read_bytes, pread = 0, os.pread
+
+    def counted(fd: int, size: int, offset: int) -> bytes:
+        nonlocal read_bytes
+        data = pread(fd, size, offset)
+        if os.readlink(f"/proc/self/fd/{fd}") == str(pack):
+            read_bytes += len(data)
+        return data
+
+    monkeypatch.setattr(os, "pread", counted)
+    assert len(depot.working.received(DISTRIBUTOR, NAME)) == 4
+    assert verify_stored(depot.host, DISTRIBUTOR, NAME) == []
+    assert read_bytes < 2.2 * pack.stat().st_size, "its blocks once, and its frames once"
+    damage = bytearray(pack.read_bytes())
+    damage[len(damage) // 2] ^= 1
+    pack.write_bytes(damage)
+    assert len(verify_stored(depot.host, DISTRIBUTOR, NAME)) == 4
+
+
 def test_a_revision_that_is_not_here_is_named(depot: Depot) -> None:
     with pytest.raises(UnknownNameError, match="pos"):
         depot.extract()

@@ -2,13 +2,14 @@
 
 Rules:
  * A patch is made in ``PATCH-<stamp before>_TEMP`` and renamed when it is whole and durable.
- * It goes with the revision it leads to.
+ * It goes with the revision it leads to, or alone where it is damaged: blocks are sent instead.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from ted.content.blocks import BLOCKS_NAME, PACK_NAME, BlockList, PartialPack, block_bytes_for, root_of
@@ -20,7 +21,7 @@ from ted.content.patch.opened import closing_codecs
 from ted.content.patch.packages import CODECS
 from ted.content.record import PackRef, RevisionRecord, is_stamp
 from ted.content.revision import Revision
-from ted.errors import DigestMismatchError, MissingContentError
+from ted.errors import DigestMismatchError, MissingContentError, RepositoryError
 
 PREFIX = "PATCH-"
 TEMP_SUFFIX = "_TEMP"
@@ -122,6 +123,53 @@ def _left_overs(revision: Path) -> list[Path]:
     return list(revision.glob(f"{PREFIX}*{TEMP_SUFFIX}"))
 
 
+def damaged_patches(directory: Path, revision: str, signed: Mapping[str, PackRef]) -> dict[str, str]:
+    """Return the patches in a revision's directory that are damaged: by the stamp they start from, what is wrong.
+
+    Args:
+        directory: The distribution's.
+        revision: Where the patches lead to.
+        signed: The patches as the catalog tells them, by the stamp before; one it does not tell is held against its own
+            block list.
+    """
+    own = patches_of(directory / revision)
+    found = {}
+    for name in sorted(os.listdir(directory / revision)):
+        before, place = name.removeprefix(PREFIX), directory / revision / name
+        if is_patch_name(name) and any((place / part).exists() for part in (PACK_NAME, BLOCKS_NAME)):
+            problem = _what_is_wrong(place, signed.get(before, own.get(before)))
+            if problem is not None:
+                found[before] = problem
+    return found
+
+
+def _what_is_wrong(place: Path, ref: PackRef | None) -> str | None:
+    if ref is None:
+        return f"{place}: {PACK_NAME} and {BLOCKS_NAME} do not fit each other"
+    try:
+        BlockList.load(place, ref)
+        pack = PartialPack(place, ref)
+        try:
+            damaged = pack.damaged()
+        finally:
+            pack.close()
+    except (RepositoryError, OSError) as error:
+        return str(error)
+    return f"block {damaged[0][0]} of {pack.path} is damaged" if damaged else None
+
+
+def drop_patch(revision: Path, before: str, *, again: bool = False) -> None:
+    """Remove a patch; with ``again`` what is left says that it was cut short, and the next build makes it again."""
+    place = revision / f"{PREFIX}{before}"
+    gone = place.with_name(place.name + TEMP_SUFFIX)
+    shutil.rmtree(gone, ignore_errors=True)
+    place.rename(gone)
+    sync_directory(revision)
+    shutil.rmtree(gone)
+    if again:
+        gone.mkdir()
+
+
 class RebuiltPack(PackOut):
     """Puts the bytes of a rebuilt pack into a pack that is coming in, block by block, each checked.
 
@@ -163,6 +211,6 @@ class RebuiltPack(PackOut):
 
 
 __all__ = [
-    "RebuiltPack", "apply_patch", "closed_by", "is_patch_name", "make_patch", "patch_place", "patch_ref", "patches_of",
-    "waits", "was_cut_short",
+    "RebuiltPack", "apply_patch", "closed_by", "damaged_patches", "drop_patch", "is_patch_name", "make_patch",
+    "patch_place", "patch_ref", "patches_of", "waits", "was_cut_short",
 ]  # fmt: skip
