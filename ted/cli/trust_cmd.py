@@ -55,7 +55,8 @@ def command() -> None:
 @click.pass_obj
 def import_(settings: Settings, file: Path, distributor: str | None, force: bool, check: bool) -> None:
     """Trust the Distributor whose root.json FILE is (- reads standard input)."""
-    done = _store(settings).import_root(read_input(file), distributor, force=force, check=check)
+    source = "standard input" if str(file) == "-" else str(file)
+    done = _store(settings).import_root(read_input(file), distributor, force=force, check=check, source=source)
     data: dict[str, Any] = {
         "changed": done.changed,
         **done.anchor.to_dict(),

@@ -77,8 +77,9 @@ class TrustStore:
         return [describe(name, data) for name in held if (data := self.read(name))]
 
     def import_root(
-        self, data: bytes, distributor: str | None = None, *, force: bool = False, check: bool = False
-    ) -> Import:
+        self, data: bytes, distributor: str | None = None, *, force: bool = False, check: bool = False,
+        source: str | None = None,
+    ) -> Import:  # fmt: skip
         """Trust the Distributor that ``data`` is the root of.
 
         Args:
@@ -86,13 +87,14 @@ class TrustStore:
             distributor: The name it must be of; by default the one it says.
             force: Let an older root replace a newer one, or a stranger's the one that is held.
             check: Change nothing; say what would be.
+            source: Where ``data`` is from, for what is said of it.
 
         Raises:
             TrustError: Not a root, not signed by itself, or of another Distributor.
             ReplayError: Older than the root that is held.
             UntrustedDistributorError: Not signed by the root that is held: another identity of the same name.
         """
-        anchor = describe(distributor, data)
+        anchor = describe(distributor, data, source)
         held = self.read(anchor.distributor)
         former = describe(anchor.distributor, held) if held else None
         if held and parse(Root, held).signed == parse(Root, data).signed:  # however it is laid out
@@ -138,17 +140,18 @@ def _short(anchor: Anchor) -> str:
     return ", ".join(keyid[:12] for keyid in anchor.keyids)
 
 
-def describe(distributor: str | None, data: bytes) -> Anchor:
+def describe(distributor: str | None, data: bytes, source: str | None = None) -> Anchor:
     """Parse and verify a root.
 
     Args:
         distributor: The name it must be of; ``None`` takes the one it says.
         data: A ``root.json``.
+        source: Where it is from, for what is said of it.
 
     Raises:
         TrustError: Not a root, not signed by itself, or of another Distributor.
     """
-    root = _parse(distributor, data)
+    root = _parse(source or distributor or "the root", data)
     named = distributor_of(root)
     if distributor is None and named is None:
         raise TrustError("this root does not say whose it is", hint="name it: --distributor NAME")
@@ -165,8 +168,7 @@ def describe(distributor: str | None, data: bytes) -> Anchor:
     return Anchor(name, root.version, tuple(role.keyids), role.threshold, root.expires.isoformat())
 
 
-def _parse(distributor: str | None, data: bytes) -> Root:
-    who = distributor or "the file"
+def _parse(who: str, data: bytes) -> Root:
     if len(data) > names.MAX_ROOT_BYTES:
         raise TrustError(f"{who}: not a root: longer than {names.MAX_ROOT_BYTES} bytes")
     try:

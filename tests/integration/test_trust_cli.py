@@ -113,6 +113,12 @@ def test_import_refuses_what_is_no_root_of_this_distributor(hq: Node, s01: Node,
     broken = root.replace('"version":1', '"version":2')
     assert s01.json("trust", "import", "-", stdin=broken, status=24)["error"]["type"] == "TrustError"
     assert s01.json("trust", "import", "-", stdin="garbage", status=24)["error"]["type"] == "TrustError"
+    (tmp_path / "garbage.json").write_text("garbage")
+    for words, name in (((), "garbage.json: not a root"), (("--distributor", "hq"), "garbage.json: not a root")):
+        told = s01.json("trust", "import", str(tmp_path / "garbage.json"), *words, status=24)["error"]["message"]
+        assert name in told
+    told = s01.json("trust", "import", "-", stdin="garbage", status=24)["error"]["message"]
+    assert told.startswith("standard input: not a root")
     missing = s01.json("trust", "import", str(tmp_path / "nothing"), status=10)
     assert "cannot be read" in missing["error"]["message"]
     hq.json("keys", "rotate", "root")
