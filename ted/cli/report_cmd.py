@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection
 from typing import Any
 
@@ -24,9 +25,13 @@ EMPTY = {
 }
 """What a report says that has no rows."""
 
+WIDTH = 100
+BELOW = {"events": ("message",), "sends": ("send", "receivers", "done", "duration_s")}
+"""What stands below each row, so that the table fits a terminal."""
+
 HEADERS = {
-    "at": "at (UTC)", "kind": "what", "done": "ended", "duration_s": "seconds", "without": "without it",
-    "content_bytes": "content", "pack_bytes": "its pack", "bytes": "over all links",
+    "at": "at (UTC)", "kind": "what", "without": "without it",
+    "content_bytes": "content", "pack_bytes": "its pack", "bytes": "all links",
 }  # fmt: skip
 """Keys of rows that are no words for people, and the words; the others are."""
 
@@ -51,12 +56,29 @@ def command(settings: Settings, name: str, last: int) -> None:
         rows = _revisions(config) if name == "revisions" else _rows(journal, name, last, _owned(settings, config))
     finally:
         journal.close()
-    emit(settings, rows, _failures(rows) if rows and name == "failures" else _table(rows) if rows else EMPTY[name])
+    text = _failures(rows) if rows and name == "failures" else _table(name, rows) if rows else EMPTY[name]
+    emit(settings, rows, text)
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    cells = [[_cell(key, value) for key, value in row.items()] for row in rows]
-    return tabulated(cells, headers=[HEADERS.get(key, key) for key in rows[0]])
+def _table(name: str, rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a table that fits a terminal; what is long, or seldom asked for, stands below each row."""
+    several = len({row["distributor"] for row in rows if row.get("distributor")}) > 1
+    keys = [key for key in rows[0] if key not in BELOW.get(name, ()) and (key != "distributor" or several)]
+    cells = [[_cell(key, row[key]) for key in keys] for row in rows]
+    head, line, *lines = tabulated(cells, headers=[HEADERS.get(key, key) for key in keys]).splitlines()
+    return "\n".join([head, line, *(text for shown, row in zip(lines, rows, strict=True) for text in
+                                    (shown, *_below(name, row)))])  # fmt: skip
+
+
+def _below(name: str, row: dict[str, Any]) -> list[str]:
+    said = ""
+    if name == "events":
+        said = " ".join(str(row["message"] or "").split())
+    elif name == "sends":
+        nodes = f"{row['receivers']} receiver{'' if row['receivers'] == 1 else 's'}"
+        ended = f"ended after {row['duration_s']:g} s" if row["done"] else "under way"
+        said = f"send {row['send']} to {nodes}, {ended}"
+    return textwrap.wrap(said, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _cell(key: str, value: Any) -> Any:

@@ -126,6 +126,17 @@ def test_reports_speak_to_people(sent: Fleet) -> None:
     assert re.search(r" \d[\d.]* (B|KiB|MiB|kB|MB) ", line)
 
 
+def test_reports_fit_a_terminal_and_leave_nothing_out(sent: Fleet) -> None:
+    sent.ted("hq", "send")
+    for name in ("events", "sends"):
+        text = sent.ted_text("hq", "report", name)
+        assert max(map(len, text.splitlines())) <= 100, text
+        told = " ".join(text.split())
+        for row in sent.ted("hq", "report", name):
+            assert all(str(row[key]) in told for key in ("revision", "distribution", "message", "send", "receivers")
+                       if row.get(key) is not None)  # fmt: skip
+
+
 def test_a_failed_send_is_told_beside_what_is_in_service(fleet: Fleet) -> None:
     two_tiers(fleet, leaves=1)
     fleet.settings["retry_for"] = 1
