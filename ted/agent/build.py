@@ -3,6 +3,8 @@
 Rules:
  * A build that fails leaves the former revision current, and is on record with its cause.
  * The catalog lists exactly the kept revisions; a build that was killed before it signed is healed by the next one.
+ * What is signed is what was built, not what lies on the disk: a record that changed since stays signed as it was, and
+   one that was never signed only is if it is what a build made.
  * Nothing is removed before the catalog no longer lists it.
 """
 
@@ -26,7 +28,8 @@ from ted.content.builder import BuildResult, RevisionBuilder
 from ted.content.durable import read_bounded
 from ted.content.patch.kept import closed_by, make_patch, patches_of, waits, was_cut_short
 from ted.content.record import MAX_RECORD_BYTES
-from ted.content.working import LOCK_NAME, RECORD_NAME
+from ted.content.revision import Revision
+from ted.content.working import LOCK_NAME, RECORD_NAME, drop_record
 from ted.errors import BuildError, ConfigError, RepositoryError, TedError, UnknownNameError
 from ted.install.state import InstalledStates
 from ted.records.journal import Journal
@@ -162,8 +165,10 @@ class Builder:
     ) -> Built:
         started_s = time.monotonic()
         former = next(reversed(self._working.revisions(self._config.node, distribution.name)), None)
+        dropped: list[str] = []
         if not check:
             self._catalog.create(self._config.node)
+            dropped = self._drop_what_was_not_built(distribution.name)
         try:
             result, warnings = self._gather(distribution, force=force, check=check, progress=progress)
         except TedError as error:
@@ -176,7 +181,7 @@ class Builder:
             raise BuildError(f"{distribution.name}: {error}", hint="the former revision stays current") from error
         patch_bytes = None if check else self._patch(distribution, result)
         if not check:
-            self._publish(distribution)
+            warnings = [*dropped, *warnings, *self._publish(distribution, result)]
             if result.changed or self._failed_before(distribution.name):
                 self._note("built", distribution.name, result.record.revision, f"{result.bytes_new} bytes")
         revision = result.record.revision if not check else former
@@ -257,18 +262,49 @@ class Builder:
         most, in_use = distribution.max_revisions, self._in_use(name)
         return retention.plan(self._working, node, name, max_revisions=most, in_use=in_use)
 
-    def _publish(self, distribution: Distribution) -> None:
-        """Make the catalog list exactly the revisions that are kept, and then remove the others."""
+    def _publish(self, distribution: Distribution, built: BuildResult | None = None) -> list[str]:
+        """Make the catalog list exactly the revisions that are kept, and then remove the others; return warnings."""
         node, name = self._config.node, distribution.name
         removal = self.surplus(distribution)
         kept = [stamp for stamp in self._working.revisions(node, name) if stamp not in removal.revisions]
-        records = {}
-        for stamp in kept:
-            data = read_bounded(self._working.revision(node, name, stamp) / RECORD_NAME, MAX_RECORD_BYTES)
-            if data is not None:
-                records[stamp] = data
+        records = {stamp: self._record_bytes(name, stamp) for stamp in kept}
+        if built is not None and built.changed and built.record.revision in records:
+            records[built.record.revision] = built.record_bytes
+        altered = self._catalog.altered(name, records)
+        records |= dict.fromkeys(altered)
         self._catalog.publish(name, records, self._patches(name, records))
         retention.apply(self._working, node, name, removal)
+        return [f"the record of revision {stamp} is not what was signed: no node can fetch it" for stamp in altered]
+
+    def _record_bytes(self, name: str, stamp: str) -> bytes | None:
+        with suppress(RepositoryError):
+            return read_bounded(self._working.revision(self._config.node, name, stamp) / RECORD_NAME, MAX_RECORD_BYTES)
+        return None
+
+    def _drop_what_was_not_built(self, name: str) -> list[str]:
+        """Remove revisions that were never signed and are not what a build made; return warnings.
+
+        A build that was killed leaves one that was not signed. Nobody has it but this node.
+        """
+        directory = self._working.distribution(self._config.node, name)
+        listed = set(self._catalog.revisions(name))
+        dropped = [stamp for stamp in self._working.revisions(self._config.node, name)
+                   if stamp not in listed and not self._is_as_built(directory, stamp)]  # fmt: skip
+        for stamp in dropped:
+            drop_record(directory / stamp)
+        return [f"revision {stamp} was damaged before it was signed, and is removed" for stamp in dropped]
+
+    def _is_as_built(self, directory: Path, stamp: str) -> bool:
+        try:
+            record = self._working.record(self._config.node, directory.name, stamp)
+            with Revision(directory, record).open() as reader:
+                return (
+                    (record.distributor, record.distribution) == (self._config.node, directory.name)
+                    and record.settings == reader.settings
+                    and all(is_sound(directory / ref.revision, ref) for ref in record.packs)
+                )
+        except (TedError, OSError):
+            return False
 
     def _patches(self, name: str, stamps: Iterable[str]) -> dict[str, dict[str, Patch]]:
         """Return the patches of the kept revisions, each from the one before it."""

@@ -21,6 +21,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.serialization.json import JSONSerializer
 
 from ted.errors import ConfigError, FormatError, RepositoryError, TrustError, UnknownNameError
@@ -113,6 +114,17 @@ class Catalog:
         """Return the patches that lead to a revision, by the stamp before."""
         return self._read().patches(distribution, stamp)
 
+    def altered(self, distribution: str, records: Mapping[str, bytes | None]) -> list[str]:
+        """Return the stamps that are published and whose records are not what was published; ``None``: not readable."""
+        chain, found = self._read(), []
+        for stamp, data in records.items():
+            if (target := chain.target(distribution, stamp)) is not None:
+                try:
+                    target.verify_length_and_hashes(data or b"")
+                except LengthOrHashMismatchError:
+                    found.append(stamp)
+        return found
+
     def timestamp_version(self) -> int:
         """Return the catalog's version: it grows with every change."""
         return self._read().timestamp.version
@@ -151,14 +163,15 @@ class Catalog:
             return True
 
     def publish(
-        self, distribution: str, records: Mapping[str, bytes],
+        self, distribution: str, records: Mapping[str, bytes | None],
         patches: Mapping[str, Mapping[str, Patch]] | None = None,
     ) -> bool:  # fmt: skip
         """Make ``records`` the whole list of the distribution's revisions.
 
         Args:
             distribution: Its name.
-            records: Time stamp -> bytes of ``REVISION.TED``, of every revision that is kept.
+            records: Time stamp -> bytes of ``REVISION.TED``, of every revision that is kept; ``None``: what was
+                published of it stays.
             patches: Time stamp -> the patches that lead to it: by the stamp before.
 
         Returns:
@@ -169,15 +182,16 @@ class Catalog:
             TrustError: A private key that is needed is not here.
         """
         names.check_name("distribution", distribution)
-        wanted = {
-            names.target_path(distribution, stamp): _target(distribution, stamp, data)
-            for stamp, data in records.items()
-        }
-        for stamp, told in (patches or {}).items():
-            wanted[names.target_path(distribution, stamp)].unrecognized_fields["custom"] = {
-                "patches": {before: patch.row() for before, patch in told.items()}
-            }
+        fresh = {stamp: _target(distribution, stamp, data) for stamp, data in records.items() if data is not None}
         with self._edit() as chain:
+            wanted = {}
+            for stamp in records:
+                target = fresh.get(stamp) or deepcopy(chain.target(distribution, stamp))
+                if target is not None:
+                    told = (patches or {}).get(stamp, {})
+                    rows = {"patches": {before: patch.row() for before, patch in told.items()}}
+                    target.unrecognized_fields = {"custom": rows} if stamp in (patches or {}) else {}
+                    wanted[names.target_path(distribution, stamp)] = target
             changed = self._publish(chain, distribution, wanted)
             self._renew()
         return changed

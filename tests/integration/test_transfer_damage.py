@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -384,3 +385,43 @@ def test_a_patch_that_is_only_partly_here_is_no_damage(fleet: Fleet) -> None:
     (place,) = fleet.working("s01").glob("hq/app/*/PATCH-*")
     (place / "DISTFILE.TED").unlink()  # with a bitmap: as one that was given up
     assert fleet.ted("s01", "verify", "--stored")["ok"]
+
+
+def altered_record(place: Path) -> bytes:
+    """Change a record so that it can still be read; return it as it was."""
+    before = (place / "REVISION.TED").read_bytes()
+    after = before.replace(b'"priority":"medium"', b'"priority":"xedium"')
+    assert after != before
+    (place / "REVISION.TED").write_bytes(after)
+    return before
+
+
+def test_a_build_signs_no_record_that_was_changed_on_the_disk(fleet: Fleet) -> None:
+    a_fleet(fleet, kept_blocks=4)
+    (place,) = (path.parent for path in fleet.working("hq").glob("hq/app/*/REVISION.TED"))
+    before = altered_record(place)
+    (fleet.root / "source" / "more").write_text("more")
+    said = fleet.ted_warnings("hq", "build")
+    assert f"the record of revision {place.name} is not what was signed" in said
+    fleet.ted("hq", "send")
+    assert set(fleet.states("hq", "app").values()) == {"received"}
+    (place / "REVISION.TED").write_bytes(before)
+    assert "not what was signed" not in fleet.ted_warnings("hq", "build"), "what was signed stayed signed"
+    assert fleet.ted("hq", "verify", "--stored")["ok"]
+
+
+def test_a_record_that_changed_before_it_was_signed_is_removed_and_what_was_built_is_signed(fleet: Fleet) -> None:
+    a_fleet(fleet, kept_blocks=4)
+    catalog = fleet.working("hq") / "hq" / ".catalog"
+    shutil.copytree(catalog, fleet.root / "catalog")
+    (fleet.root / "source" / "more").write_text("more")
+    unsigned = fleet.ted("hq", "build")["distributions"][0]["revision"]
+    shutil.rmtree(catalog)
+    shutil.copytree(fleet.root / "catalog", catalog)  # as where the build was killed before it signed
+    altered_record(fleet.working("hq") / "hq" / "app" / unsigned)
+    built = fleet.ted("hq", "build")["distributions"][0]
+    assert any(unsigned in warning and "removed" in warning for warning in built["warnings"])
+    assert (built["changed"], built["revision"] > unsigned) == (True, True)
+    fleet.ted("hq", "send")
+    assert set(fleet.states("hq", "app").values()) == {"received"}
+    assert fleet.ted("hq", "verify", "--stored")["ok"]
