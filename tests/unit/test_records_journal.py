@@ -563,3 +563,15 @@ def test_who_waits_for_a_send_reads_all_its_receivers_when_it_has_ended(
     assert result["done"]
     assert not journal.are_open(["s0", "s1"])
     assert looks == ["s1", "s1"]
+
+
+def test_what_the_manual_drops_of_a_database_is_all_that_ted_made_there(schema_url: str) -> None:
+    Journal(schema_url, "hq").close()
+    manual = Path(__file__).parents[2] / "docs" / "inventory.md"
+    (drop,) = [line for line in manual.read_text().splitlines() if line.startswith("DROP TABLE")]
+    made = "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace"
+    with psycopg.connect(schema_url) as db:
+        assert db.execute(made).fetchall()
+        db.execute(drop)
+        assert db.execute(made).fetchall() == []
+    Journal(schema_url, "another").close()
