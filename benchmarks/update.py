@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import database, trees
-from benchmarks.deltas import XDELTA, ZSTD_9, ZSTD_19, peers, sample
+from benchmarks.deltas import ZSTD_9, ZSTD_19, peers, sample
 from benchmarks.measure import Contender, Options, Sample, Samples, interleaved, run_command, run_function
 from benchmarks.report import Report, mb, spread
 from benchmarks.rig import need
@@ -169,7 +169,7 @@ class _Check:
 
 
 def _rows(what: str, found: Samples) -> list[list[object]]:
-    best = min(found.median(by, "bytes") for by in (ZSTD_19, XDELTA) if by in found)
+    best = min(found.median(by, "bytes") for by in found if by not in (SMALL, FAST))
     return [
         [what, by, f"{found.median(by, 'bytes'):,.0f}", f"{found.median(by, 'bytes') / best:.2f}",
          f"{found.ratio(by, ZSTD_9, 'bytes'):.2f}", spread(found.median(by, "wall_s"), found.worst(by, "wall_s")),

@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 FIBMAP = 1
@@ -23,27 +24,30 @@ class BadDisk:
     def __init__(self, file: Path, first_bad_byte: int, scratch: Path) -> None:
         self.file = file
         scratch.mkdir()
-        image, self._disk = scratch / "image", scratch / "disk"
-        self._disk.mkdir()
+        image, disk = scratch / "image", scratch / "disk"
+        disk.mkdir()
         with image.open("wb") as made:
             made.truncate(IMAGE_BYTES)
         _call("mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "^has_journal", "-E", "lazy_itable_init=0", image)
-        _call("mount", "-o", "loop", image, self._disk)
-        copy = shutil.copy2(file, self._disk / "file")
-        with open(copy, "rb") as opened:
-            os.fsync(opened.fileno())
-            os.sync()
-            block_bytes = os.fstatvfs(opened.fileno()).f_bsize
-            number = struct.pack("i", first_bad_byte // block_bytes)
-            (on_disk,) = struct.unpack("i", fcntl.ioctl(opened.fileno(), FIBMAP, number))
-            os.truncate(image, on_disk * block_bytes)
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        _call("mount", "--bind", copy, file)
+        with ExitStack() as mounted:
+            _call("mount", "-o", "loop", image, disk)
+            mounted.callback(_call, "umount", "--lazy", disk)
+            copy = shutil.copy2(file, disk / "file")
+            with open(copy, "rb") as opened:
+                os.fsync(opened.fileno())
+                os.sync()
+                block_bytes = os.fstatvfs(opened.fileno()).f_bsize
+                number = struct.pack("i", first_bad_byte // block_bytes)
+                (on_disk,) = struct.unpack("i", fcntl.ioctl(opened.fileno(), FIBMAP, number))
+                os.truncate(image, on_disk * block_bytes)
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            _call("mount", "--bind", copy, file)
+            mounted.callback(_call, "umount", "--lazy", file)
+            self._mounted = mounted.pop_all()
 
     def close(self) -> None:
         """Take it away again."""
-        _call("umount", "--lazy", self.file)
-        _call("umount", "--lazy", self._disk)
+        self._mounted.close()
 
 
 def _call(*words: object) -> None:

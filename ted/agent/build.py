@@ -3,8 +3,9 @@
 Rules:
  * A build that fails leaves the former revision current, and is on record with its cause.
  * The catalog lists exactly the kept revisions; a build that was killed before it signed is healed by the next one.
- * What is signed is what was built, not what lies on the disk: a record that changed since stays signed as it was, and
-   one that was never signed only is if it is what a build made.
+ * What is signed is what was built, not what lies on the disk: a record that changed since stays signed as it was.
+   What was not signed, since the build was killed or the catalog is another one, is signed later only where it is
+   sound: record, manifest and packs fit each other. Else it goes, if nobody can have it.
  * Nothing is removed before the catalog no longer lists it.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,10 +28,18 @@ from ted.content.blocks import is_sound
 from ted.content.builder import BuildResult, RevisionBuilder
 from ted.content.durable import read_bounded
 from ted.content.patch.kept import closed_by, make_patch, patches_of, waits, was_cut_short
-from ted.content.record import MAX_RECORD_BYTES
+from ted.content.record import MAX_RECORD_BYTES, PackRef
 from ted.content.revision import Revision
 from ted.content.working import LOCK_NAME, RECORD_NAME, drop_record
-from ted.errors import BuildError, ConfigError, RepositoryError, TedError, UnknownNameError
+from ted.errors import (
+    BuildError,
+    ConfigError,
+    DigestMismatchError,
+    FormatError,
+    RepositoryError,
+    TedError,
+    UnknownNameError,
+)
 from ted.install.state import InstalledStates
 from ted.records.journal import Journal
 from ted.topology.model import Distribution, Topology
@@ -139,7 +148,8 @@ class Builder:
             BuildError: It is being built at this moment, and may refer to what would go.
         """
         with self._alone(distribution.name):
-            self._publish(distribution)
+            unsound, _ = self._look_at_unsigned(distribution.name)
+            self._publish(distribution, unsound)
 
     def _missing(self, name: str) -> list[Path]:
         """Return what is not there yet of the directories and locks that a build makes, the deepest first."""
@@ -164,11 +174,12 @@ class Builder:
         self, distribution: Distribution, *, force: bool, check: bool, progress: plugins.Progress | None
     ) -> Built:
         started_s = time.monotonic()
-        former = next(reversed(self._working.revisions(self._config.node, distribution.name)), None)
-        dropped: list[str] = []
+        unsound: set[str] = set()
+        warned: list[str] = []
         if not check:
             self._catalog.create(self._config.node)
-            dropped = self._drop_what_was_not_built(distribution.name)
+            unsound, warned = self._look_at_unsigned(distribution.name)
+        former = next(reversed(self._working.revisions(self._config.node, distribution.name)), None)
         try:
             result, warnings = self._gather(distribution, force=force, check=check, progress=progress)
         except TedError as error:
@@ -181,7 +192,7 @@ class Builder:
             raise BuildError(f"{distribution.name}: {error}", hint="the former revision stays current") from error
         patch_bytes = None if check else self._patch(distribution, result)
         if not check:
-            warnings = [*dropped, *warnings, *self._publish(distribution, result)]
+            warnings = [*warned, *warnings, *self._publish(distribution, unsound, result)]
             if result.changed or self._failed_before(distribution.name):
                 self._note("built", distribution.name, result.record.revision, f"{result.bytes_new} bytes")
         revision = result.record.revision if not check else former
@@ -262,49 +273,72 @@ class Builder:
         most, in_use = distribution.max_revisions, self._in_use(name)
         return retention.plan(self._working, node, name, max_revisions=most, in_use=in_use)
 
-    def _publish(self, distribution: Distribution, built: BuildResult | None = None) -> list[str]:
-        """Make the catalog list exactly the revisions that are kept, and then remove the others; return warnings."""
+    def _publish(
+        self, distribution: Distribution, unsound: Set[str], built: BuildResult | None = None
+    ) -> list[str]:  # fmt: skip
+        """Make the catalog list exactly the revisions that are kept, and then remove the others; return warnings.
+
+        ``unsound``: those that are kept, and not signed.
+        """
         node, name = self._config.node, distribution.name
         removal = self.surplus(distribution)
-        kept = [stamp for stamp in self._working.revisions(node, name) if stamp not in removal.revisions]
-        records = {stamp: self._record_bytes(name, stamp) for stamp in kept}
+        kept = {*self._working.revisions(node, name)} - {*removal.revisions} - unsound
+        records = {stamp: self._record_bytes(name, stamp) for stamp in sorted(kept)}
         if built is not None and built.changed and built.record.revision in records:
             records[built.record.revision] = built.record_bytes
         altered = self._catalog.altered(name, records)
         records |= dict.fromkeys(altered)
         self._catalog.publish(name, records, self._patches(name, records))
         retention.apply(self._working, node, name, removal)
-        return [f"the record of revision {stamp} is not what was signed: no node can fetch it" for stamp in altered]
+        mend = f"`ted build --force {name}` makes a new one"
+        return [f"the record of revision {stamp} is not what was signed: no node can fetch it; {mend}"
+                for stamp in altered]  # fmt: skip
 
     def _record_bytes(self, name: str, stamp: str) -> bytes | None:
         with suppress(RepositoryError):
             return read_bounded(self._working.revision(self._config.node, name, stamp) / RECORD_NAME, MAX_RECORD_BYTES)
         return None
 
-    def _drop_what_was_not_built(self, name: str) -> list[str]:
-        """Remove revisions that were never signed and are not what a build made; return warnings.
+    def _look_at_unsigned(self, name: str) -> tuple[set[str], list[str]]:
+        """Look at the revisions that the catalog does not list; what a killed build left damaged is removed.
 
-        A build that was killed leaves one that was not signed. Nobody has it but this node.
+        Returns:
+            Those that are not sound and stay, and what to say of all that are not.
         """
         directory = self._working.distribution(self._config.node, name)
-        listed = set(self._catalog.revisions(name))
-        dropped = [stamp for stamp in self._working.revisions(self._config.node, name)
-                   if stamp not in listed and not self._is_as_built(directory, stamp)]  # fmt: skip
-        for stamp in dropped:
-            drop_record(directory / stamp)
-        return [f"revision {stamp} was damaged before it was signed, and is removed" for stamp in dropped]
+        listed, in_use = set(self._catalog.revisions(name)), self._in_use(name)
+        known: dict[PackRef, bool] = {}
+        unsound, warnings = set(), []
+        for stamp in self._working.revisions(self._config.node, name):
+            problem = self._what_is_wrong(directory, stamp, known) if stamp not in listed else None
+            if problem is None:
+                continue
+            if listed and stamp > max(listed) and stamp not in in_use and isinstance(problem, RepositoryError):
+                drop_record(directory / stamp)
+                warnings.append(f"revision {stamp} was not signed yet and is damaged, so it is removed: {problem}")
+            else:
+                unsound.add(stamp)
+                warnings.append(f"revision {stamp} is not in the catalog and cannot be signed: {problem}")
+            log.warning("%s: %s", name, warnings[-1])
+        return unsound, warnings
 
-    def _is_as_built(self, directory: Path, stamp: str) -> bool:
+    def _what_is_wrong(self, directory: Path, stamp: str, known: dict[PackRef, bool]) -> TedError | OSError | None:
+        """Return why a revision is not sound, ``None`` if it is; ``known``: the packs that were read."""
         try:
             record = self._working.record(self._config.node, directory.name, stamp)
             with Revision(directory, record).open() as reader:
-                return (
-                    (record.distributor, record.distribution) == (self._config.node, directory.name)
-                    and record.settings == reader.settings
-                    and all(is_sound(directory / ref.revision, ref) for ref in record.packs)
-                )
-        except (TedError, OSError):
-            return False
+                if (record.distributor, record.distribution) != (self._config.node, directory.name):
+                    raise FormatError(f"its record is of {record.distribution} of {record.distributor}")
+                if record.settings != reader.settings:
+                    raise FormatError("its record and its manifest have different settings")
+            for ref in record.packs:
+                if ref not in known:
+                    known[ref] = is_sound(directory / ref.revision, ref)
+                if not known[ref]:
+                    raise DigestMismatchError(BLAME.format(ref.revision))
+        except (TedError, OSError) as error:
+            return error
+        return None
 
     def _patches(self, name: str, stamps: Iterable[str]) -> dict[str, dict[str, Patch]]:
         """Return the patches of the kept revisions, each from the one before it."""

@@ -292,6 +292,7 @@ class Receiver:
                     return await self._mend_from(source, key, slip)
                 except TedError as error:
                     failures.append(error)
+        failures[0].message = "; ".join(failure.message for failure in failures)
         raise failures[0]
 
     def _who_may_mend(self, slip: RoutingSlip) -> list[Source]:
@@ -309,7 +310,10 @@ class Receiver:
         except TedError as error:
             failure = error
             if isinstance(error, RefusedError) and error.hint is None:  # it has not got it
-                error.hint = f"send it again on {key[0]}, which brings it to {source.peer.name}, and repair after that"
+                error.hint = (
+                    f"send it again on {key[0]}, which brings it to {source.peer.name}, and repair after that"
+                    if source.peer.name != key[0] else f"{key[0]} has removed it: take a newer revision"
+                )
             raise
         finally:
             transfer.end(failure or MissingContentError("the transfer ended"))

@@ -7,6 +7,7 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import IO
 
 from ted.errors import FormatError
+
+UNREADABLE = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})
+"""What the system says of what a disk does not give back any more, or gives back and knows to be wrong."""
 
 
 def sync_directory(directory: Path) -> None:

@@ -12,13 +12,13 @@ Rules:
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ted.content.blocks import BlockList, PartialPack
+from ted.content.durable import UNREADABLE
 from ted.content.pack import DigestTable
 from ted.content.patch.kept import damaged_patches, drop_patch, patch_place
 from ted.content.record import PackRef, Run
@@ -106,8 +106,10 @@ def verify_stored(host: Host, distributor: str, distribution: str) -> list[Probl
     directory = host.working.distribution(distributor, distribution)
     known = {step.revision: step.record for step in host.states.load(distributor, distribution).chain}
     damage: Damage = {}
-    with closing(DigestTable(Path(tempfile.gettempdir()))) as content:
-        for stamp in host.working.received(distributor, distribution):
+    if not (received := host.working.received(distributor, distribution)):
+        return []
+    with closing(DigestTable(directory)) as content:
+        for stamp in received:
             try:
                 record, _ = host.record(distributor, distribution, stamp, known=known.get(stamp))
                 for ref in record.packs:
@@ -115,6 +117,8 @@ def verify_stored(host: Host, distributor: str, distribution: str) -> list[Probl
                 with Revision(directory, record).open() as reader:
                     reader.verify_frames(content)
             except (TedError, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in UNREADABLE:
+                    raise
                 path = directory / stamp
                 cause = error if isinstance(error, TedError) else _unreadable(path, error)
                 problems.append(

@@ -5,8 +5,8 @@ Rules:
    coming in waits for the block it wants (cut-through).
  * A pack that stops coming in wakes its readers with the error, so that none hangs. Where it stopped because the sender
    stores it damaged, those who ask later hear that as well: it does not come by itself.
- * The sizes a peer names are checked against the file before they are believed. Peers have them from signed records: a
-   file of another size is damaged.
+ * The sizes a peer names are checked against the file before they are believed. A
+   file that is not as long as this node's own records say is damaged.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ted.content.blocks import PartialPack
 from ted.content.record import PackRef
+from ted.content.working import read_record, record_stamps
 from ted.errors import BusyError, DamagedError, MissingContentError, RepositoryError
 
 log = logging.getLogger("ted.packs")
@@ -44,6 +45,16 @@ def runs_bytes(ref: PackRef, runs: Iterable[Run]) -> int:
     for first, count in runs:
         total += min((first + count) * ref.block_bytes, ref.bytes) - first * ref.block_bytes
     return total
+
+
+def _is_on_record(directory: Path, ref: PackRef) -> bool:
+    """Whether a record that is here, of any revision that needs this pack, says that it is as long as ``ref`` does."""
+    for stamp in record_stamps(directory.parent):
+        with suppress(RepositoryError, OSError):
+            packs = read_record(directory.parent / stamp)[0].packs
+            if any((each.revision, each.bytes) == (directory.name, ref.bytes) for each in packs):
+                return True
+    return False
 
 
 class UnreadableError(RepositoryError):
@@ -233,6 +244,8 @@ class PackStore:
             raise MissingContentError(f"pack {'/'.join(key)} is not on {self._node}") from error
         try:
             if pack.size != ref.bytes:
+                if not _is_on_record(directory, ref):
+                    raise MissingContentError(f"pack {'/'.join(key)} has other sizes here")
                 log.error("pack %s has %d bytes here, not %d", "/".join(key), pack.size, ref.bytes)
                 raise damaged_at(self._node, key[0], f"{path.name} of {key[1]} {key[2]}")
             yield pack

@@ -33,6 +33,7 @@ from typing import Any, Protocol, Self
 from aiohttp import web
 
 from ted.content.blocks import PACK_NAME
+from ted.content.durable import UNREADABLE
 from ted.content.patch.kept import is_patch_name
 from ted.content.record import PackRef, is_name, is_stamp
 from ted.errors import (
@@ -169,6 +170,8 @@ class PeerServer:
         except OSError as error:
             distributor, distribution, place = _pack_key(request)
             log.error("%s cannot be read: %s", path, error.strerror)
+            if error.errno not in UNREADABLE:
+                raise BusyError(f"{self._node} cannot read {path.name} now: {error.strerror}") from error
             raise damaged_at(self._node, distributor, f"{name} of {distribution} {place}") from error
         await self._count(request, len(data))
         return web.Response(body=data, content_type="application/octet-stream")

@@ -198,7 +198,7 @@ def test_a_repair_during_a_transfer_says_so_and_harms_neither(
     first = damage(fleet, "e01", 100).parent.name
     (fleet.root / "source" / "noise").write_bytes(random.Random(1).randbytes(48 * BLOCK_BYTES))
     second = fleet.ted("hq", "build")["distributions"][0]["revision"]
-    line.rate_bytes_s = 500_000
+    line.rate_bytes_s = 50_000  # until it was met
     send = fleet.ted("hq", "send", "--no-wait")["sends"][0]["send"]
     fleet.until(lambda: bool(list(fleet.working("e01").glob(f"hq/app/{second}/DISTFILE.TED"))))
     with pytest.raises(CommandError) as caught:
@@ -375,6 +375,27 @@ def test_a_damaged_patch_is_told_removed_and_made_again_by_the_next_build(fleet:
     assert fleet.ted("hq", "verify", "--stored")["ok"]
 
 
+@pytest.mark.parametrize("left_bytes", [BLOCK_BYTES, 0])
+def test_a_patch_that_lost_its_end_hinders_no_build_and_is_removed(fleet: Fleet, left_bytes: int) -> None:
+    a_fleet(fleet, kept_blocks=4)
+    fleet.ted("hq", "send")
+    noise = fleet.root / "source" / "noise"
+    noise.write_bytes(random.Random(3).randbytes(2 * BLOCK_BYTES) + noise.read_bytes()[2 * BLOCK_BYTES :])
+    newest = fleet.ted("hq", "build")["distributions"][0]["revision"]
+    fleet.ted("hq", "send")
+    for node in ("hq", "s01"):
+        (patch,) = fleet.working(node).glob("hq/app/*/PATCH-*/DISTFILE.TED")
+        assert patch.stat().st_size > 2 * BLOCK_BYTES
+        os.truncate(patch, left_bytes)
+    assert fleet.ted("hq", "build")["distributions"][0]["revision"] == newest
+    (row,) = fleet.ted("hq", "verify", "--stored", "--repair")["repaired"]
+    removed = fleet.working("hq") / "hq" / "app" / newest / patch.parent.name
+    assert (row["removed"], row["made_again_by_build"]) == (str(removed), True)
+    fleet.ted("hq", "build")
+    assert fleet.ted("hq", "verify", "--stored")["ok"]
+    assert fleet.ted("s01", "verify", "--stored")["ok"], "there it counts as partly here"
+
+
 def test_a_patch_that_is_only_partly_here_is_no_damage(fleet: Fleet) -> None:
     a_fleet(fleet, kept_blocks=4)
     fleet.ted("hq", "send")
@@ -410,18 +431,53 @@ def test_a_build_signs_no_record_that_was_changed_on_the_disk(fleet: Fleet) -> N
     assert fleet.ted("hq", "verify", "--stored")["ok"]
 
 
-def test_a_record_that_changed_before_it_was_signed_is_removed_and_what_was_built_is_signed(fleet: Fleet) -> None:
-    a_fleet(fleet, kept_blocks=4)
+def altered_before_it_was_signed(fleet: Fleet) -> str:
+    """Build a revision as if the build was killed before it signed, and change its record; return its stamp."""
     catalog = fleet.working("hq") / "hq" / ".catalog"
     shutil.copytree(catalog, fleet.root / "catalog")
     (fleet.root / "source" / "more").write_text("more")
-    unsigned = fleet.ted("hq", "build")["distributions"][0]["revision"]
+    unsigned: str = fleet.ted("hq", "build")["distributions"][0]["revision"]
     shutil.rmtree(catalog)
-    shutil.copytree(fleet.root / "catalog", catalog)  # as where the build was killed before it signed
+    shutil.copytree(fleet.root / "catalog", catalog)
     altered_record(fleet.working("hq") / "hq" / "app" / unsigned)
+    return unsigned
+
+
+def test_a_record_that_changed_before_it_was_signed_is_removed_and_what_was_built_is_signed(fleet: Fleet) -> None:
+    a_fleet(fleet, kept_blocks=4)
+    unsigned = altered_before_it_was_signed(fleet)
     built = fleet.ted("hq", "build")["distributions"][0]
     assert any(unsigned in warning and "removed" in warning for warning in built["warnings"])
     assert (built["changed"], built["revision"] > unsigned) == (True, True)
     fleet.ted("hq", "send")
     assert set(fleet.states("hq", "app").values()) == {"received"}
     assert fleet.ted("hq", "verify", "--stored")["ok"]
+
+
+def test_a_purge_signs_no_record_that_changed_before_it_was_signed(fleet: Fleet) -> None:
+    a_fleet(fleet, kept_blocks=4)
+    for number in range(2):  # of which a purge finds one too many
+        (fleet.root / "source" / "more").write_text(f"{number}")
+        newest = fleet.ted("hq", "build")["distributions"][0]["revision"]
+    unsigned = altered_before_it_was_signed(fleet)
+    fleet.hostvars["hq"]["ted_distributions"]["app"]["max_revisions"] = 1
+    fleet.install()
+    fleet.ted("hq", "purge")
+    signed = [path.read_text() for path in (fleet.working("hq") / "hq" / ".catalog").glob("*.json")]
+    assert any(newest in text for text in signed)
+    assert not any(unsigned in text for text in signed)
+
+
+def test_after_a_new_catalog_no_revision_is_removed_and_what_is_damaged_is_not_signed(fleet: Fleet) -> None:
+    a_fleet(fleet, kept_blocks=4)
+    shared = next(fleet.working("hq").glob("hq/app/*/DISTFILE.TED"))
+    (fleet.root / "source" / "more").write_text("more")
+    fleet.ted("hq", "build")
+    damage_in = shared.read_bytes()
+    shared.write_bytes(damage_in[:-1] + bytes([damage_in[-1] ^ 1]))
+    shutil.rmtree(fleet.working("hq") / "hq" / ".catalog")
+    before = sorted(fleet.working("hq").glob("hq/app/*/REVISION.TED"))
+    (fleet.root / "source" / "more").write_text("still more")
+    warnings = fleet.ted("hq", "build")["distributions"][0]["warnings"]
+    assert sum("is not in the catalog and cannot be signed" in warning for warning in warnings) == len(before) == 2
+    assert set(before) < set(fleet.working("hq").glob("hq/app/*/REVISION.TED"))

@@ -373,6 +373,6 @@ def test_what_cannot_be_read_is_damaged_is_not_taken_up_and_is_written_anew(
 def test_a_list_that_cannot_be_read_is_replaced(tmp_path: Path) -> None:
     _, ref, digests = made(tmp_path)
     (tmp_path / STAMP).mkdir()
-    (tmp_path / STAMP / "BLOCKS.TED").symlink_to("/proc/self/mem")
+    (tmp_path / STAMP / "BLOCKS.TED").symlink_to("/proc/self/mem")  # which is no file
     PartialPack.prepare(tmp_path / STAMP, ref, digests).close()
     assert (tmp_path / STAMP / "BLOCKS.TED").read_bytes() == digests

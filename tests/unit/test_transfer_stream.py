@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
 import os
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 from aiohttp import ClientSession, web
 
 from ted.content.blocks import BlockList, PartialPack
+from ted.content.builder import RevisionBuilder
 from ted.content.record import PackRef
 from ted.errors import DamagedError, FormatError, MissingContentError
 from ted.transfer.packs import Incoming, PackStore, ServedPack
@@ -70,6 +73,21 @@ def test_a_block_of_a_pack_that_came_only_in_part_is_not_served_as_if_it_were_he
         assert (served_pack.has(0), served_pack.has(1)) == (True, False)
         with pytest.raises(MissingContentError):
             asyncio.run(served_pack.available(1, 1))
+
+
+def test_a_size_that_no_record_tells_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A peer says it, so it proves nothing of what is here."""
+    with RevisionBuilder(tmp_path / "hq" / "app", "hq", "app", "file", {}, {}) as builder:
+        builder.add_bytes("data/file", b"text")
+        (own,) = builder.finish().record.packs
+    store, key = PackStore(tmp_path, "s01"), ("hq", "app", own.revision)
+    wrong = replace(own, bytes=own.bytes + 1)
+    with pytest.raises(MissingContentError, match="other sizes"), store.open(key, wrong):
+        pass
+    assert not caplog.records
+    os.truncate(tmp_path.joinpath(*key, "DISTFILE.TED"), own.bytes - 1)
+    with pytest.raises(DamagedError, match="damaged at s01"), store.open(key, own):
+        pass
 
 
 def test_who_asks_for_what_came_no_further_hears_that_it_is_damaged_until_it_comes_in_anew(tmp_path: Path) -> None:
@@ -200,26 +218,40 @@ def test_an_answer_that_ends_in_the_middle_is_one_line_in_the_log(caplog: pytest
     assert caplog.messages == [f"GET /v1/long: {why}"]
 
 
+async def answers(root: Path, *paths: str) -> list[tuple[int, str]]:
+    """Return status and text of what a server at ``root`` says to ``s01``."""
+    nobody: Any = None
+    with ThreadPoolExecutor(1) as executor:
+        server = PeerServer("hq", root, nobody, nobody, executor=executor, gate=nobody, timeout_s=10,
+                            min_rate_bytes_s=0)  # fmt: skip
+        runner = web.AppRunner(server.application(), access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as session:
+            said = []
+            for path in paths:
+                async with session.get(path, headers={"X-Ted-Node": "s01"}) as answer:
+                    said.append((answer.status, await answer.text()))
+        await runner.cleanup()
+    return said
+
+
 def test_the_end_of_a_chain_of_roots_is_no_news_and_other_metadata_that_lacks_is(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    nobody: Any = None
-
-    async def test() -> list[int]:
-        with ThreadPoolExecutor(1) as executor:
-            server = PeerServer("hq", tmp_path, nobody, nobody, executor=executor, gate=nobody, timeout_s=10,
-                                min_rate_bytes_s=0)  # fmt: skip
-            runner = web.AppRunner(server.application(), access_log=None)
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            async with ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as session:
-                said = []
-                for name in ("2.root.json", "timestamp.json"):
-                    async with session.get(f"/v1/catalog/hq/{name}", headers={"X-Ted-Node": "s01"}) as answer:
-                        said.append(answer.status)
-            await runner.cleanup()
-        return said
-
+    paths = [f"/v1/catalog/hq/{name}" for name in ("2.root.json", "timestamp.json")]
     with caplog.at_level(logging.INFO):
-        assert asyncio.run(test()) == [404, 404]
+        assert [status for status, _ in asyncio.run(answers(tmp_path, *paths))] == [404, 404]
     assert caplog.messages == ["GET /v1/catalog/hq/timestamp.json: hq has no metadata timestamp.json of hq"]
+
+
+@pytest.mark.parametrize(("code", "said"), [(errno.EIO, "DamagedError"), (errno.EMFILE, "BusyError")])
+def test_only_what_the_disk_cannot_read_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+) -> None:
+    def read_bytes(_path: Path) -> bytes:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    ((_, text),) = asyncio.run(answers(tmp_path, "/v1/blocks/hq/app/20261122T125447123456Z"))
+    assert f'"type": "{said}"' in text, text

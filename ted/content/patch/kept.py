@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ted.content.blocks import BLOCKS_NAME, PACK_NAME, BlockList, PartialPack, block_bytes_for, root_of
@@ -21,7 +22,7 @@ from ted.content.patch.opened import closing_codecs
 from ted.content.patch.packages import CODECS
 from ted.content.record import PackRef, RevisionRecord, is_stamp
 from ted.content.revision import Revision
-from ted.errors import DigestMismatchError, MissingContentError, RepositoryError
+from ted.errors import DigestMismatchError, FormatError, MissingContentError, RepositoryError
 
 PREFIX = "PATCH-"
 TEMP_SUFFIX = "_TEMP"
@@ -55,7 +56,9 @@ def patches_of(directory: Path) -> dict[str, PackRef]:
         path = directory / name / PACK_NAME
         size = path.stat().st_size if path.is_file() else 0
         blocks = -(-size // block_bytes_for(size)) if size else 0
-        digests = read_bounded(directory / name / BLOCKS_NAME, max(blocks, 1) * _DIGEST_BYTES)
+        digests = None
+        with suppress(FormatError):  # a damaged one is none
+            digests = read_bounded(directory / name / BLOCKS_NAME, max(blocks, 1) * _DIGEST_BYTES)
         if size and digests is not None and len(digests) == blocks * _DIGEST_BYTES:
             root = root_of(digests, block_bytes_for(size), size).hex()
             before = name.removeprefix(PREFIX)
