@@ -290,9 +290,11 @@ class Builder:
         records |= dict.fromkeys(altered)
         self._catalog.publish(name, records, self._patches(name, records))
         retention.apply(self._working, node, name, removal)
-        mend = f"`ted build --force {name}` makes a new one"
-        return [f"the record of revision {stamp} is not what was signed: no node can fetch it; {mend}"
-                for stamp in altered]  # fmt: skip
+        return [
+            f"the record of revision {stamp} is not what was signed: no node can fetch it; "
+            + (f"`ted build --force {name}` makes a new one" if stamp == max(records) else "a newer one is there")
+            for stamp in altered
+        ]
 
     def _record_bytes(self, name: str, stamp: str) -> bytes | None:
         with suppress(RepositoryError):

@@ -64,7 +64,7 @@ def command(
             if drifted is None:
                 unjudged.append(_unjudged(pair, error))
         problems += drifted or []
-    problem = _failure(problems, config.node)
+    problem = _failure(problems, host, config.node)
     finish(settings, _data(problems, failures, repaired, unjudged), _text(problems, repaired, unjudged),
            [*failures, *([problem] if problem else [])])  # fmt: skip
 
@@ -108,7 +108,7 @@ def _data(
     }  # fmt: skip
 
 
-def _failure(problems: list[Problem], node: str) -> TedError | None:
+def _failure(problems: list[Problem], host: Host, node: str) -> TedError | None:
     """Return the error the command ends with: what is not trusted first, then what is damaged, then drift."""
     stored = [problem for problem in problems if problem.where == "stored"]
     stored.sort(key=lambda problem: problem.patch_from is not None)  # what lacks somebody first
@@ -122,13 +122,22 @@ def _failure(problems: list[Problem], node: str) -> TedError | None:
         if first.patch_from is not None:
             mend = "`ted verify --stored --repair` removes this patch; what it carries is then sent as blocks"
         elif first.distributor == node:  # nobody to ask: it is made here
-            mend = f"`ted build --force {first.distribution}` packs it anew, in a new revision"
+            mend = _made_anew(stored, host, first)
         return DigestMismatchError(f"{first.path} does not pass: {first.what}" + _more(stored), hint=mend)
     if problems:
         return DriftError(
             f"{problems[0].path}: {problems[0].what}" + _more(problems), hint="`ted verify --repair` extracts it again"
         )
     return None
+
+
+def _made_anew(stored: list[Problem], host: Host, first: Problem) -> str:
+    """Return what mends damage on the Distributor: nothing does where the newest revision is sound."""
+    pair = (first.distributor, first.distribution)
+    newest = host.working.revisions(*pair)[-1]
+    if any((*pair, newest) == (each.distributor, each.distribution, each.revision) for each in stored):
+        return f"`ted build --force {first.distribution}` packs it anew, in a new revision"
+    return f"the newest revision, {newest}, is sound and is what is sent; max_revisions removes older ones in time"
 
 
 def _more(problems: list[Problem]) -> str:

@@ -61,9 +61,9 @@ class UnreadableError(RepositoryError):
     """The disk cannot read a block that is here."""
 
 
-def damaged_at(node: str, distributor: str, what: str) -> DamagedError:
+def damaged_at(node: str, distributor: str, distribution: str, what: str) -> DamagedError:
     """Return the error for what a node stores and is not what was signed: where it is, and what mends it."""
-    mend = "`ted build --force`" if node == distributor else "`ted verify --stored --repair`"
+    mend = f"`ted build --force {distribution}`" if node == distributor else "`ted verify --stored --repair`"
     return DamagedError(f"{what} is damaged at {node}",
                         hint=f"run {mend} on {node}, and send again; what came stays")  # fmt: skip
 
@@ -247,7 +247,7 @@ class PackStore:
                 if not _is_on_record(directory, ref):
                     raise MissingContentError(f"pack {'/'.join(key)} has other sizes here")
                 log.error("pack %s has %d bytes here, not %d", "/".join(key), pack.size, ref.bytes)
-                raise damaged_at(self._node, key[0], f"{path.name} of {key[1]} {key[2]}")
+                raise damaged_at(self._node, *key[:2], f"{path.name} of {key[1]} {key[2]}")
             yield pack
         finally:
             pack.close()

@@ -311,3 +311,15 @@ def test_check_with_diff_shows_what_would_be_built(bench: Bench) -> None:
     assert "+revision: a new one" in said.output
     assert "+files: " in said.output
     assert max(bench.held("hq")) == newest
+
+
+def test_what_a_build_warns_of_is_a_warning_of_the_task(bench: Bench) -> None:
+    newest = max(bench.held("hq"))
+    record = bench.tree.run_directory / "hq" / "ted" / "hq" / "stdlib" / newest / "REVISION.TED"
+    signed = record.read_bytes()
+    record.write_bytes(signed.replace(b'"priority":"', b'"priority":"x'))
+    try:
+        said = bench.run("hq", "    - ted.distribution.build: {name: stdlib}\n")
+    finally:
+        record.write_bytes(signed)
+    assert f"stdlib: the record of revision {newest} is not what was signed" in " ".join(said.output.split())

@@ -52,7 +52,7 @@ def test_damage_at_the_distributor_ends_the_send_for_all_with_its_cause(fleet: F
     assert time.monotonic() - begun_s < 30
     assert caught.value.returncode == 34
     assert f"{name} of app {revision} is damaged at hq" in str(caught.value)
-    assert "`ted build --force` on hq" in str(caught.value)
+    assert "`ted build --force app` on hq" in str(caught.value)
     assert fleet.states("hq", "app") == {"s01": "failed", "e01": "failed"}
     assert "damaged at hq" in str(fleet.ted("hq", "report", "failures"))
 
@@ -337,7 +337,7 @@ def test_a_sender_whose_pack_was_cut_short_is_named_within_seconds(fleet: Fleet,
     fleet.start("e01")
     fleet.until(lambda: fleet.states("hq", "app").get("e01") == "failed", 30)
     failures = {row["node"]: row["error"] for row in fleet.ted("hq", "report", "failures")}
-    mend = "`ted build --force` on hq" if node == "hq" else "`ted verify --stored --repair` on s01"
+    mend = "`ted build --force app` on hq" if node == "hq" else "`ted verify --stored --repair` on s01"
     assert f"DISTFILE.TED of app {pack.parent.name} is damaged at {node}" in failures["e01"]
     assert mend in failures["e01"]
     if node == "s01":
@@ -466,6 +466,19 @@ def test_a_purge_signs_no_record_that_changed_before_it_was_signed(fleet: Fleet)
     signed = [path.read_text() for path in (fleet.working("hq") / "hq" / ".catalog").glob("*.json")]
     assert any(newest in text for text in signed)
     assert not any(unsigned in text for text in signed)
+
+
+def test_once_packed_anew_the_distributor_is_told_that_its_newest_revision_is_sound(fleet: Fleet) -> None:
+    a_fleet(fleet)
+    damage(fleet, "hq")
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "verify", "--stored")
+    assert "`ted build --force app` packs it anew" in caught.value.error["hint"]
+    newest = fleet.ted("hq", "build", "--force")["distributions"][0]["revision"]
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "verify", "--stored")
+    assert f"the newest revision, {newest}, is sound" in caught.value.error["hint"]
+    assert "max_revisions removes older ones" in caught.value.error["hint"]
 
 
 def test_after_a_new_catalog_no_revision_is_removed_and_what_is_damaged_is_not_signed(fleet: Fleet) -> None:

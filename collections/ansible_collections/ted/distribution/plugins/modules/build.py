@@ -108,6 +108,11 @@ distributions:
       description: How long the build took, in seconds.
       type: float
       returned: always
+    warnings:
+      description: What the build came across, such as damage in what is stored. Each is a warning of the task as well.
+      type: list
+      elements: str
+      returned: always
   sample:
     - bytes: 20480
       changed: true
@@ -120,6 +125,7 @@ distributions:
       frames: 3
       patch_bytes: 532
       revision: 20261122T125447123456Z
+      warnings: []
 revision:
   description: The revision, when exactly one distribution was named.
   returned: when one distribution was built
@@ -183,6 +189,9 @@ def main():
     options = flag("--check", module.check_mode) + flag("--force", module.params["force"])
     said = ted.ask(*tree, "build", *options, "--", *names(module.params), **given)
     result = lifted(said, "distributions", ("revision", "bytes", "frames", "files", "content_bytes", "duration_s"))
+    for row in said.get("distributions") or []:
+        for warning in row.get("warnings") or []:
+            module.warn("%s: %s" % (row["distribution"], warning))
     if module._diff:  # noqa: SLF001
         result["diff"] = [diff_of(row) for row in said.get("distributions") or [] if row.get("changed")]
     module.exit_json(**result)
