@@ -13,6 +13,7 @@ from ted.cli.common import topology_if_any
 from ted.cli.main import Settings, emit, tabulated
 from ted.cli.progress import human_bytes
 from ted.config import NodeConfig
+from ted.errors import RepositoryError, TedError, UnknownNameError
 from ted.records.journal import Journal
 from ted.records.sends import send_result
 from ted.records.states import HOLDS, NodeState, State
@@ -35,6 +36,9 @@ HEADERS = {
 }  # fmt: skip
 """Keys of rows that are no words for people, and the words; the others are."""
 
+Broken = tuple[str, str, str, TedError]
+"""A revision whose record cannot be read: Distributor, distribution, stamp and why."""
+
 
 @click.command("report")
 @click.argument("name", type=click.Choice(["events", "sends", "failures", "revisions"]))
@@ -51,12 +55,20 @@ def command(settings: Settings, name: str, last: int) -> None:
     revisions  which revisions are kept here
     """  # noqa: D301
     config = NodeConfig.load(settings.config)
+    broken: list[Broken] = []
     journal = open_journal(config)
     try:
-        rows = _revisions(config) if name == "revisions" else _rows(journal, name, last, _owned(settings, config))
+        if name == "revisions":
+            rows, broken = _revisions(config)
+        else:
+            rows = _rows(journal, name, last, _owned(settings, config))
     finally:
         journal.close()
+    for row in broken:
+        click.echo(_warning(row), err=True)
     text = _failures(rows) if rows and name == "failures" else _table(name, rows) if rows else EMPTY[name]
+    if broken and not rows:
+        text = "of no revision that is kept here can the record be read"
     emit(settings, rows, text)
 
 
@@ -149,13 +161,24 @@ def _holders(journal: Journal, send: dict[str, Any]) -> set[str]:
     }  # fmt: skip
 
 
-def _revisions(config: NodeConfig) -> list[dict[str, Any]]:
-    rows = []
+def _revisions(config: NodeConfig) -> tuple[list[dict[str, Any]], list[Broken]]:
+    """Return the revisions that are kept here, newest first, and those whose record cannot be read."""
+    rows: list[dict[str, Any]] = []
+    broken: list[Broken] = []
     for distributor, distribution in config.working.distributions():
         for stamp in config.working.revisions(distributor, distribution):
-            record = config.working.record(distributor, distribution, stamp)
+            try:
+                record = config.working.record(distributor, distribution, stamp)
+            except (RepositoryError, UnknownNameError) as error:
+                broken.append((distributor, distribution, stamp, error))
+                continue
             rows.append({
                 "distributor": distributor, "distribution": distribution, "revision": stamp, "type": record.type,
                 "files": record.files, "content_bytes": record.content_bytes, "pack_bytes": record.packs[0].bytes,
             })  # fmt: skip
-    return rows
+    return sorted(rows, key=lambda row: str(row["revision"]), reverse=True), broken
+
+
+def _warning(broken: Broken) -> str:
+    distributor, distribution, stamp, error = broken
+    return f"ted: warning: {distribution} {stamp} of {distributor}: {error.message}\n     {error.hint}"

@@ -309,4 +309,4 @@ def _time(value: object) -> datetime:
             _refuse("built_at is not a time")
         return datetime.strptime(value, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
     except ValueError as error:
-        raise FormatError("revision record: built_at is not a time") from error
+        raise FormatError("revision record: built_at is not a time", hint=HOW_TO_MEND) from error

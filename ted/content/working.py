@@ -103,7 +103,10 @@ def read_record(directory: Path) -> tuple[RevisionRecord, bytes]:
     data = read_bounded(directory / RECORD_NAME, MAX_RECORD_BYTES)
     if data is None:
         raise MissingContentError(f"{directory}: no {RECORD_NAME}", hint=HOW_TO_MEND)
-    record = RevisionRecord.from_bytes(data)
+    try:
+        record = RevisionRecord.from_bytes(data)
+    except FormatError as error:
+        raise FormatError(f"{directory / RECORD_NAME}: {error.message}", hint=error.hint) from error
     if record.revision != directory.name:
         raise FormatError(f"{directory}: holds the record of {record.revision}", hint="remove that directory")
     return record, data

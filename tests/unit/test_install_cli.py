@@ -173,6 +173,30 @@ def test_a_forged_record_is_never_extracted(hq: Fleet, run: Run) -> None:
     assert not (hq.root / "dest").exists()
 
 
+@pytest.mark.parametrize("damage", [b"no JSON", b'{"format":1}'])
+def test_a_broken_record_is_told_and_the_sound_ones_are_reported_newest_first(
+    hq: Fleet, run: Run, source: Path, capsys: pytest.CaptureFixture[str], damage: bytes
+) -> None:
+    (source / "a.txt").write_text("two\n")
+    hq.ted("hq", "build")
+    stamps = sorted(path.parent.name for path in hq.working("hq").glob("hq/*/*/REVISION.TED"))
+    assert len(stamps) == 4
+    broken = sorted(hq.working("hq").glob("hq/app/*/REVISION.TED"))[0]
+    broken.write_bytes(damage)
+    code, rows = run("report", "revisions")
+    assert (code, [row["revision"] for row in rows]) == (
+        0, sorted((stamp for stamp in stamps if stamp != broken.parent.name), reverse=True),
+    )  # fmt: skip
+    main(["--config", str(hq.config("hq")), "report", "revisions"])
+    told = capsys.readouterr().err
+    assert told.startswith(f"ted: warning: app {broken.parent.name} of hq: {broken}: revision record")
+    assert "ted build --force" in told
+    for path in hq.working("hq").glob("hq/*/*/REVISION.TED"):
+        path.write_bytes(damage)
+    main(["--config", str(hq.config("hq")), "report", "revisions"])
+    assert "no revision is kept here" not in capsys.readouterr().out
+
+
 def test_what_cannot_be_trusted_is_no_damage(hq: Fleet, run: Run) -> None:
     for root in [*hq.config("hq").rglob("*root.json"), *hq.working("hq").rglob("root.json")]:
         root.unlink()
