@@ -18,7 +18,7 @@ from ted.errors import ReplayError, TrustError, UnknownNameError, UntrustedDistr
 from ted.trust import names
 from ted.trust.chain import distributor_of, parse, parse_root
 from ted.trust.files import make_directory, read_bounded, replace_file
-from ted.trust.tuf_api import Metadata, Root, TufError
+from ted.trust.tuf_api import DeserializationError, Metadata, Root, TufError
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ def _parse(who: str, data: bytes) -> Root:
     try:
         return parse_root(data)
     except (TufError, ValueError) as error:
+        why = "it is no root metadata" if isinstance(error, DeserializationError) else error
         raise TrustError(
-            f"{who}: not a root that holds: {error}",
+            f"{who}: not a root that holds: {why}",
             hint="take root.json as `ted trust export` writes it on the Distributor",
         ) from error

@@ -19,11 +19,13 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]
     Targets,
     Timestamp,
 )
+from tuf.api.serialization import DeserializationError
 
 __all__ = [
     "CryptoSigner",
     "DelegatedRole",
     "Delegations",
+    "DeserializationError",
     "MetaFile",
     "Metadata",
     "Root",

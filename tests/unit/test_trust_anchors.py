@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ted.errors import UntrustedDistributorError
+from ted.errors import TrustError, UntrustedDistributorError
 from ted.trust.anchors import TrustStore
 from ted.trust.catalog import Catalog
 
@@ -33,3 +33,9 @@ def test_a_rotated_root_takes_the_place_of_its_former_one(tmp_path: Path) -> Non
     store.import_root(ours.root_bytes())
     ours.rotate("root")
     assert store.import_root(ours.root_bytes()).changed
+
+
+@pytest.mark.parametrize("data", [b'{"some": "JSON"}', b"[]", b"no JSON"])
+def test_what_is_no_root_at_all_is_said_to_be_none(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(TrustError, match=r"^mine\.json: not a root that holds: it is no root metadata$"):
+        TrustStore(tmp_path / "trust").import_root(data, source="mine.json")
