@@ -175,8 +175,12 @@ def _check_blocks(directory: Path, ref: PackRef, known: Damage) -> None:
         pack.close()
     if damaged:
         raise DigestMismatchError(f"block {damaged[0][0]} of {pack.path} is damaged", hint=HOW_TO_MEND)
-    if missing:  # a repair was cut short
-        raise DigestMismatchError(f"block {missing[0][0]} of {pack.path} is not here", hint=HOW_TO_MEND)
+    if missing:  # a repair was cut short, or the file's size changed: what was noted of its blocks does not count then
+        size_bytes = pack.path.stat().st_size if pack.path.exists() else ref.bytes
+        what = f"block {missing[0][0]} of {pack.path} is not here"
+        if size_bytes != ref.bytes:
+            what = f"{pack.path} has {size_bytes} bytes, the record says {ref.bytes}"
+        raise DigestMismatchError(what, hint=HOW_TO_MEND)
 
 
 def _beyond_items(transaction: Transaction) -> list[Change]:

@@ -33,6 +33,7 @@ from tuf.api.exceptions import (
 )
 
 from ted.errors import (
+    HOW_TO_MEND,
     DigestMismatchError,
     MissingContentError,
     ReplayError,
@@ -47,7 +48,7 @@ from ted.trust import chain as chains
 from ted.trust import names, signing
 from ted.trust.chain import Chain, Patch, read_metadata
 from ted.trust.files import locked, make_directory, read_bounded, replace_file, sync_directory
-from ted.trust.tuf_api import Metadata, Root, Timestamp, TufError
+from ted.trust.tuf_api import Metadata, Root, TargetFile, Timestamp, TufError
 
 __all__ = ["CatalogView", "Fetch", "read_metadata"]
 
@@ -143,11 +144,12 @@ class CatalogView:
         return self.chain.patches(distribution, stamp)
 
     def record(self, distribution: str, stamp: str) -> bytes:
-        """Return the verified ``REVISION.TED``: the one beside the catalog if it holds, else fetched.
+        """Return the verified ``REVISION.TED``: the one beside the catalog if it holds, else the sender's.
 
         Raises:
             UnknownNameError: The catalog has no such revision.
-            DigestMismatchError: What came is not what was signed.
+            DigestMismatchError: What came, or what is here where there is nobody to ask, is not what was signed.
+            FormatError: What is here cannot be read, and there is nobody to ask.
             MissingContentError: It is not here and there is nobody to ask, or the sender has not got it.
         """
         target = self.chain.target(distribution, stamp) if names.is_stamp(stamp) else None
@@ -157,11 +159,10 @@ class CatalogView:
                 hint="refresh (ted receive), or see what there is: ted status",
             )
         path = names.target_path(distribution, stamp)
-        with suppress(LengthOrHashMismatchError, RepositoryError):
-            local = read_bounded(self.directory.parent / path, names.MAX_RECORD_BYTES)
-            if local is not None:
-                target.verify_length_and_hashes(local)
-                return local
+        if self._fetch is None:
+            return self._kept(path, target)
+        with suppress(RepositoryError):
+            return self._kept(path, target)
         if target.length > names.MAX_RECORD_BYTES:
             raise TrustError(f"{self.distributor}: the record of {path} is longer than a record may be")
         data = self._ask(path, target.length)
@@ -241,6 +242,18 @@ class CatalogView:
         with suppress(TufError, KeyError, ValueError, FileNotFoundError):
             return chains.read_chain(self.directory, self._anchor)
         return None
+
+    def _kept(self, path: str, target: TargetFile) -> bytes:
+        """Return the record beside the catalog, verified."""
+        place = self.directory.parent / path
+        data = read_bounded(place, names.MAX_RECORD_BYTES)
+        if data is None:
+            raise MissingContentError(f"{self.distributor}: {path} is not here", hint="ted receive")
+        try:
+            target.verify_length_and_hashes(data)
+        except LengthOrHashMismatchError as error:
+            raise DigestMismatchError(f"{place} is not what was signed", hint=HOW_TO_MEND) from error
+        return data
 
     def _ask(self, name: str, max_bytes: int) -> bytes:
         if self._fetch is None:

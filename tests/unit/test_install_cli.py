@@ -169,8 +169,11 @@ def test_a_forged_record_is_never_extracted(hq: Fleet, run: Run) -> None:
     record.write_bytes(record.read_bytes().replace(b'"files":2', b'"files":3'))
     code, data = run("extract", "app")
     assert 20 <= code < 30
-    assert data["error"]["hint"]
+    assert data["error"]["message"] == f"{record} is not what was signed"
+    assert "ted build --force" in data["error"]["hint"]
     assert not (hq.root / "dest").exists()
+    (problem,) = run("verify", "app", "--stored")[1]["problems"]
+    assert problem["what"] == f"{record} is not what was signed"
 
 
 @pytest.mark.parametrize("damage", [b"no JSON", b'{"format":1}'])

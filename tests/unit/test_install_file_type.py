@@ -16,7 +16,9 @@ from install_depot import DISTRIBUTOR, NAME, Depot
 from install_trees import snapshot
 
 from ted import plugins
+from ted.content.blocks import PartialPack
 from ted.content.builder import RevisionBuilder
+from ted.content.working import read_record
 from ted.errors import (
     AcceptanceError,
     BuildError,
@@ -465,6 +467,18 @@ def test_what_is_damaged_on_disk_is_never_extracted(depot: Depot, source: Path, 
     with pytest.raises(Exception, match=r"digest|damaged|signed"):
         depot.extract()
     assert not target.exists()
+
+
+@pytest.mark.parametrize("more_bytes", [1, -1])
+def test_a_received_pack_of_another_size_is_told_by_both_sizes(depot: Depot, source: Path, more_bytes: int) -> None:
+    place = depot.working.revision(DISTRIBUTOR, NAME, depot.build(to(source)))
+    ref = read_record(place)[0].packs[0]
+    PartialPack.doubted(place, ref).close()  # a pack that was received has a bitmap
+    depot.working.mark_received(DISTRIBUTOR, NAME, place.name)
+    pack = place / "DISTFILE.TED"
+    os.truncate(pack, ref.bytes + more_bytes)
+    (problem,) = verify_stored(depot.host, DISTRIBUTOR, NAME)
+    assert problem.what == f"{pack} has {ref.bytes + more_bytes} bytes, the record says {ref.bytes}"
 
 
 def test_what_several_revisions_share_is_read_once(

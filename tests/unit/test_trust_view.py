@@ -191,6 +191,12 @@ def test_a_view_without_a_sender_reads_what_is_here_even_if_it_expired(tmp_path:
     assert alone.revisions("dat") == [FIRST]
     with pytest.raises(MissingContentError):
         alone.record("dat", FIRST)
+    place = receiver.directory.parent / target_path("dat", FIRST)
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"tampered!!")
+    with pytest.raises(DigestMismatchError, match=f"{place} is not what was signed") as caught:
+        alone.record("dat", FIRST)
+    assert "verify --stored --repair" in str(caught.value.hint)
     with pytest.raises(TrustError, match="expired"):
         receiver.view().refresh()
 
