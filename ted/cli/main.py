@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,11 +142,26 @@ def emit(settings: Settings, data: Any, text: str) -> None:
     click.echo(json.dumps(data, indent=1, sort_keys=False) if settings.as_json else text)
 
 
-def tabulated(rows: Any, headers: Any) -> str:
-    """Return rows as a table for people."""
+WIDTH = 100
+"""Columns of a terminal that tables fit."""
+
+
+def tabulated(rows: Any, headers: Any, below: Sequence[Sequence[str]] | None = None) -> str:
+    """Return rows as a table for people; ``below``: for each row, the lines that stand below it."""
     from tabulate import tabulate
 
-    return tabulate(rows, headers=headers)
+    table = tabulate(rows, headers=headers)
+    if below is None:
+        return table
+    head, line, *shown = table.splitlines()
+    return "\n".join([head, line, *(text for row, more in zip(shown, below, strict=True) for text in (row, *more))])
+
+
+def wrapped(said: str) -> list[str]:
+    """Return the lines that stand below a row of a table, as wide as a terminal at most."""
+    import textwrap
+
+    return textwrap.wrap(said, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 _GLOBAL_FLAGS = {"--json", "--verbose", "-v"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Collection
 from typing import Any
 
@@ -10,7 +9,7 @@ import click
 
 from ted.agent.records import open_journal
 from ted.cli.common import topology_if_any
-from ted.cli.main import Settings, emit, tabulated
+from ted.cli.main import Settings, emit, tabulated, wrapped
 from ted.cli.progress import human_bytes
 from ted.config import NodeConfig
 from ted.errors import RepositoryError, TedError, UnknownNameError
@@ -26,7 +25,6 @@ EMPTY = {
 }
 """What a report says that has no rows."""
 
-WIDTH = 100
 BELOW = {"events": ("message",), "sends": ("send", "receivers", "done", "duration_s")}
 """What stands below each row, so that the table fits a terminal."""
 
@@ -77,9 +75,8 @@ def _table(name: str, rows: list[dict[str, Any]]) -> str:
     several = len({row["distributor"] for row in rows if row.get("distributor")}) > 1
     keys = [key for key in rows[0] if key not in BELOW.get(name, ()) and (key != "distributor" or several)]
     cells = [[_cell(key, row[key]) for key in keys] for row in rows]
-    head, line, *lines = tabulated(cells, headers=[HEADERS.get(key, key) for key in keys]).splitlines()
-    return "\n".join([head, line, *(text for shown, row in zip(lines, rows, strict=True) for text in
-                                    (shown, *_below(name, row)))])  # fmt: skip
+    headers = [HEADERS.get(key, key) for key in keys]
+    return tabulated(cells, headers, [_below(name, row) for row in rows])
 
 
 def _below(name: str, row: dict[str, Any]) -> list[str]:
@@ -90,7 +87,7 @@ def _below(name: str, row: dict[str, Any]) -> list[str]:
         nodes = f"{row['receivers']} receiver{'' if row['receivers'] == 1 else 's'}"
         ended = f"ended after {row['duration_s']:g} s" if row["done"] else "under way"
         said = f"send {row['send']} to {nodes}, {ended}"
-    return textwrap.wrap(said, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    return wrapped(said)
 
 
 def _cell(key: str, value: Any) -> Any:

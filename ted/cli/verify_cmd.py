@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from ted.agent.ask import call_agent
 from ted.cli.common_install import Pair, finish, host_of, named, received
-from ted.cli.main import Settings, tabulated
+from ted.cli.main import Settings, tabulated, wrapped
 from ted.cli.progress import human_bytes
 from ted.config import NodeConfig
 from ted.errors import DigestMismatchError, DriftError, TedError, TrustError
@@ -154,14 +155,29 @@ def _repaired(row: dict[str, Any]) -> str:
     return f"{row['distribution']}: repaired"
 
 
+def _tables(problems: list[Problem]) -> list[str]:
+    """Return tables that fit a terminal: what is stored is told in words, which stand below its row."""
+    stored = [problem for problem in problems if problem.where == "stored"]
+    drift = [[p.distribution, p.revision, p.where, p.path, p.what] for p in problems if p.where != "stored"]
+    headers = ["distribution", "revision", "where", "path"]
+    tables = [tabulated(drift, [*headers, "what"])] if drift else []
+    if stored:
+        rows = [[p.distribution, p.revision, p.where, _revision_directory(p)] for p in stored]
+        below = [wrapped(p.what.replace(f"{_revision_directory(p)}/", "")) for p in stored]
+        tables.append(tabulated(rows, headers, below))
+    return tables
+
+
+def _revision_directory(stored: Problem) -> str:
+    return str(Path(stored.path).parent) if stored.patch_from is not None else stored.path
+
+
 def _text(problems: list[Problem], repaired: list[dict[str, Any]], unjudged: list[dict[str, Any]]) -> str:
     lines = [_repaired(row) for row in repaired if row["changed"]]
     lines += [
         f"{row['distribution']}: what is installed cannot be judged: {row['error']['message']}" for row in unjudged
     ]
-    table = [[p.distribution, p.revision, p.where, p.path, p.what] for p in problems[:_SHOWN]]
-    if table:
-        lines.append(tabulated(table, headers=["distribution", "revision", "where", "path", "what"]))
+    lines += _tables(problems[:_SHOWN])
     if len(problems) > _SHOWN:
         lines.append(f"... and {len(problems) - _SHOWN} more (--json has them)")
     if unjudged and not problems:

@@ -14,9 +14,11 @@ from install_depot import DISTRIBUTOR, NAME, Depot
 
 from ted.cli.common_install import counted, host_of, report_failure
 from ted.cli.main import main
+from ted.cli.verify_cmd import _text
 from ted.config import NodeConfig
 from ted.errors import TargetError
 from ted.install.state import EXTRACTED, FAILED, Installed, Step
+from ted.install.verify import Problem
 from ted.plugins import Plugins
 from ted.records.journal import Journal
 from ted.records.states import State
@@ -174,6 +176,23 @@ def test_a_forged_record_is_never_extracted(hq: Fleet, run: Run) -> None:
     assert not (hq.root / "dest").exists()
     (problem,) = run("verify", "app", "--stored")[1]["problems"]
     assert problem["what"] == f"{record} is not what was signed"
+
+
+def test_what_is_stored_damaged_is_told_within_the_width_of_a_terminal() -> None:
+    before, stamp = "20261121T000000000000Z", "20261122T125447123456Z"
+    place = f"/var/lib/ted/hq/app/{stamp}"
+    stored = Problem("hq", "app", stamp, "stored", place, f"block 3 of {place}/DISTFILE.TED is damaged")
+    patch = Problem("hq", "app", stamp, "stored", f"{place}/PATCH-{before}",
+                    f"block 0 of {place}/PATCH-{before}/DISTFILE.TED is damaged", patch_from=before)  # fmt: skip
+    drift = Problem("hq", "app", stamp, "installed", "/opt/app/etc/app.conf", "content")
+    for problems in ([stored, patch], [stored, drift, patch]):
+        lines = _text(problems, [], []).splitlines()
+        assert max(len(line) for line in lines) <= 100
+        assert lines[-4].split() == ["app", stamp, "stored", place]
+        assert [lines[-3], lines[-1]] == [
+            "  block 3 of DISTFILE.TED is damaged", f"  block 0 of PATCH-{before}/DISTFILE.TED is damaged",
+        ]  # fmt: skip
+    assert lines[2].split() == ["app", stamp, "installed", "/opt/app/etc/app.conf", "content"]
 
 
 @pytest.mark.parametrize("damage", [b"no JSON", b'{"format":1}'])
