@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import random
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ted.content import durable
 from ted.content.blocks import Bitmap, BlockList, PartialPack, block_bytes_for, bounded_runs
 from ted.content.record import PackRef
 from ted.errors import DigestMismatchError, FormatError, MissingContentError
@@ -373,6 +375,19 @@ def test_what_cannot_be_read_is_damaged_is_not_taken_up_and_is_written_anew(
 def test_a_list_that_cannot_be_read_is_replaced(tmp_path: Path) -> None:
     _, ref, digests = made(tmp_path)
     (tmp_path / STAMP).mkdir()
-    (tmp_path / STAMP / "BLOCKS.TED").symlink_to("/proc/self/mem")  # which is no file
+    (tmp_path / STAMP / "BLOCKS.TED").symlink_to("/proc/self/mem")
     PartialPack.prepare(tmp_path / STAMP, ref, digests).close()
     assert (tmp_path / STAMP / "BLOCKS.TED").read_bytes() == digests
+
+
+def test_a_small_file_on_a_bad_sector_is_told_with_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "BLOCKS.TED"
+    path.write_bytes(b"digests")
+
+    class Bad(io.FileIO):
+        def read(self, _size: int | None = -1, /) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(durable, "open", Bad, raising=False)
+    with pytest.raises(FormatError, match=r"BLOCKS\.TED: cannot be read: Input/output error"):
+        durable.read_bounded(path, 100)
