@@ -43,9 +43,11 @@ def _contenders(root: Path, where: str) -> list[Contender]:
         run_command(["tar", *archive, "-C", str(source), "."])
     sync = f" && sync -f {target}" if where == "disk" else ""
 
+    take_away = trees.drop if where == "memory" else trees.put_aside
+
     def fresh() -> None:
         for left in (target, root / "var" / ".ted"):
-            trees.drop(left) if where == "memory" else trees.put_aside(left)
+            take_away(left)
 
     def checked(sample: Sample) -> Sample:
         trees.same(source, target)

@@ -32,7 +32,7 @@ def scratch(where: str) -> Iterator[Path]:
 
 
 @contextmanager
-def new_disk(size: int = 32 << 30) -> Iterator[Path]:
+def new_disk(size_bytes: int = 32 << 30) -> Iterator[Path]:
     """Yield an empty ext4 file system on the disk of the temporary files, gone afterwards; needs root.
 
     ext4 does not use an inode again for minutes after a file was removed, and steps over each of these for every
@@ -42,7 +42,7 @@ def new_disk(size: int = 32 << 30) -> Iterator[Path]:
         image, path = place / "image", place / "disk"
         path.mkdir()
         with image.open("wb") as file:
-            file.truncate(size)
+            file.truncate(size_bytes)
         run_command(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", str(image)])
         device = subprocess.check_output(["losetup", "--direct-io=on", "-f", "--show", image], text=True).strip()
         try:

@@ -273,9 +273,7 @@ class Builder:
         most, in_use = distribution.max_revisions, self._in_use(name)
         return retention.plan(self._working, node, name, max_revisions=most, in_use=in_use)
 
-    def _publish(
-        self, distribution: Distribution, unsound: Set[str], built: BuildResult | None = None
-    ) -> list[str]:  # fmt: skip
+    def _publish(self, distribution: Distribution, unsound: Set[str], built: BuildResult | None = None) -> list[str]:
         """Make the catalog list exactly the revisions that are kept, and then remove the others; return warnings.
 
         ``unsound``: those that are kept, and not signed.

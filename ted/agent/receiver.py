@@ -718,7 +718,7 @@ class _Transfer:
             except UnknownNameError as error:
                 raise MissingContentError(error.message, hint="a newer revision may have taken its place") from error
             except DigestMismatchError as error:
-                raise self._source.damaged(distribution, f"{RECORD_NAME} of {distribution} {revision}") from error
+                raise self._source.damaged(distribution, revision, RECORD_NAME) from error
         record = RevisionRecord.from_bytes(data)
         if (record.distributor, record.distribution, record.revision) != self.key:
             raise TrustError(f"the record signed as {'/'.join(self.key)} speaks of another revision")

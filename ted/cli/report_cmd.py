@@ -178,4 +178,5 @@ def _revisions(config: NodeConfig) -> tuple[list[dict[str, Any]], list[Broken]]:
 
 def _warning(broken: Broken) -> str:
     distributor, distribution, stamp, error = broken
-    return f"ted: warning: {distribution} {stamp} of {distributor}: {error.message}\n     {error.hint}"
+    hint = f"\n     {error.hint}" if error.hint else ""
+    return f"ted: warning: {distribution} {stamp} of {distributor}: {error.message}{hint}"

@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -101,15 +102,16 @@ def verify_stored(host: Host, distributor: str, distribution: str) -> list[Probl
     """Return the revisions that are here as a whole and cannot be read back as they were signed.
 
     What several revisions share is read once.
+
+    Raises:
+        TedError: There is no room to note what was read.
     """
     problems: list[Problem] = []
     directory = host.working.distribution(distributor, distribution)
     known = {step.revision: step.record for step in host.states.load(distributor, distribution).chain}
     damage: Damage = {}
-    if not (received := host.working.received(distributor, distribution)):
-        return []
-    with closing(DigestTable(directory)) as content:
-        for stamp in received:
+    with closing(DigestTable(Path(tempfile.gettempdir()))) as content:  # who verifies may not write where it is stored
+        for stamp in host.working.received(distributor, distribution):
             try:
                 record, _ = host.record(distributor, distribution, stamp, known=known.get(stamp))
                 for ref in record.packs:
@@ -117,9 +119,10 @@ def verify_stored(host: Host, distributor: str, distribution: str) -> list[Probl
                 with Revision(directory, record).open() as reader:
                     reader.verify_frames(content)
             except (TedError, OSError) as error:
-                if isinstance(error, OSError) and error.errno not in UNREADABLE:
-                    raise
                 path = directory / stamp
+                if isinstance(error, OSError) and error.errno not in UNREADABLE:
+                    raise TedError(f"{path} cannot be verified: {error.strerror}",
+                                   hint=f"it notes what it read in {tempfile.gettempdir()} (TMPDIR)") from error
                 cause = error if isinstance(error, TedError) else _unreadable(path, error)
                 problems.append(
                     Problem(distributor, distribution, stamp, "stored", str(path), cause.message, cause=cause)

@@ -67,9 +67,9 @@ class Source:
         """Return the block list of a pack, unverified."""
         return self._get(f"/v1/blocks/{self.distributor}/{distribution}/{ref.revision}", ref.blocks * 32)
 
-    def damaged(self, distribution: str, what: str) -> DamagedError:
+    def damaged(self, distribution: str, revision: str, what: str) -> DamagedError:
         """Return the error for what came from the sender and is not what was signed: where it is, and what mends it."""
-        return damaged_at(self.peer.name, self.distributor, distribution, what)
+        return damaged_at(self.peer.name, (self.distributor, distribution, revision), what)
 
     def held(self) -> bool:
         """Return whether the sender says that its own limits hold this node's transfers up."""
@@ -94,7 +94,7 @@ def prepare_pack(source: Source, distribution: str, ref: PackRef, directory: Pat
     try:
         return PartialPack.prepare(directory, ref, source.block_digests(distribution, ref))
     except DigestMismatchError as error:
-        raise source.damaged(distribution, f"{BLOCKS_NAME} of {distribution} {ref.revision}") from error
+        raise source.damaged(distribution, ref.revision, BLOCKS_NAME) from error
 
 
 def _has_list(directory: Path, ref: PackRef) -> bool:
@@ -227,8 +227,8 @@ class _Fetch:
             try:
                 pack.write(block, buffer[:size])
             except DigestMismatchError as error:
-                what = f"block {block} of {pack.path.name} of {self.distribution} {ref.revision}"
-                raise self.source.damaged(self.distribution, what) from error
+                what = f"block {block} of {pack.path.name}"
+                raise self.source.damaged(self.distribution, ref.revision, what) from error
             self.on_news(size)
 
     def _left_s(self) -> float:

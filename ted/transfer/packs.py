@@ -5,8 +5,8 @@ Rules:
    coming in waits for the block it wants (cut-through).
  * A pack that stops coming in wakes its readers with the error, so that none hangs. Where it stopped because the sender
    stores it damaged, those who ask later hear that as well: it does not come by itself.
- * The sizes a peer names are checked against the file before they are believed. A
-   file that is not as long as this node's own records say is damaged.
+ * The sizes a peer names are checked against the file before they are believed. A file that is not as long as
+   this node's own records say is damaged.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ class UnreadableError(RepositoryError):
     """The disk cannot read a block that is here."""
 
 
-def damaged_at(node: str, distributor: str, distribution: str, what: str) -> DamagedError:
-    """Return the error for what a node stores and is not what was signed: where it is, and what mends it."""
+def damaged_at(node: str, key: PackKey, what: str) -> DamagedError:
+    """Return the error for ``what`` of a pack a node stores and is not what was signed: where it is, what mends it."""
+    distributor, distribution, revision = key
     mend = f"`ted build --force {distribution}`" if node == distributor else "`ted verify --stored --repair`"
-    return DamagedError(f"{what} is damaged at {node}",
+    return DamagedError(f"{what} of {distribution} {revision} is damaged at {node}",
                         hint=f"run {mend} on {node}, and send again; what came stays")  # fmt: skip
 
 
@@ -247,7 +248,7 @@ class PackStore:
                 if not _is_on_record(directory, ref):
                     raise MissingContentError(f"pack {'/'.join(key)} has other sizes here")
                 log.error("pack %s has %d bytes here, not %d", "/".join(key), pack.size, ref.bytes)
-                raise damaged_at(self._node, *key[:2], f"{path.name} of {key[1]} {key[2]}")
+                raise damaged_at(self._node, key, path.name)
             yield pack
         finally:
             pack.close()

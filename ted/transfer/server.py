@@ -168,11 +168,10 @@ class PeerServer:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingContentError(f"{self._node} has not got {'/'.join(_pack_key(request))}/{name}") from error
         except OSError as error:
-            distributor, distribution, place = _pack_key(request)
             log.error("%s cannot be read: %s", path, error.strerror)
             if error.errno not in UNREADABLE:
                 raise BusyError(f"{self._node} cannot read {path.name} now: {error.strerror}") from error
-            raise damaged_at(self._node, distributor, distribution, f"{name} of {distribution} {place}") from error
+            raise damaged_at(self._node, _pack_key(request), name) from error
         await self._count(request, len(data))
         return web.Response(body=data, content_type="application/octet-stream")
 
@@ -238,7 +237,7 @@ class PeerServer:
     def _blamed(self, key: PackKey, block: int, error: UnreadableError) -> DamagedError:
         self._unreadable.add((key, block))
         log.error("%s of %s: %s", PACK_NAME, "/".join(key), error)
-        return damaged_at(self._node, *key[:2], f"block {block} of {PACK_NAME} of {key[1]} {key[2]}")
+        return damaged_at(self._node, key, f"block {block} of {PACK_NAME}")
 
     async def _stream(
         self, stream: _Stream, key: PackKey, pack: ServedPack, runs: Sequence[Run], until_s: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -18,6 +19,7 @@ from install_trees import snapshot
 from ted import plugins
 from ted.content.blocks import PartialPack
 from ted.content.builder import RevisionBuilder
+from ted.content.pack import DigestTable
 from ted.content.working import read_record
 from ted.errors import (
     AcceptanceError,
@@ -26,6 +28,7 @@ from ted.errors import (
     NothingToRollBackError,
     OptionsError,
     TargetError,
+    TedError,
     TrustError,
     UnknownNameError,
     UnsafePathError,
@@ -507,6 +510,19 @@ def test_what_several_revisions_share_is_read_once(
     damage[len(damage) // 2] ^= 1
     pack.write_bytes(damage)
     assert len(verify_stored(depot.host, DISTRIBUTOR, NAME)) == 4
+
+
+def test_a_full_directory_for_temporary_files_is_no_damage(
+    depot: Depot, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_table: DigestTable, _digest: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    depot.build(to(source))
+    monkeypatch.setattr(DigestTable, "add", full)
+    with pytest.raises(TedError, match="cannot be verified: No space left") as caught:
+        verify_stored(depot.host, DISTRIBUTOR, NAME)
+    assert tempfile.gettempdir() in str(caught.value.hint)
 
 
 def test_a_revision_that_is_not_here_is_named(depot: Depot) -> None:

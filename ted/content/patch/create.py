@@ -2,7 +2,7 @@
 
 Rules:
  * A patch is kept only when it is worth it and, applied, gives the very pack; both are tried out here.
- * Nothing is remembered for each file of the distribution, only for what changed.
+ * Nothing is remembered for each file of the distribution beyond a fixed room, only for what changed.
 """
 
 from __future__ import annotations
