@@ -1,7 +1,7 @@
 """64 MiB to sixty hosts on six sites, by playbook, beside what is used today; in the lab (root).
 
-Every host is reached through ssh by the peers; ted's agents run there already, as install.yml leaves them, and its send
-is ``playbooks/send.yml``. So do nginx and rsync's daemon at the origin and on the relays, for who fetches from them.
+Every host is reached through ssh by the peers, and nginx and rsync's daemon run at the origin and on the relays for who
+fetches from them; for ted its agents run already, as install.yml leaves them, and its send is ``playbooks/send.yml``.
 The bound is one copy over each line. Every copy is compared.
 """
 
@@ -71,8 +71,8 @@ class Field:
             raise RuntimeError(f"{command}: {done.stdout[-1500:]}{done.stderr[-1500:]}")
 
 
-def build(root: Path, sites: int, hosts: int, mbit_s: int, size: int) -> Field:
-    """Bring up the lab and the fleet, build the distribution."""
+def build(root: Path, sites: int, hosts: int, mbit_s: int, size: int, *, with_agents: bool) -> Field:
+    """Bring up the lab with the payload: for ted with its agents and a distribution, for its peers with servers."""
     names = {f"b{site}": [f"b{site}-{number:02}" for number in range(1, hosts + 1)] for site in range(1, sites + 1)}
     spec: dict[str, Any] = {"trust": "mesh", "share": [str(root / "source")], "sites": {"hq": {"hosts": ["dist"]}}}
     spec["sites"] |= {site: {"hosts": found, "wan": f"{mbit_s}mbit"} for site, found in names.items()}
@@ -89,11 +89,13 @@ def build(root: Path, sites: int, hosts: int, mbit_s: int, size: int) -> Field:
     write_random(payload, size)
     lab = Lab("bench", root / "lab", spec)
     fleet.place(lab)
-    fleet.install()
-    fleet.start()
-    fleet.ted("dist", "build")
     field = Field(lab, fleet, payload, names)
-    serve(field)
+    if with_agents:
+        fleet.install()
+        fleet.start()
+        fleet.ted("dist", "build")
+    else:
+        serve(field)
     return field
 
 
@@ -215,7 +217,8 @@ def table(options: Options) -> Report:
         def contender(name: str, mbit_s: int = mbit_s) -> Contender:
             def run() -> Sample:
                 with directory() as root:
-                    field = build(root, sites, hosts, mbit_s, size * 1024 * 1024)
+                    field = build(root, sites, hosts, mbit_s, size * 1024 * 1024,
+                                  with_agents=peers[name] is by_ted)
                     try:
                         return measured(field, peers[name], mbit_s)
                     finally:

@@ -13,7 +13,7 @@ SIZE = 1 << 20
 
 def test_who_goes_in_two_tiers_crosses_each_line_once() -> None:
     with directory() as root:
-        field = build(root, 2, 3, 50, SIZE)
+        field = build(root, 2, 3, 50, SIZE, with_agents=False)
         try:
             for distribute in (by_two_tier_rsync, by_two_tier_rsyncd, by_two_tier_http):
                 sample = measured(field, distribute, 50)
