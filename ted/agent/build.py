@@ -110,7 +110,7 @@ class Builder:
             if not known[name].active:
                 raise UnknownNameError(f"distribution {name!r} is not active",
                                        hint="set active: true in ted_distributions to build it")  # fmt: skip
-        return [known[name] for name in names] if names else [d for d in known.values() if d.active]
+        return [known[name] for name in dict.fromkeys(names)] if names else [d for d in known.values() if d.active]
 
     def build(
         self,

@@ -58,6 +58,7 @@ def command(settings: Settings, name: str, last: int) -> None:
     try:
         if name == "revisions":
             rows, broken = _revisions(config)
+            rows = rows[:last]
         else:
             rows = _rows(journal, name, last, _owned(settings, config))
     finally:

@@ -184,7 +184,8 @@ def _incomplete(results: list[dict[str, Any]], ends_at: datetime | None) -> Inco
     shown = [f"\n  {_some(who)}: {text}" for text, who in list(causes.items())[:SHOWN_CAUSES]]
     if len(causes) > SHOWN_CAUSES:
         shown.append(f"\n  and {len(causes) - SHOWN_CAUSES} more causes: `ted report failures`")
-    return IncompleteError(f"{len(hosts)} of the receivers are without their revision:{''.join(shown)}",
+    nodes = "1 receiver is" if len(hosts) == 1 else f"{len(hosts)} receivers are"
+    return IncompleteError(f"{nodes} without the revision:{''.join(shown)}",
                            hint="send again when that is mended: what came is kept; see `ted tree`")  # fmt: skip
 
 

@@ -55,3 +55,12 @@ def test_whom_a_send_waits_for_is_named_with_the_cause_and_those_behind_it_are_n
     assert send_cmd._waits_for(result).endswith("does not answer, and for 1 more")
     assert send_cmd._waits_for(result | {"errors": {"s3": "no answer"}}) == "; waiting for s3: no answer"
     assert send_cmd._waits_for(result | {"errors": {}}) == ""
+
+
+@pytest.mark.parametrize(("hosts", "said"), [
+    (["e1"], "1 receiver is without the revision:\n  e1 (app): gone"),
+    (["e1", "e2"], "2 receivers are without the revision:\n  e1 (app), e2 (app): gone"),
+])  # fmt: skip
+def test_a_send_that_is_incomplete_says_for_how_many(hosts: list[str], said: str) -> None:
+    result = {"distribution": "app", "incomplete": hosts, "errors": {host: f"{host}: gone" for host in hosts}}
+    assert send_cmd._incomplete([result], None).message == said

@@ -209,6 +209,7 @@ def test_a_broken_record_is_told_and_the_sound_ones_are_reported_newest_first(
     assert (code, [row["revision"] for row in rows]) == (
         0, sorted((stamp for stamp in stamps if stamp != broken.parent.name), reverse=True),
     )  # fmt: skip
+    assert run("report", "revisions", "--last", "2") == (0, rows[:2])
     main(["--config", str(hq.config("hq")), "report", "revisions"])
     told = capsys.readouterr().err
     assert told.startswith(f"ted: warning: app {broken.parent.name} of hq: {broken}: revision record")
@@ -217,6 +218,11 @@ def test_a_broken_record_is_told_and_the_sound_ones_are_reported_newest_first(
         path.write_bytes(damage)
     main(["--config", str(hq.config("hq")), "report", "revisions"])
     assert "no revision is kept here" not in capsys.readouterr().out
+
+
+def test_what_is_named_twice_is_built_once(run: Run) -> None:
+    code, told = run("build", "app", "other", "app")
+    assert (code, [row["distribution"] for row in told["distributions"]]) == (0, ["app", "other"])
 
 
 def test_what_cannot_be_trusted_is_no_damage(hq: Fleet, run: Run) -> None:
