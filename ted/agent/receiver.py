@@ -75,7 +75,7 @@ log = logging.getLogger("ted.receiver")
 
 FIRST_RETRY_S = 0.5
 DAMAGED_TRIES = 3
-PROGRESS_EVERY_S = 2.0
+TELL_AFTER_S, TELL_GROWTH, TELL_AT_LEAST_EVERY_S = 2.0, 1.5, 10.0
 ANSWER_WITHIN_S = 3.0
 BUSY_WITHIN_S = 5.0
 LOOK_EVERY_S = 1.0
@@ -589,7 +589,7 @@ class _Transfer:
         self.was_forwarded = False
         self._progress_at_s = time.monotonic()
         self._progressed = False
-        self._told_at_s = 0.0
+        self._told_at_s, self._tell_after_s = 0.0, TELL_AFTER_S
         self._stopped = asyncio.Event()
         self._again = asyncio.Event()
         self._for_revision: str | None = None
@@ -862,8 +862,11 @@ class _Transfer:
                 self._connection.close()
 
     def _tell(self, *, force: bool = False) -> None:
+        """Report how far it is: soon at first, less often as it takes longer; each report costs every node above."""
         now_s = time.monotonic()
-        if (force or now_s - self._told_at_s >= PROGRESS_EVERY_S) and not self._stopped.is_set():
+        if (force or now_s - self._told_at_s >= self._tell_after_s) and not self._stopped.is_set():
+            if not force:
+                self._tell_after_s = min(self._tell_after_s * TELL_GROWTH, TELL_AT_LEAST_EVERY_S)
             self._told_at_s = now_s
             self._node.journal.report(
                 *self.key, State.RECEIVING, bytes_done=self.bytes_done, bytes_total=self.bytes_total

@@ -28,6 +28,7 @@ from typing import Any
 
 from aiohttp import web
 
+import ted.trust.client  # noqa: F401 -- every agent needs it: here, and not while a first offer waits
 from ted.agent.control import ControlServer
 from ted.agent.distributor import Distributor
 from ted.agent.locks import hold_lock

@@ -7,33 +7,33 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 _SHOW_EVERY_S = 0.1
 LINES_EVERY_S = 30.0
 
 
 @contextmanager
-def progress_bar(*, as_json: bool) -> Iterator[Progress]:
-    """Yield a progress display for bytes; it shows itself only where a person looks.
+def progress_bar(*, as_json: bool) -> Iterator[Progress | None]:
+    """Yield a progress display for bytes; ``None`` where nobody looks.
 
     Args:
         as_json: A program reads what the command says; on a terminal that ssh made, error output stands between it.
     """
+    if as_json or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
     with Progress(
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), disable=as_json or not sys.stderr.isatty(), transient=True,
+        console=Console(stderr=True), transient=True,
     ) as progress:  # fmt: skip
         yield progress
 
@@ -62,10 +62,10 @@ class ProgressLines:
 @contextmanager
 def download_bar(*, as_json: bool) -> Iterator[Callable[[int, int | None, str], None] | None]:
     """Yield what shows how far a download is: bytes done, bytes in all, what; ``None`` where nobody looks."""
-    if as_json or not sys.stderr.isatty():
-        yield None
-        return
     with progress_bar(as_json=as_json) as progress:
+        if progress is None:
+            yield None
+            return
         tasks: dict[str, TaskID] = {}
         lock = threading.Lock()
         shown_s = 0.0

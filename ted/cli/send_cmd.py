@@ -1,4 +1,7 @@
-"""``ted send``: a built revision goes down the tree."""
+"""``ted send``: a built revision goes down the tree.
+
+A play looks at its sends by ``--watch`` every few seconds, so what that does not need is loaded where it is needed.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ from typing import Any
 
 import click
 
-from ted.agent.ask import call_agent
-from ted.agent.plan import plan_bytes, plan_result, plan_sends, refuse_strangers
 from ted.agent.records import open_journal
 from ted.cli.common import topology_of
 from ted.cli.main import Settings, emit, tabulated
@@ -19,7 +20,6 @@ from ted.config import NodeConfig
 from ted.errors import ConfigError, IncompleteError, UnknownNameError, UsageError, WindowClosedError
 from ted.records.journal import Journal
 from ted.records.sends import send_result
-from ted.topology.schedule import parse_end
 
 POLL_S = 0.2
 SHOWN_CAUSES = 5
@@ -64,6 +64,9 @@ def command(
         if not config.distributor:
             raise ConfigError(f"{config.node} is no Distributor",
                               hint="only hosts of the group `distributors` send")  # fmt: skip
+        from ted.agent.ask import call_agent
+        from ted.topology.schedule import parse_end
+
         targets = [name.strip() for name in limit.split(",") if name.strip()] if limit else None
         here = datetime.now().astimezone().replace(tzinfo=None)  # what is summer's time now may be winter's at the end
         ends_at = None if until is None else parse_end(until, here)
@@ -94,6 +97,8 @@ def _planned(
     settings: Settings, config: NodeConfig, journal: Journal, names: tuple[str, ...], channel: str | None,
     targets: list[str] | None, revision: str | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
+    from ted.agent.plan import plan_bytes, plan_result, plan_sends, refuse_strangers
+
     topology = topology_of(settings)
     if settings.inventory is None:
         refuse_strangers(topology, config.node, targets)
@@ -108,12 +113,13 @@ def _follow(
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
     lines = ProgressLines(as_json=settings.as_json)
     with progress_bar(as_json=settings.as_json) as bar:
-        tasks = {send: bar.add_task(send, total=None) for send in sends}
+        tasks = {} if bar is None else {send: bar.add_task(send, total=None) for send in sends}
         while True:
             results = [_result(journal, send) for send in sends]
-            for result in results:
-                bar.update(tasks[result["send"]], description=_how_far(result), completed=result["bytes"],
-                           total=result["bytes_total"] or None)  # fmt: skip
+            if bar is not None:
+                for result in results:
+                    bar.update(tasks[result["send"]], description=_how_far(result), completed=result["bytes"],
+                               total=result["bytes_total"] or None)  # fmt: skip
             if all(result["done"] for result in results):
                 return results
             if _is_over(deadline_s):
@@ -124,7 +130,7 @@ def _follow(
                     f"{_waits_for(result)}" for result in results if not result["done"]
                 ))  # fmt: skip
             time.sleep(POLL_S)
-            while bar.disable and journal.are_open(sends) and not lines.due() and not _is_over(deadline_s):
+            while bar is None and journal.are_open(sends) and not lines.due() and not _is_over(deadline_s):
                 time.sleep(POLL_S)  # nobody looks, and all receivers are many rows
 
 

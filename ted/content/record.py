@@ -31,7 +31,7 @@ Run = tuple[int, int]
 
 _NAME = re.compile(r"[A-Za-z0-9_@+-][A-Za-z0-9._@+-]{0,127}", re.ASCII)
 _STAMP = re.compile(r"[0-9]{8}T[0-9]{12}Z", re.ASCII)
-_STAMP_FORMAT = "%Y%m%dT%H%M%S%fZ"
+_BUILT_AT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{1,6}Z", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _MAX_FILES = 1 << 40
 _MAX_CONTENT_BYTES = 1 << 62
@@ -55,7 +55,7 @@ def is_stamp(value: object) -> bool:
 
 def stamp_time(stamp: str) -> datetime:
     """Return the time a stamp names, aware, UTC."""
-    return datetime.strptime(stamp, _STAMP_FORMAT).replace(tzinfo=UTC)
+    return datetime.fromisoformat(f"{stamp[:15]}.{stamp[15:]}")  # strptime would load its own module first
 
 
 def next_stamp(now: datetime, latest: str | None) -> str:
@@ -305,8 +305,8 @@ def _time_text(at: datetime) -> str:
 
 def _time(value: object) -> datetime:
     try:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not _BUILT_AT.fullmatch(value):
             _refuse("built_at is not a time")
-        return datetime.strptime(value, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+        return datetime.fromisoformat(value)
     except ValueError as error:
         raise FormatError("revision record: built_at is not a time", hint=HOW_TO_MEND) from error

@@ -76,11 +76,13 @@ class Incoming:
         self.pack = pack
         self._loop = loop
         self._changed = asyncio.Event()
+        self._waiting = 0
         self._error: Exception | None = None
 
     def advanced(self) -> None:
-        """Say (from any thread) that a block has come."""
-        self._loop.call_soon_threadsafe(self._wake)
+        """Say (from any thread) that a block has come; where nobody waits for one, nobody is woken."""
+        if self._waiting:
+            self._loop.call_soon_threadsafe(self._wake)
 
     def stop(self, error: Exception) -> None:
         """Say that no more will come; those who wait get ``error``."""
@@ -105,13 +107,16 @@ class Incoming:
             if self._error is not None:
                 raise MissingContentError(f"block {block} will not come: {self._error}") from self._error
             changed = self._changed
-            if self.pack.has(block):
-                return
+            self._waiting += 1  # before it looks once more: what comes after that look wakes it
             try:
+                if self.pack.has(block):
+                    return
                 async with asyncio.timeout(timeout_s):
                     await changed.wait()
             except TimeoutError as error:
                 raise BusyError(f"nothing came in for {timeout_s:g} s") from error
+            finally:
+                self._waiting -= 1
 
 
 class ServedPack:

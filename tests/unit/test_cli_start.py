@@ -35,6 +35,7 @@ def test_the_list_of_commands_imports_no_command() -> None:
         ("extract", {*TRUST, *SERVING, "tabulate", "ted.topology.inventory", "testinfra"}),
         ("status", {*TRUST, "aiohttp", "tabulate", "ted.topology.inventory", "ted.install", "ted.plugins"}),
         ("rollback", {*TRUST, "aiohttp", "tabulate", "ted.topology.inventory"}),
+        ("send", {*TRUST, *SERVING, "tabulate", "http.client", "ted.topology.inventory", "ted.transfer.client"}),
         ("build", {"aiohttp", "tabulate", "ted.topology.inventory", "testinfra"}),
     ],
 )

@@ -10,7 +10,7 @@ import os
 import random
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -110,6 +110,45 @@ def test_who_asks_for_what_came_no_further_hears_that_it_is_damaged_until_it_com
 
     asyncio.run(scenario())
     pack.close()
+
+
+class Wakings:
+    """Counts how often a loop is woken from another thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.count = 0
+
+    def call_soon_threadsafe(self, function: Callable[[], None]) -> None:
+        self.count += 1
+        self.loop.call_soon_threadsafe(function)
+
+
+def test_a_block_wakes_who_waits_for_it_and_nobody_where_nobody_does(tmp_path: Path) -> None:
+    whole = BlockList.of_pack(_written(tmp_path / "whole"), BLOCK_BYTES)
+    ref = PackRef("20261122T125447123456Z", len(DATA), BLOCK_BYTES, len(whole), whole.root.hex(), ((0, len(whole)),))
+
+    def write(pack: PartialPack, incoming: Incoming) -> None:
+        for block in range(len(whole)):
+            pack.write(block, memoryview(DATA)[block * BLOCK_BYTES :][: pack.block_size(block)])
+            incoming.advanced()
+
+    async def wakings(directory: Path, *, waits: bool) -> int:
+        pack = PartialPack.prepare(directory, ref, whole.digests)
+        pack.make()
+        loop = Wakings(asyncio.get_running_loop())
+        incoming = Incoming(pack, loop)  # type: ignore[arg-type]
+        written = asyncio.create_task(asyncio.to_thread(write, pack, incoming))
+        for block in range(len(whole)) if waits else ():
+            await incoming.available(block, 20)
+        await written
+        pack.close()
+        return loop.count
+
+    assert asyncio.run(wakings(tmp_path / "alone", waits=False)) == 0
+    counts = [asyncio.run(wakings(tmp_path / f"waited{number}", waits=True)) for number in range(20)]
+    assert max(counts) >= 1
+    assert max(counts) <= len(whole)
 
 
 def _written(path: Path) -> Path:
