@@ -94,7 +94,7 @@ class Distributor:
 
     async def watch(self) -> None:
         """Give up sends of which nothing is heard any more, for ever."""
-        silent_for_s = 2 * self._node.config.retry_for + self._node.config.timeout
+        silent_for_s = self._node.silent_for_s
         while True:
             try:
                 await self._node.run(self._node.journal.give_up_silent, silent_for_s)

@@ -27,6 +27,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 WORKERS = 24  # journal, disk and what is served: these never wait for a peer
+TELL_EVERY_S = 5.0  # a transfer under way is told of at least so often, while something comes
 CALLERS = 256  # threads that mostly wait for a peer: one for each fetch or offer under way
 
 
@@ -64,6 +65,11 @@ class Node:
         if config.parent is None or config.parent_address is None:
             return None
         return Peer(config.parent, config.parent_address, config.parent_port)
+
+    @property
+    def silent_for_s(self) -> float:
+        """How long nothing may be heard of a transfer elsewhere before it counts as given up, in seconds."""
+        return max(2 * self.config.retry_for + self.config.timeout, 3 * TELL_EVERY_S)
 
     def change_limits(self, config: NodeConfig) -> None:
         """Take the rates and the concurrency of ``config``, and nothing else of it; for the event loop."""

@@ -35,7 +35,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ted.agent.node import Node
+from ted.agent.node import TELL_EVERY_S, Node
 from ted.agent.patching import Step, most_bytes, plan_steps, use_patch
 from ted.agent.sender import Sender, window_closed
 from ted.content import retention
@@ -75,7 +75,7 @@ log = logging.getLogger("ted.receiver")
 
 FIRST_RETRY_S = 0.5
 DAMAGED_TRIES = 3
-TELL_AFTER_S, TELL_GROWTH, TELL_AT_LEAST_EVERY_S = 2.0, 1.5, 10.0
+TELL_AFTER_S, TELL_GROWTH = 2.0, 1.5
 ANSWER_WITHIN_S = 3.0
 BUSY_WITHIN_S = 5.0
 LOOK_EVERY_S = 1.0
@@ -346,14 +346,13 @@ class Receiver:
         if running is not None and running.slip.header.issued_at < slip.header.issued_at:
             running.give_way(slip.header.revision)
         before = await self._node.run(self._own_row, key)
-        count = before.bytes_done if before is not None and (before.revision, before.state) == (
-            key[2], State.RECEIVING,
-        ) else 0  # fmt: skip
-        await self._node.run(self._node.journal.report, *key, State.RECEIVING, bytes_done=count)
+        goes_on = before is not None and (before.revision, before.state) == (key[2], State.RECEIVING)
+        done, total = (before.bytes_done, before.bytes_total) if before is not None and goes_on else (0, 0)
+        await self._node.run(self._node.journal.report, *key, State.RECEIVING, bytes_done=done, bytes_total=total)
         if await self._joined(key, slip):  # another offer of it was quicker
             return
         transfer = self._transfers[key[:2]] = _Transfer(
-            self._node, key, slip, self._source(slip), self._sender, bytes_done=count
+            self._node, key, slip, self._source(slip), self._sender, bytes_done=done, told_bytes=total
         )
         self._background(self._receive(key, transfer), f"receive {'/'.join(key)}")
 
@@ -438,7 +437,8 @@ class Receiver:
         text = error.message + (f" ({error.hint})" if error.hint else "")
         while True:
             try:
-                await self._node.run(self._node.journal.report, *key, State.FAILED, error=text)
+                await self._node.run(self._node.journal.report, *key, State.FAILED, error=text,
+                                     bytes_done=transfer.bytes_done, bytes_total=transfer.bytes_total)  # fmt: skip
                 if not transfer.was_forwarded:  # else they hear it from this node, or have what they need
                     for slip in transfer.slips:
                         await self._sender.not_reached(slip, error)
@@ -484,15 +484,13 @@ class Receiver:
 
     async def _prune_later(self, key: Key, record: RevisionRecord | None, between: frozenset[str]) -> None:
         """Keep what lies between until the nodes behind have the revision, or nothing was heard of them for long."""
-        config = self._node.config
-        silent_for_s = 2 * config.retry_for + config.timeout
         heard, heard_at_s = -1, time.monotonic()
         try:
             while self._between.get(key[:2]) is between and await self._node.run(self._is_awaited, key):
                 news = await self._node.run(self._newest_news, key)
                 if news != heard:
                     heard, heard_at_s = news, time.monotonic()
-                if time.monotonic() - heard_at_s > silent_for_s:
+                if time.monotonic() - heard_at_s > self._node.silent_for_s:
                     break
                 await asyncio.sleep(PRUNE_EVERY_S)
         except RecordsError as error:  # the next revision prunes
@@ -567,17 +565,29 @@ class _GivenWayError(TedError):
 
 
 class _Transfer:
-    """One revision on its way to this node, over as many attempts as it takes."""
+    """One revision on its way to this node, over as many attempts as it takes.
+
+    Args:
+        node: This node.
+        key: What comes.
+        slip: The offer that began it.
+        source: Whom to fetch from.
+        sender: Passes the offer on.
+        bytes_done: What came in a former life of this agent, as far as that told it.
+        told_bytes: How much it was in all, as that life told it.
+    """
 
     def __init__(
-        self, node: Node, key: Key, slip: RoutingSlip, source: Source, sender: Sender, *, bytes_done: int
-    ) -> None:
+        self, node: Node, key: Key, slip: RoutingSlip, source: Source, sender: Sender, *,
+        bytes_done: int, told_bytes: int = 0,
+    ) -> None:  # fmt: skip
         self.key = key
         self.slip = slip
         self.slips = [slip]
         self.record: RevisionRecord | None = None
         self.bytes_done = bytes_done
         self.bytes_total = bytes_done
+        self._told_bytes = told_bytes
         self._node, self._source, self._sender = node, source, sender
         self._incoming: dict[str, Incoming] = {}
         self._with_patches = True
@@ -623,6 +633,7 @@ class _Transfer:
         One issued later through another parent is how the tree is now: what is still missing comes from there.
         """
         self.slips.append(slip)
+        self._told_at_s, self._tell_after_s = 0.0, TELL_AFTER_S  # who sent it knows nothing of this node yet
         if source.peer != self._source.peer and slip.header.issued_at > self.slip.header.issued_at:
             self.slip, self._source = slip, source
             self._progress_at_s = time.monotonic()
@@ -817,6 +828,9 @@ class _Transfer:
         missing_bytes = sum(runs_bytes(ref, incoming.pack.missing()) for ref, incoming in packs)
         fetched_bytes = sum(runs_bytes(ref, incoming.pack.missing()) for ref, incoming in packs
                             if ref.revision not in self._patched)  # fmt: skip
+        if not self._patched:  # what a former life got and did not come to tell
+            self.bytes_done = max(self.bytes_done, self._told_bytes - fetched_bytes)
+        self._told_bytes = 0
         self.bytes_total = self.bytes_done + fetched_bytes + self._patch_bytes
         missing_bytes += self._patch_bytes
         check_space(self._node.working.path, missing_bytes, self._node.config.min_free)
@@ -866,7 +880,7 @@ class _Transfer:
         now_s = time.monotonic()
         if (force or now_s - self._told_at_s >= self._tell_after_s) and not self._stopped.is_set():
             if not force:
-                self._tell_after_s = min(self._tell_after_s * TELL_GROWTH, TELL_AT_LEAST_EVERY_S)
+                self._tell_after_s = min(self._tell_after_s * TELL_GROWTH, TELL_EVERY_S)
             self._told_at_s = now_s
             self._node.journal.report(
                 *self.key, State.RECEIVING, bytes_done=self.bytes_done, bytes_total=self.bytes_total

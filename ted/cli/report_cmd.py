@@ -17,6 +17,7 @@ from ted.records.journal import Journal
 from ted.records.sends import send_result
 from ted.records.states import HOLDS, NodeState, State
 
+ROWS = 50
 EMPTY = {
     "events": "nothing happened here yet",
     "sends": "nothing was sent from here yet",
@@ -40,9 +41,9 @@ Broken = tuple[str, str, str, TedError]
 
 @click.command("report")
 @click.argument("name", type=click.Choice(["events", "sends", "failures", "revisions"]))
-@click.option("--last", type=int, default=50, show_default=True, help="Rows at most.")
+@click.option("--last", type=click.IntRange(1), help="Rows at most; default: 50, and all revisions.")
 @click.pass_obj
-def command(settings: Settings, name: str, last: int) -> None:
+def command(settings: Settings, name: str, last: int | None) -> None:
     """Show a report from this node's records, newest first.
 
     \b
@@ -58,9 +59,9 @@ def command(settings: Settings, name: str, last: int) -> None:
     try:
         if name == "revisions":
             rows, broken = _revisions(config)
-            rows = rows[:last]
+            rows = rows[: last or len(rows)]
         else:
-            rows = _rows(journal, name, last, _owned(settings, config))
+            rows = _rows(journal, name, last or ROWS, _owned(settings, config))
     finally:
         journal.close()
     for row in broken:

@@ -20,6 +20,7 @@ from ted.config import NodeConfig
 from ted.errors import ConfigError, IncompleteError, UnknownNameError, UsageError, WindowClosedError
 from ted.records.journal import Journal
 from ted.records.sends import send_result
+from ted.topology.schedule import parse_end
 
 POLL_S = 0.2
 SHOWN_CAUSES = 5
@@ -65,7 +66,6 @@ def command(
             raise ConfigError(f"{config.node} is no Distributor",
                               hint="only hosts of the group `distributors` send")  # fmt: skip
         from ted.agent.ask import call_agent
-        from ted.topology.schedule import parse_end
 
         targets = [name.strip() for name in limit.split(",") if name.strip()] if limit else None
         here = datetime.now().astimezone().replace(tzinfo=None)  # what is summer's time now may be winter's at the end

@@ -30,8 +30,9 @@ Run = tuple[int, int]
 """(first block, count)."""
 
 _NAME = re.compile(r"[A-Za-z0-9_@+-][A-Za-z0-9._@+-]{0,127}", re.ASCII)
-_STAMP = re.compile(r"[0-9]{8}T[0-9]{12}Z", re.ASCII)
-_BUILT_AT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{1,6}Z", re.ASCII)
+_HOUR = "(?:[01][0-9]|2[0-3])"  # fromisoformat knows 24:00 in newer Pythons
+_STAMP = re.compile(rf"[0-9]{{8}}T{_HOUR}[0-9]{{10}}Z", re.ASCII)
+_BUILT_AT = re.compile(rf"[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}T{_HOUR}:[0-9]{{2}}:[0-9]{{2}}\.[0-9]{{1,6}}Z", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _MAX_FILES = 1 << 40
 _MAX_CONTENT_BYTES = 1 << 62
@@ -44,7 +45,7 @@ def is_name(value: object) -> bool:
 
 def is_stamp(value: object) -> bool:
     """Whether ``value`` names a revision: a time stamp that exists."""
-    if not isinstance(value, str) or _STAMP.fullmatch(value) is None:
+    if not isinstance(value, str):
         return False
     try:
         stamp_time(value)
@@ -54,7 +55,13 @@ def is_stamp(value: object) -> bool:
 
 
 def stamp_time(stamp: str) -> datetime:
-    """Return the time a stamp names, aware, UTC."""
+    """Return the time a stamp names, aware, UTC.
+
+    Raises:
+        ValueError: It is no stamp, or names no time.
+    """
+    if _STAMP.fullmatch(stamp) is None:
+        raise ValueError(f"{stamp!r:.60} is no stamp")
     return datetime.fromisoformat(f"{stamp[:15]}.{stamp[15:]}")  # strptime would load its own module first
 
 

@@ -107,7 +107,7 @@ class Incoming:
             if self._error is not None:
                 raise MissingContentError(f"block {block} will not come: {self._error}") from self._error
             changed = self._changed
-            self._waiting += 1  # before it looks once more: what comes after that look wakes it
+            self._waiting += 1  # before it looks once more: what is written after that look wakes it
             try:
                 if self.pack.has(block):
                     return

@@ -47,6 +47,8 @@ def test_after_a_kill_only_what_lacks_crosses_the_line(fleet: Fleet, meter: Mete
     assert result["incomplete"] == []
     # what was under way and not yet durable may be lost: a second of the line, and what lay in sockets
     assert line.bytes < PAYLOAD_BYTES + SLOW_BYTES_S * 1.5 + 1_000_000
+    # what came before the kill counts, though nobody was told of it
+    assert [PAYLOAD_BYTES * 0.95 < edge["bytes"] < PAYLOAD_BYTES * 1.05 for edge in result["edges"]] == [True, True]
 
 
 def test_a_parent_that_comes_back_is_used_again_at_once_and_hears_of_it(fleet: Fleet, meter: Meter) -> None:

@@ -87,10 +87,16 @@ def test_many_causes_are_counted(progress: Any) -> None:
 
 
 def test_no_percentage_looks_finished_while_somebody_waits(progress: Any) -> None:
-    assert progress.line([waiting()], 2) == "hq sends app: 1 of 3 have it, after 0:02"
-    assert "50 % of 772 B" in progress.line([waiting() | {"bytes_total": 772}], 2)
+    assert progress.line([waiting()], 2, 1) == "hq sends app: 1 of 3 have it, after 0:02"
+    assert "50 % of 772 B" in progress.line([waiting() | {"bytes_total": 772}], 2, 1)
     whole = send(bytes=386, bytes_total=386)
-    assert "2 of 2 have it, 100 % of 386 B" in progress.line([whole], 2)
+    assert "2 of 2 have it, 100 % of 386 B" in progress.line([whole], 2, 1)
+
+
+@pytest.mark.parametrize(("elapsed_s", "left"), [(10, "0:10"), (14, "0:06"), (30, "0:00")])
+def test_the_time_that_is_left_goes_by_when_the_bytes_were_told(progress: Any, elapsed_s: float, left: str) -> None:
+    half = waiting() | {"bytes": 500, "bytes_total": 1000}
+    assert progress.line([half], elapsed_s, 10).endswith(f"50 % of 1.0 kB, 50 B/s, {left} left")
 
 
 def test_a_failure_shows_who_lacks_it_and_why_and_not_every_link(progress: Any) -> None:

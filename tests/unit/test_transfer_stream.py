@@ -10,12 +10,14 @@ import os
 import random
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable
+import threading
+import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import ClientSession, web
@@ -23,7 +25,7 @@ from aiohttp import ClientSession, web
 from ted.content.blocks import BlockList, PartialPack
 from ted.content.builder import RevisionBuilder
 from ted.content.record import PackRef
-from ted.errors import DamagedError, FormatError, MissingContentError
+from ted.errors import BusyError, DamagedError, FormatError, MissingContentError
 from ted.transfer.packs import Incoming, PackStore, ServedPack
 from ted.transfer.server import PeerServer, _CutShort, _for_s, _wanted, _Watch, errors_have_one_shape
 
@@ -112,43 +114,59 @@ def test_who_asks_for_what_came_no_further_hears_that_it_is_damaged_until_it_com
     pack.close()
 
 
-class Wakings:
-    """Counts how often a loop is woken from another thread."""
+class Coming:
+    """A pack whose block comes while somebody looks for it: at the look of that number, before or after the answer."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.count = 0
+    def __init__(self, at_look: int, *, seen: bool) -> None:
+        self.incoming = Incoming(cast("PartialPack", self), asyncio.get_running_loop())
+        self.looks = 0
+        self._at_look, self._seen, self._is_here = at_look, seen, False
 
-    def call_soon_threadsafe(self, function: Callable[[], None]) -> None:
-        self.count += 1
-        self.loop.call_soon_threadsafe(function)
+    def has(self, _block: int) -> bool:
+        self.looks += 1
+        answer = self._is_here
+        if self.looks == self._at_look:
+            writer = threading.Thread(target=self._write)
+            writer.start()
+            writer.join()
+            answer = self._seen
+        return answer
+
+    def _write(self) -> None:
+        self._is_here = True
+        self.incoming.advanced()
 
 
-def test_a_block_wakes_who_waits_for_it_and_nobody_where_nobody_does(tmp_path: Path) -> None:
-    whole = BlockList.of_pack(_written(tmp_path / "whole"), BLOCK_BYTES)
-    ref = PackRef("20261122T125447123456Z", len(DATA), BLOCK_BYTES, len(whole), whole.root.hex(), ((0, len(whole)),))
+@pytest.mark.parametrize("seen", [False, True])
+@pytest.mark.parametrize("at_look", [1, 2])
+def test_no_block_is_missed_that_comes_while_somebody_looks_for_it(at_look: int, seen: bool) -> None:
+    async def scenario() -> None:
+        coming = Coming(at_look, seen=seen)
+        await coming.incoming.available(0, 5)
+        assert not coming.incoming._waiting
 
-    def write(pack: PartialPack, incoming: Incoming) -> None:
-        for block in range(len(whole)):
-            pack.write(block, memoryview(DATA)[block * BLOCK_BYTES :][: pack.block_size(block)])
-            incoming.advanced()
+    begun_s = time.monotonic()
+    asyncio.run(scenario())
+    assert time.monotonic() - begun_s < 4
 
-    async def wakings(directory: Path, *, waits: bool) -> int:
-        pack = PartialPack.prepare(directory, ref, whole.digests)
-        pack.make()
-        loop = Wakings(asyncio.get_running_loop())
-        incoming = Incoming(pack, loop)  # type: ignore[arg-type]
-        written = asyncio.create_task(asyncio.to_thread(write, pack, incoming))
-        for block in range(len(whole)) if waits else ():
-            await incoming.available(block, 20)
-        await written
-        pack.close()
-        return loop.count
 
-    assert asyncio.run(wakings(tmp_path / "alone", waits=False)) == 0
-    counts = [asyncio.run(wakings(tmp_path / f"waited{number}", waits=True)) for number in range(20)]
-    assert max(counts) >= 1
-    assert max(counts) <= len(whole)
+def test_a_block_that_nobody_waits_for_wakes_nobody() -> None:
+    async def scenario() -> None:
+        coming = Coming(1, seen=True)
+        coming.incoming._loop = cast("Any", None)  # whoever woke it would find nothing
+        await coming.incoming.available(0, 5)
+        with pytest.raises(BusyError):
+            await Coming(99, seen=False).incoming.available(0, 0.05)
+        given_up = Coming(99, seen=False)
+        waiting = asyncio.create_task(given_up.incoming.available(0, 5))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        given_up.incoming._loop = cast("Any", None)
+        given_up.incoming.advanced()
+
+    asyncio.run(scenario())
 
 
 def _written(path: Path) -> Path:

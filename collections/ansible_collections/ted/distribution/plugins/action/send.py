@@ -26,6 +26,7 @@ from ansible.utils.display import Display
 from ansible_collections.ted.distribution.plugins.plugin_utils.progress import (
     all_incomplete,
     brief,
+    counts,
     documents,
     landmark,
     line,
@@ -92,6 +93,7 @@ class ActionModule(ActionBase):
         news = {str(send.get("send")): send for send in sends}
         live = [name for name, send in news.items() if not send.get("done")]
         began, wait_s, lost, shown, told = time.monotonic(), FIRST_WAIT_S, 0, None, set()
+        known, moved_s = 0, 0.0
         deadline = began + int(options.get("timeout") or 3600)
         longest = max(float(options.get("interval") or 5), FIRST_WAIT_S)
         trouble = None
@@ -109,7 +111,10 @@ class ActionModule(ActionBase):
                 self._forget_connection()
             live = [name for name in live if not news[name].get("done")]
             self._show_obstacles(list(news.values()), told)
-            shown = self._show(list(news.values()), time.monotonic() - began, shown)
+            elapsed_s = time.monotonic() - began
+            if (done := counts(news.values())[2]) != known:
+                known, moved_s = done, elapsed_s
+            shown = self._show(list(news.values()), elapsed_s, moved_s, shown)
             if time.monotonic() >= deadline:
                 trouble = "the time is over; the send goes on without this play" if live else None
                 break
@@ -171,9 +176,9 @@ class ActionModule(ActionBase):
             display.vvv("send: the connection could not be reset: %s" % error)
 
     @staticmethod
-    def _show(sends, elapsed_s, shown):
+    def _show(sends, elapsed_s, moved_s, shown):
         """Print a line when something happened; on a terminal, redraw one line at each look. Return what was shown."""
-        now, words = landmark(sends), "  " + line(sends, elapsed_s)
+        now, words = landmark(sends), "  " + line(sends, elapsed_s, moved_s)
         if on_terminal():
             display.display("\r\x1b[K" + words, newline=False)
         elif shown is None or now != shown[0]:

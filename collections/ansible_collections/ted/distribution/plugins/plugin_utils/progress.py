@@ -101,17 +101,20 @@ def counts(sends):
     return receivers - lacking, receivers, done, wanted
 
 
-def line(sends, elapsed_s):
-    """Return one line: who has it, how much is over, how fast, how long still."""
+def line(sends, elapsed_s, moved_s):
+    """Return one line: who has it, how much is over, how fast, how long still.
+
+    ``moved_s`` is when, in seconds from the beginning, the bytes were last others: nodes tell of theirs now and then.
+    """
     holding, receivers, done, wanted = counts(sends)
     names = sorted({str(send.get("distribution")) for send in sends})
     what = ", ".join(names[:3]) + (" and %d more" % (len(names) - 3) if len(names) > 3 else "")
     parts = ["%d of %d have it" % (holding, receivers)]
     if wanted and (done < wanted or holding == receivers):  # else those who lack it have not begun: no end is in sight
         parts.append("%d %% of %s" % (100 * done // wanted, amount(wanted)))
-    rate = done / elapsed_s if elapsed_s > 0 else 0
+    rate = done / moved_s if moved_s > 0 else 0
     if rate and done < wanted:
-        parts += ["%s/s" % amount(rate), "%s left" % clock((wanted - done) / rate)]
+        parts += ["%s/s" % amount(rate), "%s left" % clock(max((wanted - done) / rate - (elapsed_s - moved_s), 0))]
     elif elapsed_s >= 1:
         parts.append("after %s" % clock(elapsed_s))
     who = ", ".join(sorted({str(send["distributor"]) for send in sends if send.get("distributor")}))
