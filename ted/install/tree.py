@@ -321,7 +321,7 @@ class Placing:
             return
         status = None if made else self._transaction.look(self._root, path)
         if entry.kind is Kind.DIRECTORY:
-            if parent is not None and status is None:
+            if parent is not None and (status is None or not stat.S_ISDIR(status.st_mode)):
                 parent.dirty = True
             self._directory(entry, was, path, status)
             return

@@ -641,6 +641,27 @@ def test_a_directory_of_a_former_revision_becomes_a_file_and_back(depot: Depot, 
     assert snapshot(target) == first
 
 
+def test_a_directory_keeps_its_time_where_a_file_in_it_becomes_a_directory(
+    depot: Depot, tmp_path: Path, target: Path
+) -> None:
+    source = tmp_path / "changing"
+    (source / "holder").mkdir(parents=True)
+    for number in range(2):
+        thing = source / "holder" / "thing"
+        if number:
+            thing.unlink()
+            thing.mkdir()
+        else:
+            thing.write_text("a file\n")
+        os.utime(source / "holder", ns=(10**18, 10**18))
+        depot.build(to(source))
+        depot.extract()
+        assert (target / "holder" / "thing").is_dir() is bool(number)
+        assert (target / "holder").stat().st_mtime_ns == 10**18
+    depot.rollback()
+    assert (target / "holder").stat().st_mtime_ns == 10**18
+
+
 def test_a_link_in_the_target_where_a_directory_must_be_is_refused(
     depot: Depot, source: Path, target: Path, tmp_path: Path
 ) -> None:
