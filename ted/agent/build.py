@@ -105,8 +105,12 @@ class Builder:
         known = self._settings.distributions
         for name in names:
             if name not in known:
-                raise UnknownNameError(f"{self._config.node} has no distribution {name!r}",
-                                       hint=f"it has {', '.join(sorted(known)) or 'none'}")  # fmt: skip
+                there = ", ".join(sorted(known)) or "none"
+                refresh = f"`ansible-playbook playbooks/refresh.yml --limit {self._config.node}`"
+                raise UnknownNameError(
+                    f"{self._config.node} has no distribution {name!r}",
+                    hint=f"it has {there}; what is new in the inventory comes by {refresh}",
+                )
             if not known[name].active:
                 raise UnknownNameError(f"distribution {name!r} is not active",
                                        hint="set active: true in ted_distributions to build it")  # fmt: skip

@@ -126,6 +126,9 @@ def list_(settings: Settings, distributor: str | None, working_directory: Path |
     """List the roles, their keys, when they expire, and whether the private key is here."""
     name = distributor_name(settings, distributor)
     catalog = _catalog(settings, name, working_directory)
+    if not catalog.exists():
+        raise ConfigError(f"{name} has no keys", hint="a Distributor's are made by `ted keys create`; `ted trust list` "
+                                                      "tells whom a Subscriber trusts")  # fmt: skip
     held = {key.keyid: key for key in catalog.keys.held()}
     data = catalog.describe()
     for role in data["roles"]:

@@ -10,6 +10,7 @@ import click
 from ted.agent.ask import call_agent
 from ted.agent.records import open_journal
 from ted.cli.main import Settings, emit
+from ted.cli.progress import ProgressLines, human_bytes
 from ted.config import NodeConfig
 from ted.errors import IncompleteError
 from ted.records.journal import Journal
@@ -37,7 +38,7 @@ def command(settings: Settings, names: tuple[str, ...], check: bool, timeout_s: 
             asked_at_ns = time.time_ns()
             answer = call_agent(config.working.state, "receive", names=names)
             keys, refused = [(key[0], key[1], key[2]) for key in answer["offers"]], answer["refused"]
-            _wait(config, journal, keys, asked_at_ns, timeout_s)
+            _wait(config, journal, keys, asked_at_ns, timeout_s, ProgressLines(as_json=settings.as_json))
         states = {(row.distributor, row.distribution): row for row in journal.states(node=config.node)}
         rows = [_row(config, states.get(key[:2]), key, key not in held_before) for key in keys]
     finally:
@@ -69,7 +70,9 @@ def _newest_offers(journal: Journal, names: tuple[str, ...]) -> list[Key]:
     return list(newest.values())
 
 
-def _wait(config: NodeConfig, journal: Journal, keys: list[Key], asked_at_ns: int, timeout_s: float) -> None:
+def _wait(
+    config: NodeConfig, journal: Journal, keys: list[Key], asked_at_ns: int, timeout_s: float, lines: ProgressLines
+) -> None:
     """Wait until each revision is here, or has failed since it was asked for."""
     deadline_s = time.monotonic() + timeout_s
     while True:
@@ -79,6 +82,12 @@ def _wait(config: NodeConfig, journal: Journal, keys: list[Key], asked_at_ns: in
             return
         if time.monotonic() > deadline_s:
             raise IncompleteError(f"not all is here after {timeout_s:g} s", hint="`ted status` shows how far it is")
+        if lines.due():
+            lines.say("\n".join(
+                f"{row.distribution}: {human_bytes(row.bytes_done)} of {human_bytes(row.bytes_total)}"
+                for row in journal.states(node=config.node)
+                if (row.distributor, row.distribution, row.revision) in keys and row.state == State.RECEIVING
+            ) or "waiting for the parent")  # fmt: skip
         time.sleep(POLL_S)
 
 

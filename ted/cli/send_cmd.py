@@ -60,7 +60,7 @@ def command(
     journal = open_journal(config)
     try:
         if watch:
-            _show(settings, _follow(settings, journal, list(watch), timeout_s or 0))
+            _show_watched(settings, _follow(settings, journal, list(watch), timeout_s or 0))
             return
         if not config.distributor:
             raise ConfigError(f"{config.node} is no Distributor",
@@ -91,6 +91,14 @@ def command(
             raise error
     finally:
         journal.close()
+
+
+def _show_watched(settings: Settings, results: list[dict[str, Any]]) -> None:
+    """Show what is looked at again: why somebody was left without it as well, which is no failure of the look."""
+    _show(settings, results)
+    error = _incomplete([result for result in results if result["done"]], None)
+    if error is not None and not settings.as_json:
+        click.echo(f"ted: {error.message}\n     {error.hint}", err=True)
 
 
 def _planned(
@@ -219,4 +227,6 @@ def _show(settings: Settings, results: list[dict[str, Any]], ends_at: datetime |
     ]  # fmt: skip
     table = tabulated(rows, headers=["distribution", "channel", "revision", "from", "to", "bytes", "state"])
     nothing = "nothing to send: no active distribution is on an active channel"
-    emit(settings, _data(results, ends_at), table if rows else nothing)
+    looks = [f"`ted send --watch {result['send']}` tells how far {result['distribution']} to {result['channel']} is"
+             for result in results if result.get("send") and not result["done"]]  # fmt: skip
+    emit(settings, _data(results, ends_at), "\n".join([table, *looks]) if rows else nothing)

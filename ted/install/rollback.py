@@ -75,7 +75,7 @@ def rollback(
         )
     known = next((step.record for step in held.chain if step.revision == target), None)
     result = extract(host, distributor, distribution, revision=target, check=check, diff=diff, force=True, known=known)
-    result.warnings.insert(0, "no undo log leads there: the revision was extracted again; what others added stays")
+    result.warnings.insert(0, f"no undo log leads to {target}: it was extracted anew, by the rules of `ted extract`")
     return replace(result, state=ROLLED_BACK if result.state == EXTRACTED else result.state)
 
 
@@ -103,7 +103,8 @@ def _steps_back(held: Installed, revision: str | None) -> list[Step] | None:
     newest = held.newest
     if newest is None:
         raise NothingToRollBackError(
-            f"{held.distribution} of {held.distributor} is not installed here", hint="`ted status` tells what is"
+            f"{held.distribution} of {held.distributor} is not installed here",
+            hint=f"`ted extract {held.distribution}` installs what was received; `ted status` tells what is installed",
         )
     if revision == newest.revision:
         raise NothingToRollBackError(

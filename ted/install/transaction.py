@@ -56,7 +56,7 @@ from ted.install.attributes import Rights
 from ted.install.crew import Crew, Noted, PlainRights, Source, workers_possible
 from ted.install.execution import Execution, OnAct, Policy, State, UndoResult, written_failures
 from ted.install.log import LogReader, LogWriter
-from ted.install.paths import Base, join, mount_of, refuse_unplain, show, sync_filesystem
+from ted.install.paths import Base, join, mount_of, refuse_unplain, show, sync_filesystem, walk_below
 from ted.install.perform import KEPT, NO_HARDLINK, Performer, movable, readable, refuse_link
 from ted.install.trees import TreeReader, TreeWriter
 from ted.install.words import describe, describe_wanted, target_error
@@ -1065,6 +1065,15 @@ class Transaction:
         elif wanted is not None:
             after = describe_wanted(wanted).lstrip(", ")
         self._describe(self._bases[base].full(where), count, before, after)
+        if status is not None and stat.S_ISDIR(status.st_mode) and count != "attributes":
+            self._describe_lost(self._bases[base], where)
+
+    def _describe_lost(self, base: Base, directory: bytes) -> None:
+        """Describe what goes with a directory."""
+        for path, status in walk_below(base, directory):
+            if len(self.changes) >= MAX_CHANGES:
+                return
+            self._describe(base.full(path), "deleted", describe(base, path, status, status.st_mtime_ns), None)
 
     def _describe(self, path: str, change: str, before: str | None, after: str | None) -> None:
         if self._diff and len(self.changes) < MAX_CHANGES:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ted.cli import progress, send_cmd
+from ted.cli import progress, receive_cmd, send_cmd
 from ted.cli.main import Settings
 from ted.records.journal import Journal
+from ted.records.states import NodeState, State
 
 
 class Looks(Journal):
@@ -64,3 +66,44 @@ def test_whom_a_send_waits_for_is_named_with_the_cause_and_those_behind_it_are_n
 def test_a_send_that_is_incomplete_says_for_how_many(hosts: list[str], said: str) -> None:
     result = {"distribution": "app", "incomplete": hosts, "errors": {host: f"{host}: gone" for host in hosts}}
     assert send_cmd._incomplete([result], None).message == said
+
+
+def _watched(**more: Any) -> dict[str, Any]:
+    edge = {"sender": "hq", "receiver": "e1", "bytes": 0}
+    return {"send": "s1", "distribution": "app", "channel": "pos", "revision": "r", "changed": 0,
+            "states": {"e1": "failed"}, "incomplete": ["e1"], "errors": {"e1": "gone"}, "edges": [edge], "done": True,
+            **more}  # fmt: skip
+
+
+def test_a_look_at_what_ended_without_somebody_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(inventory=None, config=Path("ted.toml"), as_json=False, verbose=False)
+    send_cmd._show_watched(settings, [_watched()])
+    said = capsys.readouterr()
+    assert said.err.startswith("ted: 1 receiver is without the revision:\n  e1 (app): gone\n     send again")
+    assert "--watch" not in said.out
+    send_cmd._show_watched(settings, [_watched(done=False, states={"e1": "pending"})])
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.splitlines()[-1] == "`ted send --watch s1` tells how far app to pos is"
+
+
+def test_a_node_that_fetches_for_long_says_now_and_then_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LINES_EVERY_S", 0.0)
+    monkeypatch.setattr(receive_cmd, "POLL_S", 0.0)
+    key, is_here = ("hq", "app", "r"), iter([False, False, True])
+    rows = iter([[], [NodeState("e1", *key, State.RECEIVING, "now", bytes_done=4_000_000, bytes_total=6_000_000)]])
+    row: list[NodeState] = []
+
+    def states(**_of: Any) -> list[NodeState]:
+        return row
+
+    def is_received(*_key: str) -> bool:
+        row[:] = next(rows, row)
+        return next(is_here)
+
+    config: Any = SimpleNamespace(node="e1", working=SimpleNamespace(is_received=is_received))
+    journal: Any = SimpleNamespace(states=states)
+    receive_cmd._wait(config, journal, [key], 0, 60, progress.ProgressLines(as_json=False))
+    assert capsys.readouterr().err.splitlines() == ["waiting for the parent", "app: 4.0 MB of 6.0 MB"]

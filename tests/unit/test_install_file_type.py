@@ -641,6 +641,21 @@ def test_a_directory_of_a_former_revision_becomes_a_file_and_back(depot: Depot, 
     assert snapshot(target) == first
 
 
+def test_a_difference_names_all_that_goes_with_a_directory(depot: Depot, tmp_path: Path, target: Path) -> None:
+    source = tmp_path / "s"
+    (source / "conf" / "deep").mkdir(parents=True)
+    (source / "conf" / "deep" / "inner").write_text("x")
+    depot.build(to(source, synchronize=True))
+    depot.extract()
+    (target / "conf" / "mine").write_text("somebody else's")
+    shutil.rmtree(source / "conf")
+    (source / "conf").write_text("file now")
+    depot.build(to(source, synchronize=True))
+    found = {(change["path"], change["change"]) for change in depot.extract(diff=True).to_dict()["diff"]}
+    gone = {(f"{target}/conf/{name}", "deleted") for name in ("deep", "deep/inner", "mine")}
+    assert {(f"{target}/conf", "written"), *gone} <= found
+
+
 def test_a_directory_keeps_its_time_where_a_file_in_it_becomes_a_directory(
     depot: Depot, tmp_path: Path, target: Path
 ) -> None:

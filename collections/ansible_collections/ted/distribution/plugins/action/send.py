@@ -42,7 +42,10 @@ WAIT_GROWTH = 1.4
 LOOK_LIMIT_S = 60
 LOST_LIMIT = 5
 AT_ONCE = 20
-GO_ON = "-e ted_allow_incomplete=true (of a task: allow_incomplete) does not fail for that"
+GO_ON = (
+    "send again when that is mended: what came is kept; "
+    "-e ted_allow_incomplete=true (of a task: allow_incomplete) does not fail for that"
+)
 
 
 class LookFailed(Exception):
