@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Contender, Options, Sample, cpu_s, interleaved
+from benchmarks.measure import Contender, Options, Sample, Samples, cpu_s, interleaved
 from benchmarks.report import Report, mb, spread
 from benchmarks.rig import Lab, LabFleet, directory, goodput_s, need, write_random
 
@@ -227,11 +227,14 @@ def table(options: Options) -> Report:
 
             return Contender(name, run, rounds=1 if "copy" in name else None)
 
-        found = interleaved([contender(name) for name in peers], options.rounds)
-        rows += [(f"{mbit_s} Mbit/s", name, spread(found.median(name, "wall_s"), found.worst(name, "wall_s"), 1),
-                  f"{found.median(name, 'of_bound'):.2f}", mb(found.median(name, "line_bytes")),
-                  f"{found.median(name, 'cpu_s'):.0f}") for name in peers]  # fmt: skip
+        rows += _rows(mbit_s, interleaved([contender(name) for name in peers], options.rounds))
     columns = ("each line", f"{size} MiB to {sites * hosts} hosts on {sites} sites", "last host, s, median (worst)",
                "of one copy at goodput", "MB into the fullest site", "CPU s, controller and hosts")  # fmt: skip
     return Report("fleet", "Sixty hosts on six sites", columns, rows,
                   ["HTTP and rsync:// go in the clear; all others are encrypted."])
+
+
+def _rows(mbit_s: int, found: Samples) -> list[tuple[object, ...]]:
+    return [(f"{mbit_s} Mbit/s", name, spread(found.median(name, "wall_s"), found.worst(name, "wall_s"), 1),
+             f"{found.median(name, 'of_bound'):.2f}", mb(found.median(name, "line_bytes")),
+             f"{found.median(name, 'cpu_s'):.0f}") for name in found]  # fmt: skip

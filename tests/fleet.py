@@ -23,14 +23,14 @@ START_WITHIN_S = 90.0
 AT_A_TIME = 8
 
 
-_kept: list[socket.socket] = []
+_kept: dict[int, socket.socket] = {}
 
 
 def free_port(in_a_row: int = 1) -> int:
     """Return a port (the first of several) of the loopback address that nobody listens on and nobody else is given.
 
     It lies below those that the system gives to connections, so none takes it while its agent is dead. A socket in the
-    abstract name space keeps it from other tests on this machine for as long as this process lives.
+    abstract name space keeps it from other tests on this machine until it is given back or this process ends.
     """
     first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
@@ -49,8 +49,14 @@ def _keep(port: int) -> bool:
     except OSError:
         kept.close()
         return False
-    _kept.append(kept)
+    _kept[port] = kept
     return True
+
+
+def give_back(port: int) -> None:
+    """Let others have a port again; one that was not given is nobody's."""
+    if (kept := _kept.pop(port, None)) is not None:
+        kept.close()
 
 
 class CommandError(AssertionError):
@@ -208,6 +214,8 @@ class Fleet:
             except subprocess.TimeoutExpired:
                 agent.kill()
                 agent.wait(10)
+        for own in self.hostvars.values():
+            give_back(own["ted_port"])
 
     # -- commands ----------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ class Forked:
 
     def poll(self) -> int | None:
         """Return the exit code if it has ended."""
-        if self.returncode is None and select.select([self._reply], [], [], 0)[0]:
+        if self.returncode is None and self._has_ended(0):
             self.returncode = int(self._line())
             self._reply.close()
         return self.returncode
@@ -55,7 +55,7 @@ class Forked:
         Raises:
             subprocess.TimeoutExpired: It has not, within ``timeout`` seconds.
         """
-        if self.returncode is None and not select.select([self._reply], [], [], timeout)[0]:
+        if self.returncode is None and not self._has_ended(timeout):
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
         code = self.poll()
         assert code is not None
@@ -70,6 +70,11 @@ class Forked:
     def kill(self) -> None:
         """kill -9."""
         self.send_signal(signal.SIGKILL)
+
+    def _has_ended(self, within_s: float | None) -> bool:
+        poll = select.poll()  # select knows no descriptor beyond 1023
+        poll.register(self._reply, select.POLLIN)
+        return bool(poll.poll(None if within_s is None else within_s * 1000))
 
     def _line(self) -> bytes:
         line = self._reply.readline()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from fleet import Fleet
+from fleet import Fleet, give_back
 
 HERE = Path(__file__).parent / "lab"
 WIRE = 1514 / 1448  # Ethernet, IP and TCP headers of full packets, per byte of payload
@@ -71,6 +71,7 @@ class LabFleet(Fleet):
         self.lab = lab
         for name, own in self.hostvars.items():
             own["ted_address"] = lab.address(name, ip6=ip6)
+            give_back(own["ted_port"])
             own["ted_port"] = PORT
             self.inside[name] = lab.inside(name)
 
