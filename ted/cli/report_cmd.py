@@ -59,7 +59,7 @@ def command(settings: Settings, name: str, last: int | None) -> None:
     try:
         if name == "revisions":
             rows, broken = _revisions(config)
-            rows = rows[: last or len(rows)]
+            rows = rows[:last]
         else:
             rows = _rows(journal, name, last or ROWS, _owned(settings, config))
     finally:
