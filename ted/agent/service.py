@@ -3,8 +3,9 @@
 Rules:
  * One agent per working directory: a lock on ``.ted/agent.lock`` says so, and is free again when its holder dies.
  * What a former life left open (offers, receipts) goes on at the start.
- * Extraction runs in a process of its own; the agent never writes below a target. It starts one only for a
-   revision that was never installed here: what was taken back is installed again when a person or a play says so.
+ * Extraction runs in a process of its own (``ted.agent.extractor``); the agent never writes below a target. It extracts
+   only a revision that was never installed here: what was taken back is installed again when a person or a play says
+   so.
  * SIGTERM and SIGINT end it; connections under way are cut, which loses nothing.
 """
 
@@ -18,7 +19,6 @@ import math
 import os
 import random
 import signal
-import sys
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,6 +31,7 @@ from aiohttp import web
 import ted.trust.client  # noqa: F401 -- every agent needs it: here, and not while a first offer waits
 from ted.agent.control import ControlServer
 from ted.agent.distributor import Distributor
+from ted.agent.extractor import Extractor
 from ted.agent.locks import hold_lock
 from ted.agent.node import Node
 from ted.agent.readiness import tell_ready
@@ -68,8 +69,9 @@ class _Asked:
 class Agent:
     """One node at work."""
 
-    def __init__(self, config: NodeConfig) -> None:
+    def __init__(self, config: NodeConfig, extractor: Extractor) -> None:
         self.node = Node(config)
+        self._extractor = extractor
         self._receipts = Receipts(self.node)
         self.sender = Sender(self.node, self._receipts.learn)
         self.receiver = Receiver(self.node, self.sender, self._received)
@@ -338,16 +340,14 @@ class Agent:
                 self._extract_soon(key)
 
     async def _extract(self, distributor: str, distribution: str) -> None:
-        command = [sys.executable, "-m", "ted", "--config", str(self.node.config.config_directory), "--json",
-                   "extract", distribution, "--distributor", distributor]  # fmt: skip
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-        output, _ = await process.communicate()
-        if process.returncode:
-            with suppress(ValueError, KeyError):
-                log.error("extract %s: %s", distribution, json.loads(output)["error"]["message"])
+        said = await self._extractor.run(["--config", str(self.node.config.config_directory), "--json", "extract",
+                                          distribution, "--distributor", distributor])  # fmt: skip
+        try:
+            error = json.loads(said).get("error")
+        except (ValueError, AttributeError):  # a type that prints is heard too
+            error = None if said else {"message": "it ended without an answer"}
+        if error is not None:
+            log.error("extract %s: %s", distribution, error["message"])
         self._receipts.poke()
 
 
@@ -359,11 +359,13 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return None
 
 
-def run_agent(config: NodeConfig) -> None:
+def run_agent(config: NodeConfig, extractor: Extractor) -> None:
     """Run the agent of this node in this process until it is told to stop; the lock ends with the process."""
     hold_lock(config.working.state, "agent.lock")
+    if config.extracts_immediately:
+        extractor.start()
     _share_memory()
-    asyncio.run(_run(config))
+    asyncio.run(_run(config, extractor))
 
 
 def _share_memory() -> None:
@@ -372,5 +374,5 @@ def _share_memory() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
-async def _run(config: NodeConfig) -> None:
-    await Agent(config).run()
+async def _run(config: NodeConfig, extractor: Extractor) -> None:
+    await Agent(config, extractor).run()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from ted.agent import supervisor
-from ted.cli.main import Settings, emit
+from ted.cli.main import Settings, emit, main
 from ted.config import NodeConfig
 from ted.errors import AgentError
 
@@ -34,9 +36,10 @@ def command(settings: Settings, action: str, check: bool) -> None:
         )  # fmt: skip
         logging.getLogger("aiohttp").setLevel(logging.WARNING)
         if action == "run":
+            from ted.agent.extractor import Extractor
             from ted.agent.service import run_agent
 
-            run_agent(config)
+            run_agent(config, Extractor(_ready_to_extract))
         else:
             supervisor.supervise(config)
         logging.shutdown()
@@ -51,6 +54,13 @@ def command(settings: Settings, action: str, check: bool) -> None:
         now = supervisor.status(config)
     word = _word(action, now, ended=changed and not check)
     emit(settings, {"changed": changed, **now}, f"agent of {now['node']}: {word}")
+
+
+def _ready_to_extract() -> Callable[[list[str]], None]:
+    """Return the command line, with what `ted extract` needs imported; types but the most usual are left to it."""
+    for name in ("ted.cli.extract_cmd", "ted_plugins.file"):
+        importlib.import_module(name)
+    return main
 
 
 def _word(action: str, now: dict[str, Any], *, ended: bool) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from fleet import CommandError, CountingProxy, Fleet, make_source, same_trees, two_tiers
 
 from ted.agent.ask import call_agent
+from ted.agent.extractor import NAME
 from ted.content.working import WorkingDirectory
 
 Meter = Callable[[Fleet, str], CountingProxy]
@@ -335,6 +338,36 @@ def test_an_agent_extracts_by_itself_where_its_schedule_says_immediately(fleet: 
     fleet.ted("hq", "send")
     fleet.until(lambda: fleet.states("hq", "app")["e01"] == "extracted")
     assert same_trees(fleet.root / "source", fleet.root / "e01" / "dest" / "app") == ""
+    assert "take longer" not in fleet.log("e01"), "it was forked"
+
+
+def test_an_agent_extracts_also_where_the_process_its_extractions_are_forked_from_was_killed(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.hostvars["e01"]["ted_extract_schedule"] = {"immediately": True}
+    fleet.install()
+    fleet.start()
+    assert forked_by(fleet.pid("s01")) == [], "it extracts nothing by itself"
+    fleet.until(lambda: forked_by(fleet.pid("e01")) != [])
+    (extractor,) = forked_by(fleet.pid("e01"))
+    os.kill(extractor, signal.SIGKILL)
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    fleet.until(lambda: fleet.states("hq", "app")["e01"] == "extracted")
+    assert same_trees(fleet.root / "source", fleet.root / "e01" / "dest" / "app") == ""
+    assert f"{NAME} is gone" in fleet.log("e01")
+    fleet.kill("e01")
+    fleet.start("e01")
+    fleet.until(lambda: forked_by(fleet.pid("e01")) != [])
+    (extractor,) = forked_by(fleet.pid("e01"))
+    fleet.kill("e01")
+    fleet.until(lambda: not Path(f"/proc/{extractor}").exists())
+
+
+def forked_by(agent: int) -> list[int]:
+    """Return the living processes that an agent's extractions are forked from."""
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    told = {int(pid): Path(f"/proc/{pid}/stat").read_text() for pid in children}
+    return [pid for pid, stat in told.items() if f"({NAME}) " in stat and f"({NAME}) Z" not in stat]
 
 
 def test_what_was_taken_back_stays_so_when_it_is_offered_again(fleet: Fleet) -> None:
