@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,15 +35,16 @@ def facts() -> dict[str, str]:
         release = platform.freedesktop_os_release()
     except OSError:
         release = {}
+    machine = os.uname()  # as it is now: platform's own copy is of when this process, or its parent, was started
     own = release.get("ID", "").lower()
     alike = [own, *release.get("ID_LIKE", "").lower().split()]
-    family = next((_FAMILIES[name] for name in alike if name in _FAMILIES), platform.system())
+    family = next((_FAMILIES[name] for name in alike if name in _FAMILIES), machine.sysname)
     return {
         "os_family": family,
-        "distribution": _NAMES.get(own, release.get("NAME", platform.system())),
-        "version": release.get("VERSION_ID", platform.release()),
-        "architecture": platform.machine(),
-        "hostname": platform.node(),
+        "distribution": _NAMES.get(own, release.get("NAME", machine.sysname)),
+        "version": release.get("VERSION_ID", machine.release),
+        "architecture": machine.machine,
+        "hostname": machine.nodename,
     }
 
 

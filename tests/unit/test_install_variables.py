@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -121,3 +123,10 @@ def test_a_mismatch_says_what_was_wanted_and_what_this_machine_has() -> None:
 def test_this_machine_has_every_fact() -> None:
     assert facts().keys() == MACHINE.keys()
     assert all(facts().values())
+
+
+def test_the_name_of_this_machine_is_the_one_it_has_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    platform.node()  # remembers the name
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "pos-17", "6.1", "#1", "aarch64")))
+    told = facts.__wrapped__()
+    assert (told["hostname"], told["architecture"]) == ("pos-17", "aarch64")
