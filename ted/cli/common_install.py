@@ -276,7 +276,7 @@ def answer(settings: Settings, rows: list[dict[str, Any]], failures: list[TedErr
         if row["hint"]:
             click.echo(f"ted: warning: {row['distribution']}: skipped, {row['reason']}\n     {row['hint']}", err=True)
     data: dict[str, Any] = {"changed": any(row["changed"] for row in rows), "distributions": rows}
-    text = _table(rows) + (_changes(rows) if diff else "")
+    text = "" if settings.as_json else _table(rows) + (_changes(rows) if diff else "")
     finish(settings, data, text, failures)
 
 
