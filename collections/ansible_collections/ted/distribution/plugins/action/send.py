@@ -38,7 +38,7 @@ display = Display()
 
 MODULE = "ted.distribution.send"
 FIRST_WAIT_S = 0.5
-WAIT_GROWTH = 1.4
+WAIT_GROWTH = 2.0
 LOOK_LIMIT_S = 60
 LOST_LIMIT = 5
 AT_ONCE = 20
