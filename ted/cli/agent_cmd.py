@@ -53,7 +53,12 @@ def command(settings: Settings, action: str, check: bool) -> None:
         changed = _act(action, config)
         now = supervisor.status(config)
     word = _word(action, now, ended=changed and not check)
+    if check and changed:
+        word += f"; would be {_WOULD_BE[action]}"
     emit(settings, {"changed": changed, **now}, f"agent of {now['node']}: {word}")
+
+
+_WOULD_BE = {"start": "started", "stop": "stopped", "restart": "started anew"}
 
 
 def _ready_to_extract() -> Callable[[list[str]], None]:

@@ -57,6 +57,7 @@ def test_start_and_stop_change_something_once(lone: Fleet) -> None:
 def test_a_stop_says_that_it_stopped_one(lone: Fleet) -> None:
     lone.ted("hq", "agent", "start")
     assert "running, process" in lone.ted_text("hq", "agent", "stop", "--check")
+    assert lone.ted_text("hq", "agent", "stop", "--check").endswith("; would be stopped\n")
     said = [lone.ted_text("hq", "agent", "stop") for _ in range(2)]
     assert said == ["agent of hq: stopped\n", "agent of hq: not running\n"]
 
