@@ -38,6 +38,8 @@ NAME = "ted-extractor"
 MAX_REQUEST_BYTES = 64 * 1024
 _SET_NAME = 15  # linux/prctl.h
 _STANDARD_ERROR = 2
+_PACKAGES = ("site-packages", "dist-packages")
+"""In other directories of the path files come and go for other reasons."""
 
 Main = Callable[[list[str]], None]
 """The command line; it may end the process."""
@@ -140,9 +142,9 @@ def _open_standard_files() -> None:
 
 
 def _installed() -> list[int]:
-    """Return what changes whenever a package is installed, removed or replaced."""
+    """Return what changes whenever a package is installed, removed or replaced: times (ns) of where they lie."""
     found = []
-    for path in (*sys.path, str(ted.__file__)):
+    for path in (*(each for each in sys.path if each.endswith(_PACKAGES)), str(ted.__file__)):
         with suppress(OSError):
             found.append(os.stat(path).st_mtime_ns)
     return found
@@ -190,7 +192,7 @@ def _serve(requests: socket.socket, load: Callable[[], Main]) -> NoReturn:
             except OSError as error:
                 log.error("an extraction cannot be started: %s", error.strerror)
             os.close(output)
-    except BaseException:
+    except BaseException:  # whatever it is must not climb into what the agent would do next
         log.exception("%s ends", NAME)
     finally:
         os._exit(0)

@@ -344,10 +344,11 @@ class Agent:
                                           distribution, "--distributor", distributor])  # fmt: skip
         try:
             error = json.loads(said).get("error")
-        except (ValueError, AttributeError):  # a type that prints is heard too
-            error = None if said else {"message": "it ended without an answer"}
-        if error is not None:
-            log.error("extract %s: %s", distribution, error["message"])
+            message = error and error["message"]
+        except (ValueError, AttributeError, KeyError, TypeError):  # a type that prints is heard too
+            message = None if said else "it ended without an answer"
+        if message:
+            log.error("extract %s: %s", distribution, message)
         self._receipts.poke()
 
 

@@ -16,6 +16,8 @@ from ted.cli.main import Settings, emit, main
 from ted.config import NodeConfig
 from ted.errors import AgentError
 
+_WOULD_BE = {"start": "started", "stop": "stopped", "restart": "started anew"}
+
 
 @click.command("agent")
 @click.argument("action", required=False, default="run",
@@ -56,9 +58,6 @@ def command(settings: Settings, action: str, check: bool) -> None:
     if check and changed:
         word += f"; would be {_WOULD_BE[action]}"
     emit(settings, {"changed": changed, **now}, f"agent of {now['node']}: {word}")
-
-
-_WOULD_BE = {"start": "started", "stop": "stopped", "restart": "started anew"}
 
 
 def _ready_to_extract() -> Callable[[list[str]], None]:

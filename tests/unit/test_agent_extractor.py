@@ -155,17 +155,19 @@ def test_what_was_asked_of_it_before_it_was_killed_is_done_by_a_new_interpreter(
 
 
 def test_after_a_package_was_installed_a_new_interpreter_runs_the_command(tmp_path: Path) -> None:
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
     told = said_by(
         f"""
         async def before_and_after():
             extractor = Extractor(lambda: lambda words: print("forked"))
             extractor.start()
             before = await extractor.run(["--version"])
-            Path({str(tmp_path)!r}, "another.pth").touch()
+            Path({str(packages)!r}, "another.pth").touch()
             return [before.decode(), (await extractor.run(["--version"])).decode()]
         print(json.dumps(asyncio.run(before_and_after())))
         """,
-        PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]),
+        PYTHONPATH=os.pathsep.join([str(packages), *sys.path]),
     )
     assert told[0] == "forked\n"
     assert told[1].startswith("ted, version")
