@@ -23,6 +23,7 @@ from ted.config import NodeConfig
 from ted.errors import InstallError, TargetError, TedError, UsageError
 from ted.install.extract import ExtractResult, extract
 from ted.install.host import Host
+from ted.install.paths import keep_freed_memory
 from ted.records.journal import Journal
 
 
@@ -50,6 +51,7 @@ def command(
     High priority first. What this node only made or passed on for others does not count, even if it is named. Nothing
     is extracted whose signature does not hold. One that fails is undone; the others are extracted all the same.
     """
+    keep_freed_memory()
     config = NodeConfig.load(settings.config)
     if revision is not None and len(names) != 1:
         raise UsageError("--revision needs exactly one DISTRIBUTION", hint="name the one it belongs to")

@@ -15,6 +15,7 @@ import tempfile
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -37,6 +38,8 @@ TRAILER = struct.Struct("<QI32sH2x8s")
 EMPTY_PACK_BYTES = HEADER.size + TRAILER.size
 
 _INDEX_IN_MEMORY_BYTES = 16 << 20
+_ROWS_BY_DIGEST = 8192
+"""Up to so many rows a table of them has room, 200 bytes a row."""
 _ROWS_AT_ONCE = 100_000
 _COPY_BYTES = 1 << 20
 
@@ -209,8 +212,14 @@ class PackIndex(Mapping[bytes, Location]):
 
     def find(self, digest: bytes) -> int | None:
         """Return the number of the row of ``digest``, ``None`` if there is none."""
+        if self._count <= _ROWS_BY_DIGEST:
+            return self._numbers.get(digest)
         number = bisect_left(range(self._count), digest, key=self._digest)
         return number if number < self._count and self._digest(number) == digest else None
+
+    @cached_property
+    def _numbers(self) -> dict[bytes, int]:
+        return {digest: number for number, digest in enumerate(self)}
 
     def at(self, number: int) -> tuple[bytes, Location]:
         """Return the digest and location in row ``number``.

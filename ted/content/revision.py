@@ -1,12 +1,12 @@
 """Read a revision: its entries and their bytes.
 
 Rules:
- * Every frame is checked against its digest each time it is read (a piece of it: against the digest of the file that it
-   is, if there is one), every entry before it is handed out.
+ * Every frame is checked against its digest each time it is read, a piece of one only against the digest of the file
+   that it is; every entry is checked before it is handed out.
  * Entries stream: at most some manifest frames are in memory. So do a file's bytes.
  * A frame is looked for in the record's packs in order, and only where the record says its blocks are live.
 
-A reader is used from one thread; it reads ahead, inflates and checks in two others where it is told what comes.
+A reader is used from one thread; of a large file it reads ahead, inflates and checks in two others.
 """
 
 from __future__ import annotations
@@ -41,9 +41,11 @@ from ted.content.record import PackRef, RevisionRecord
 from ted.errors import DigestMismatchError, FormatError, MissingContentError, UsageError
 
 _FILE = Kind.FILE
-_CACHED_BYTES = 8 << 20
+_CACHED_BYTES = 4 << 20
 _CACHED_MANIFEST_FRAMES = 4
 _THREADS = 2
+_AHEAD_FROM_BYTES = 8 << 20
+"""Of a smaller file it costs more to hand its frames from one thread to another than is won by it."""
 _AHEAD_FRAMES = 16
 _AHEAD_BYTES = 8 << 20
 """Frames on their way and not asked for yet: by number for one file, by size for all."""
@@ -89,6 +91,7 @@ class RevisionReader:
         self._remembered: dict[int, list[Entry]] = {}
         self._room_bytes = 0
         self._inflated: tuple[bytes, memoryview] = (b"", memoryview(b""))
+        self._checks = True
         try:
             plain = self._packs.read(bytes.fromhex(record.manifest))
             self._index = parse_index(plain, self._where)
@@ -145,7 +148,7 @@ class RevisionReader:
         Raises:
             FormatError: The manifest breaks the format: nothing after that is yielded.
         """
-        return self._at_and_below(prefix, self.frame_entries)
+        return self._at_and_below(prefix, self._listed if prefix else self.frame_entries)
 
     def runs(self, prefix: bytes, has_runs: Callable[[bytes], bool]) -> Iterator[Entry | Run]:
         """As ``entries``, but files of directories for which ``has_runs`` says so may come as runs, not checked yet."""
@@ -172,19 +175,25 @@ class RevisionReader:
             MissingContentError: Something of it is not here.
             FormatError: The extents do not fit the frames.
         """
+        for piece in self.pieces(entry):
+            yield bytes(piece) if isinstance(piece, memoryview) else piece
+
+    def pieces(self, entry: Entry) -> Iterator[bytes | memoryview | Hole]:
+        """As ``chunks``, but a part of a frame is not copied: for who only writes it."""
         if entry.kind is Kind.HARDLINK:
             entry = self.linked(entry)
-        several = len(entry.extents) > 1 or entry.lists
-        for extent in self._packs.ahead_of(self.extents(entry)) if several else entry.extents:
+        extents = self.extents(entry) if entry.lists else iter(entry.extents)
+        for extent in self._packs.ahead_of(extents) if entry.size >= _AHEAD_FROM_BYTES else extents:
             if extent.frame is None:
                 yield Hole(extent.length)
                 continue
-            plain = self._packs.read(extent.frame)
+            plain = self._packs.read(extent.frame, checked=entry.digest is None)
             if extent.offset + extent.length > len(plain):
                 raise FormatError(f"{self._where}: {printable(entry.path)}: an extent leaves its frame")
             whole = extent.length == len(plain)
-            part = plain if whole else plain[extent.offset : extent.offset + extent.length]
+            part = plain if whole else memoryview(plain)[extent.offset : extent.offset + extent.length]
             if entry.digest is not None and frame_digest(part) != entry.digest:
+                self._packs.read(extent.frame)  # tells where it is damaged
                 raise DigestMismatchError(f"{self._where}: {printable(entry.path)} is not what its entry says")
             if entry.content_digest == extent.frame and not whole:
                 raise FormatError(f"{self._where}: {printable(entry.path)}: part of a frame without a digest")
@@ -214,18 +223,12 @@ class RevisionReader:
             raise FormatError(f"{self._where}: an extent leaves its frame, or is part of one without a digest")
         return part
 
-    def prepare(self, entry: Entry) -> None:
-        """Say that the bytes of a file will be asked for soon: other threads read, inflate and check them meanwhile."""
-        for extent in entry.extents[:1]:
-            if extent.frame is not None:
-                self._packs.prepare(extent.frame)
-
     def extents(self, entry: Entry) -> Iterator[Extent]:
         """Yield the extents of a file, those in lists too."""
         yield from entry.extents
         for each in entry.lists:
             where = f"{self._where}: {printable(entry.path)}"
-            yield from extents_from_list(self._packs.read_checked(each.frame), each.length, where)
+            yield from extents_from_list(self._packs.read(each.frame), each.length, where)
 
     def verify_frames(self, known: DigestTable | None = None) -> int:
         """Read everything and check it; return the number of entries.
@@ -244,18 +247,26 @@ class RevisionReader:
             content = hashlib.sha256(repr((entry.extents, entry.lists, entry.digest)).encode()).digest()
             if known is not None and content in known:
                 continue
-            for _ in self.chunks(entry):
+            if entry.digest is not None:
+                self._check_shared(entry)
+            for _ in self.pieces(entry):
                 pass
             if known is not None:
                 known.add(content)
         return count
+
+    def _check_shared(self, entry: Entry) -> None:
+        """Check the frames of a file as a whole, what is not the file's as well."""
+        for extent in entry.extents:
+            if extent.frame is not None:
+                self._packs.read(extent.frame)
 
     def frame_entries(self, number: int) -> Iterator[Entry]:
         """Yield the entries of manifest frame ``number``; order and parents across frames are not checked."""
         if (known := self._remembered.get(number)) is not None:
             return iter(known)
         frame = self._index.frames[number]
-        entries = parse_frame(self._packs.read_checked(frame.digest), frame, self._where)
+        entries = parse_frame(self._packs.read(frame.digest), frame, self._where)
         return self._remembering(number, entries) if self._room_bytes else entries
 
     def remember_entries(self, room_bytes: int) -> None:
@@ -280,7 +291,7 @@ class RevisionReader:
         Raises:
             MissingContentError: No live pack holds it.
         """
-        return self._packs.read(digest)
+        return self._packs.read(digest, checked=self._checks)
 
     def checked_frame(self, digest: bytes) -> bytes:
         """Return the plain bytes of any frame of the revision, checked, within ``unchecked`` too.
@@ -289,20 +300,23 @@ class RevisionReader:
             DigestMismatchError: It is damaged.
             MissingContentError: No live pack holds it.
         """
-        return self._packs.read_checked(digest)
+        return self._packs.read(digest)
 
     def prepare_frame(self, digest: bytes) -> None:
         """Say that a frame will be asked for soon: another thread reads it meanwhile."""
-        self._packs.prepare(digest)
+        self._packs.prepare(digest, checked=self._checks)
 
     @contextmanager
     def unchecked(self) -> Iterator[None]:
         """Until this ends, ``frame`` does not compare with names: for who tries out what comes of the bytes.
 
-        What the manifest says, extent lists too, is checked as ever.
+        All else, what the manifest says and extent lists too, is checked as ever.
         """
-        with self._packs.unchecked():
+        self._checks = False
+        try:
             yield
+        finally:
+            self._checks = True
 
     def stored_frame(self, digest: bytes) -> Encoded:
         """Return a frame as it is stored; its bytes are not checked."""
@@ -357,6 +371,10 @@ class RevisionReader:
         if target is None or target.kind is not Kind.FILE:
             raise FormatError(f"{self._where}: {printable(entry.path)} is a hard link to no earlier file")
         return target
+
+    def _listed(self, number: int) -> Iterator[Entry]:
+        """Yield the entries of a frame, parsed as a whole: what holds the prefix is looked up in it, too."""
+        return iter(self._frame_entries(number))
 
     def _frame_entries(self, number: int) -> list[Entry]:
         found = self._manifest_cache.get(number)
@@ -433,7 +451,8 @@ class _Packs:
         self._coming: OrderedDict[bytes, Future[bytes]] = OrderedDict()
         self._coming_bytes = 0
         self._pool: ThreadPoolExecutor | None = None
-        self._checks = True
+        self._unchecked: set[bytes] = set()
+        """Those frames that are here or on their way and were not compared with their names."""
         try:
             for ref in record.packs:
                 path = directory / ref.revision / PACK_NAME
@@ -453,52 +472,48 @@ class _Packs:
         for _, reader in self._open:
             reader.close()
 
-    def read(self, digest: bytes) -> bytes:
+    def read(self, digest: bytes, *, checked: bool = True) -> bytes:
+        """Return a frame; with ``checked`` off for who checks what it takes of it."""
         plain = self._cache.get(digest)
-        if plain is not None:
+        if plain is None:
+            plain = self._arrived(digest, checked=checked)
+            self._keep(digest, plain)
+        else:
             self._cache.move_to_end(digest)
-            return plain
+        if checked and digest in self._unchecked:
+            if frame_digest(plain) != digest:
+                reader, location = self._find(digest)
+                return reader.read(digest, location)  # tells what is wrong
+            self._unchecked.discard(digest)
+        return plain
+
+    def _arrived(self, digest: bytes, *, checked: bool) -> bytes:
         coming = self._coming.pop(digest, None)
         reader, location = self._find(digest)
-        if coming is None:
-            plain = reader.read(digest, location, checked=self._checks)
-            if self._coming_bytes >= _AHEAD_BYTES:  # what is on its way was not wanted
-                self._forget_coming()
-        else:
+        if coming is not None:
             self._coming_bytes -= location.plain_bytes
-            plain = coming.result()
+            return coming.result()
+        plain = reader.read(digest, location, checked=checked)
+        if not checked:
+            self._unchecked.add(digest)
+        if self._coming_bytes >= _AHEAD_BYTES:  # what is on its way was not wanted
+            self._forget_coming()
+        return plain
+
+    def _keep(self, digest: bytes, plain: bytes) -> None:
         self._cache[digest] = plain
         self._cached_bytes += len(plain)
         while self._cached_bytes > _CACHED_BYTES:
-            self._cached_bytes -= len(self._cache.popitem(last=False)[1])
-        return plain
-
-    def read_checked(self, digest: bytes) -> bytes:
-        """Return a frame as ``read`` does, compared with its name even where others are not."""
-        plain = self.read(digest)
-        if not self._checks and frame_digest(plain) != digest:
-            reader, location = self._find(digest)
-            return reader.read(digest, location)  # tells what is wrong
-        return plain
-
-    @contextmanager
-    def unchecked(self) -> Iterator[None]:
-        """Until this ends, frames are not compared with their names; none of them is kept after that."""
-        self._checks = False
-        try:
-            yield
-        finally:
-            self._checks = True
-            self._forget_coming()
-            self._cache.clear()
-            self._cached_bytes = 0
+            oldest, gone = self._cache.popitem(last=False)
+            self._cached_bytes -= len(gone)
+            self._unchecked.discard(oldest)
 
     def inflated(self, digest: bytes) -> bytes:
         """Return the bytes of a frame as they are, not checked: for who checks each part of it that is used."""
         reader, location = self._find(digest)
         return reader.inflated(location)
 
-    def prepare(self, digest: bytes) -> bool:
+    def prepare(self, digest: bytes, *, checked: bool = True) -> bool:
         """Begin to read a frame in another thread; false where enough is on its way already."""
         if digest in self._cache or digest in self._coming:
             return True
@@ -508,13 +523,16 @@ class _Packs:
             reader, location = self._find(digest)
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ted-read")
-            self._coming[digest] = self._pool.submit(reader.read, digest, location, checked=self._checks)
+            self._coming[digest] = self._pool.submit(reader.read, digest, location, checked=checked)
+            if not checked:
+                self._unchecked.add(digest)
             self._coming_bytes += location.plain_bytes
         return True
 
     def _forget_coming(self) -> None:
-        for coming in self._coming.values():
+        for digest, coming in self._coming.items():
             coming.cancel()
+            self._unchecked.discard(digest)
         self._coming.clear()
         self._coming_bytes = 0
 

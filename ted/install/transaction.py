@@ -334,7 +334,7 @@ class Transaction:
         self,
         root: str,
         path: bytes,
-        chunks: Iterable[bytes | Hole],
+        chunks: Iterable[bytes | memoryview | Hole],
         *,
         size: int,
         attributes: Attributes | None = None,
@@ -377,7 +377,7 @@ class Transaction:
         directory: bytes,
         run: Run,
         rights: Sequence[PlainRights],
-        chunks: Callable[[Entry], Iterable[bytes | Hole]],
+        chunks: Callable[[Entry], Iterable[bytes | memoryview | Hole]],
     ) -> bool:
         """Make the files of a run in a directory that this transaction makes; what is wrong with one is told later.
 
@@ -532,7 +532,7 @@ class Transaction:
         self._act(RUN, 0, b"", [words, None if undo is None else movable(undo, kept), timeout_s])
         self._tree = None
 
-    def keep(self, name: str, chunks: Iterable[bytes | Hole]) -> str:
+    def keep(self, name: str, chunks: Iterable[bytes | memoryview | Hole]) -> str:
         """Put a file beside the undo log for as long as that is kept, and return its absolute path.
 
         In check mode it lies in a temporary directory until ``close``.
@@ -903,7 +903,7 @@ class Transaction:
         run: Run,
         rights: Sequence[PlainRights],
         failed: list[int],
-        chunks: Callable[[Entry], Iterable[bytes | Hole]],
+        chunks: Callable[[Entry], Iterable[bytes | memoryview | Hole]],
     ) -> Iterator[tuple[bytes, Noted]]:
         """Make files that a worker could not make; some may be left out (``on_error: continue``)."""
         entries = run.entries("the manifest")
@@ -1030,7 +1030,13 @@ class Transaction:
         return os.stat(name, dir_fd=at, follow_symlinks=False)
 
     def _stage_file(
-        self, where: bytes, at: int, name: bytes, chunks: Iterable[bytes | Hole], size: int, held: Attributes
+        self,
+        where: bytes,
+        at: int,
+        name: bytes,
+        chunks: Iterable[bytes | memoryview | Hole],
+        size: int,
+        held: Attributes,
     ) -> tuple[int, int]:
         """Make the file ``name`` in the directory ``at``, whole or not at all; return its inode and time."""
         try:
@@ -1231,7 +1237,7 @@ def _noted(status: os.stat_result) -> tuple[int, int, int, int]:
     return stat.S_IFMT(status.st_mode), status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _pour(fd: int, chunks: Iterable[bytes | Hole]) -> int:
+def _pour(fd: int, chunks: Iterable[bytes | memoryview | Hole]) -> int:
     """Write ``chunks`` and return the size; holes stay holes."""
     size = 0
     ends_in_hole = False

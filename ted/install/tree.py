@@ -19,7 +19,6 @@ import hashlib
 import os
 import pwd
 import stat
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -37,7 +36,6 @@ from ted.install.paths import Base, join, names, show, walk_below
 from ted.install.transaction import Transaction
 
 _READ_BYTES = 1 << 20
-_FORESEEN = 256
 _FILE, _DIRECTORY = Kind.FILE, Kind.DIRECTORY
 _NO_XATTRS: Mapping[str, bytes] = {}
 MANY = 2000
@@ -139,7 +137,7 @@ class Placing:
         self._remove()
         entries = sum(frame.entries for frame in self._reader.manifest_frames)
         self._many = self._transaction.employ(_Readers(self._reader, self._before) if entries >= MANY else None)
-        for entry, was in self._foreseen():
+        for entry, was in self._paired():
             self._leave_to(self._below(entry.path))
             if not isinstance(entry, Run):
                 self._place(entry, was)
@@ -193,20 +191,6 @@ class Placing:
                 was = next(before, None)
             yield entry, was if was is not None and was.path == entry.path else None
 
-    def _foreseen(self) -> Iterator[tuple[Entry | Run, Entry | None]]:
-        """Yield the pairs; in a directory that is made, the content of those that follow is on its way."""
-        if self._many:  # they read it
-            yield from self._paired()
-            return
-        waiting: deque[tuple[Entry | Run, Entry | None]] = deque()
-        for pair in self._paired():
-            waiting.append(pair)
-            if self._stack and not self._stack[-1].there and not isinstance(pair[0], Run):
-                self._reader.prepare(pair[0])
-            if len(waiting) > _FORESEEN:
-                yield waiting.popleft()
-        yield from waiting
-
     # --- files that other processes make --------------------------------------------------------------------------
 
     def _is_made(self, directory: bytes) -> bool:
@@ -220,7 +204,7 @@ class Placing:
         plain = [each for each in rights if each is not None]
         if len(plain) < len(rights):
             return False
-        return self._transaction.write_plain(self._root, self._below(run.directory), run, plain, self._reader.chunks)
+        return self._transaction.write_plain(self._root, self._below(run.directory), run, plain, self._reader.pieces)
 
     def _plain_rights(self, mode: int, owner: str | int, group: str | int) -> PlainRights | None:
         """Return what a new file gets; ``None`` where there is something to be told about it."""
@@ -373,7 +357,7 @@ class Placing:
 
     def _write(self, entry: Entry, path: bytes) -> None:
         self._transaction.write(
-            self._root, path, self._reader.chunks(entry), size=entry.size, attributes=self._wanted(entry)
+            self._root, path, self._reader.pieces(entry), size=entry.size, attributes=self._wanted(entry)
         )
 
     def _symlink(self, entry: Entry, path: bytes, status: os.stat_result | None) -> bool:

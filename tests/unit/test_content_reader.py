@@ -462,9 +462,10 @@ def test_entries_are_remembered_as_far_as_there_is_room(tmp_path: Path) -> None:
 
 
 def test_the_frames_of_a_file_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = [bytes([number]) * 1000 for number in range(40)]
-    extents = [[hashlib.sha256(each).digest(), 0, 1000] for each in frames]
-    rows = msgpack.packb(row(b"f", "f", size=40_000, extents=extents))
+    size = 256 << 10
+    frames = [bytes([number]) * size for number in range(40)]
+    extents = [[hashlib.sha256(each).digest(), 0, size] for each in frames]
+    rows = msgpack.packb(row(b"f", "f", size=40 * size, extents=extents))
     listed = [[b"f", hashlib.sha256(rows).digest(), 1]]
     index = msgpack.packb({"format": 1, "frames": listed, "options": {}, "settings": {}, "type": "file"})
     record = packed(tmp_path, [*frames, rows, index])
@@ -480,6 +481,65 @@ def test_the_frames_of_a_file_are_read_ahead(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(PackReader, "read", noted)
         assert list(reader.chunks(entry)) == frames
     assert readers == {"ted-read"}
+
+
+def small(tmp_path: Path) -> tuple[Path, RevisionRecord]:
+    """A revision of ten small files that share a frame."""
+    with RevisionBuilder(tmp_path, "hq", "lib", "file", {}, {}) as builder:
+        for number in range(10):
+            builder.add_bytes(f"data/f{number}", random.Random(number).randbytes(3000))
+        return tmp_path, builder.finish().record
+
+
+def test_what_files_share_is_compared_with_a_digest_once_as_a_part_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[int] = []
+
+    def noted(plain: bytes | memoryview) -> bytes:
+        hashed.append(len(plain))
+        return hashlib.sha256(plain).digest()
+
+    with opened(small(tmp_path)) as reader:
+        entries = [entry for entry in reader.entries() if entry.kind is Kind.FILE and entry.path.startswith(b"data/f")]
+        for where in ("ted.content.revision", "ted.content.frame"):
+            monkeypatch.setattr(f"{where}.frame_digest", noted)
+        for entry in entries:
+            assert b"".join(reader.pieces(entry)) == b"".join(reader.chunks(entry))  # type: ignore[arg-type]
+            assert all(type(part) is bytes for part in reader.chunks(entry))
+    assert hashed == [3000] * 30
+
+
+def test_damage_in_what_files_share_harms_those_it_lies_in_and_is_told_with_its_place(tmp_path: Path) -> None:
+    directory, record = small(tmp_path)
+    path = directory / record.revision / "DISTFILE.TED"
+    good = path.read_bytes()
+    place = good.index(random.Random(4).randbytes(3000)) + 1500
+    path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+    with opened((directory, record)) as reader:
+        for number in range(10):
+            entry = reader.find(b"data/f%d" % number)
+            assert entry is not None
+            if number != 4:
+                assert list(reader.chunks(entry)) == [random.Random(number).randbytes(3000)]
+                continue
+            with pytest.raises(DigestMismatchError, match="the frame at 16 is not"):
+                list(reader.chunks(entry))
+
+
+def test_who_verifies_notices_damage_that_lies_in_no_file(tmp_path: Path) -> None:
+    """A frame may hold files that only older revisions have."""
+    part, digest = CONTENT[3:9], hashlib.sha256(CONTENT[3:9]).digest()
+    record = written(tmp_path, [row(b"f", "f", size=6, extents=[[FRAME, 3, 6]], digest=digest)])
+    path = tmp_path / record.revision / "DISTFILE.TED"
+    good = path.read_bytes()
+    place = good.index(CONTENT)
+    path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+    with Revision(tmp_path, record).open() as reader:
+        (entry,) = reader.entries()
+        assert list(reader.chunks(entry)) == [part]
+        with pytest.raises(DigestMismatchError):
+            reader.verify_frames()
 
 
 def test_a_piece_is_what_the_chunks_of_a_file_are(tmp_path: Path) -> None:
