@@ -27,7 +27,7 @@ def table(options: Options) -> Report:
                 rows += _rows(f"{name}, {where}", interleaved(_contenders(root, where), options.rounds))
     return Report(
         "extract", "Extracting", ["what", "by", "s, median (worst)", "CPU s", "peak MB", "tar -x to it"], rows,
-        ["ted: from the received pack (zstd level 3) to the target, which is not there before: every frame checked by "
+        ["ted: from the received pack (zstd level 3) to the target, which is not there before: every byte checked by "
          "digest, journalled, made durable, with what an undo needs; by a process that has started.",
          "*again*: `extract --force` of what is there: every byte is compared, nothing written.",
          "tar unpacks an archive from the page cache; on disk it is followed by `sync -f`, since ted's result is "

@@ -249,7 +249,7 @@ def entry_from_row(row: object, where: str) -> Entry:
             type(size) is int and 0 <= size <= MAX_FILE_BYTES and (not size or kind in ("f", "h")),
             type(extents) is list and (not extents or kind == "f"),
             link is None if kind == "f" else _link_fits(kind, link),
-            digest is None or (_is_digest(digest) and type(extents) is list and len(extents) == 1),
+            digest is None or (_is_digest(digest) and _lies_in_one_frame(extents)),
         )
         if False in checks:
             problem = f"has a wrong {_CHECKED[checks.index(False)]}"
@@ -428,6 +428,17 @@ def _extent(row: object) -> Extent:
             elif _is_digest(frame) and 0 <= offset <= MAX_FRAME_BYTES and length <= MAX_FRAME_BYTES:
                 return Extent(frame, offset, length)
     raise _WrongError("has an extent that is none")
+
+
+def _lies_in_one_frame(extents: object) -> bool:
+    """Return whether a file can have a digest of its own: only one that shares a frame has."""
+    return (
+        type(extents) is list
+        and len(extents) == 1
+        and type(extents[0]) is list
+        and len(extents[0]) == 3
+        and extents[0][0] is not None
+    )
 
 
 def _extent_list(row: object) -> ExtentList:

@@ -4,7 +4,7 @@ Rules:
  * A frame is named by the SHA-256 of its plain bytes and holds 1 byte to 4 MiB of them.
  * It is stored raw unless zstd saves 3 % or more.
  * Nothing is inflated beyond the plain size that was declared, nor with a window above 8 MiB;
-   what comes out is checked against the name, every time.
+   what comes out is checked against the name, every time, or by who asked for it, part by part.
 """
 
 from __future__ import annotations
@@ -132,12 +132,6 @@ def decode(stored: bytes, location: Location, digest: bytes, where: str, *, chec
             hint=HOW_TO_MEND,
         )
     return plain
-
-
-def inflate(stored: bytes, location: Location) -> bytes:
-    """Return the plain bytes of a frame, not checked: for who checks each part of it; none where it cannot be."""
-    plain = stored if location.codec == CODEC_RAW else _inflate(stored, location.plain_bytes)
-    return b"" if plain is None else plain
 
 
 def _inflate(stored: bytes, plain_bytes: int) -> bytes | None:

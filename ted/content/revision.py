@@ -6,7 +6,8 @@ Rules:
  * Entries stream: at most some manifest frames are in memory. So do a file's bytes.
  * A frame is looked for in the record's packs in order, and only where the record says its blocks are live.
 
-A reader is used from one thread; of a large file it reads ahead, inflates and checks in two others.
+A reader is used from one thread; of a large file, and where a patch is made, it reads ahead, inflates and checks in two
+others.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ from ted.content.frame import Encoded, Location, frame_digest
 from ted.content.manifest import ManifestFrame, ManifestIndex, Run, parse_frame, parse_index, parse_runs
 from ted.content.pack import DigestTable, PackReader
 from ted.content.record import PackRef, RevisionRecord
-from ted.errors import DigestMismatchError, FormatError, MissingContentError, UsageError
+from ted.errors import HOW_TO_MEND, DigestMismatchError, FormatError, MissingContentError, UsageError
 
 _FILE = Kind.FILE
 _CACHED_BYTES = 4 << 20
+"""Twice as much cost more, in pages that are new, than was found again."""
 _CACHED_MANIFEST_FRAMES = 4
 _THREADS = 2
 _AHEAD_FROM_BYTES = 8 << 20
@@ -90,7 +92,6 @@ class RevisionReader:
         self._manifest_cache: OrderedDict[int, list[Entry]] = OrderedDict()
         self._remembered: dict[int, list[Entry]] = {}
         self._room_bytes = 0
-        self._inflated: tuple[bytes, memoryview] = (b"", memoryview(b""))
         self._checks = True
         try:
             plain = self._packs.read(bytes.fromhex(record.manifest))
@@ -179,7 +180,7 @@ class RevisionReader:
             yield bytes(piece) if isinstance(piece, memoryview) else piece
 
     def pieces(self, entry: Entry) -> Iterator[bytes | memoryview | Hole]:
-        """As ``chunks``, but a part of a frame is not copied: for who only writes it."""
+        """As ``chunks``, but a part of a frame is a view, which keeps all of it in memory: for who only writes it."""
         if entry.kind is Kind.HARDLINK:
             entry = self.linked(entry)
         extents = self.extents(entry) if entry.lists else iter(entry.extents)
@@ -187,15 +188,8 @@ class RevisionReader:
             if extent.frame is None:
                 yield Hole(extent.length)
                 continue
-            plain = self._packs.read(extent.frame, checked=entry.digest is None)
-            if extent.offset + extent.length > len(plain):
-                raise FormatError(f"{self._where}: {printable(entry.path)}: an extent leaves its frame")
-            whole = extent.length == len(plain)
-            part = plain if whole else memoryview(plain)[extent.offset : extent.offset + extent.length]
-            if entry.digest is not None and frame_digest(part) != entry.digest:
-                self._packs.read(extent.frame)  # tells where it is damaged
-                raise DigestMismatchError(f"{self._where}: {printable(entry.path)} is not what its entry says")
-            if entry.content_digest == extent.frame and not whole:
+            part = self._part(extent.frame, extent.offset, extent.length, entry.digest, entry.path)
+            if entry.content_digest == extent.frame and type(part) is memoryview:
                 raise FormatError(f"{self._where}: {printable(entry.path)}: part of a frame without a digest")
             yield part
 
@@ -209,18 +203,21 @@ class RevisionReader:
         Raises:
             RepositoryError: As ``chunks``.
         """
-        part: bytes | memoryview
-        if digest is None:
-            part = self._packs.read(frame)
-        else:
-            if self._inflated[0] != frame:
-                self._inflated = (frame, memoryview(self._packs.inflated(frame)))
-            part = self._inflated[1][offset : offset + length]
-            offset = 0
+        part = self._part(frame, offset, length, digest, b"a file")
+        if digest is None and type(part) is memoryview:
+            raise FormatError(f"{self._where}: part of a frame without a digest")
+        return part
+
+    def _part(self, frame: bytes, offset: int, length: int, digest: bytes | None, path: bytes) -> bytes | memoryview:
+        """Return a frame, or a view of a part of it: compared with ``digest`` if there is one, else as a whole."""
+        part = _cut(self._packs.read(frame, checked=digest is None), offset, length)
+        if digest is not None and frame_digest(part) != digest:
+            part = _cut(self._packs.read(frame), offset, length)  # what is damaged is read anew, or told with its place
             if frame_digest(part) != digest:
-                raise DigestMismatchError(f"{self._where}: a file is not what its entry says")
-        if offset or len(part) != length:
-            raise FormatError(f"{self._where}: an extent leaves its frame, or is part of one without a digest")
+                raise DigestMismatchError(f"{self._where}: {printable(path)} is not what its entry says",
+                                          hint=HOW_TO_MEND)  # fmt: skip
+        if len(part) != length:
+            raise FormatError(f"{self._where}: {printable(path)}: an extent leaves its frame")
         return part
 
     def extents(self, entry: Entry) -> Iterator[Extent]:
@@ -247,19 +244,13 @@ class RevisionReader:
             content = hashlib.sha256(repr((entry.extents, entry.lists, entry.digest)).encode()).digest()
             if known is not None and content in known:
                 continue
-            if entry.digest is not None:
-                self._check_shared(entry)
+            if entry.digest is not None and (frame := entry.extents[0].frame) is not None:
+                self._packs.read(frame)  # what of it is no file of this revision is checked as well
             for _ in self.pieces(entry):
                 pass
             if known is not None:
                 known.add(content)
         return count
-
-    def _check_shared(self, entry: Entry) -> None:
-        """Check the frames of a file as a whole, what is not the file's as well."""
-        for extent in entry.extents:
-            if extent.frame is not None:
-                self._packs.read(extent.frame)
 
     def frame_entries(self, number: int) -> Iterator[Entry]:
         """Yield the entries of manifest frame ``number``; order and parents across frames are not checked."""
@@ -289,6 +280,7 @@ class RevisionReader:
         """Return the plain bytes of any frame of the revision, checked, but within ``unchecked``.
 
         Raises:
+            DigestMismatchError: It is damaged.
             MissingContentError: No live pack holds it.
         """
         return self._packs.read(digest, checked=self._checks)
@@ -342,8 +334,6 @@ class RevisionReader:
 
     def _stream(self, number: int, read: Callable[[int], Iterator[Found]]) -> Iterator[Found]:
         for each in range(number, len(self._index.frames)):
-            if each + 1 < len(self._index.frames):
-                self._packs.prepare(self._index.frames[each + 1].digest)
             yield from read(each)
 
     def _below(self, wanted: Components, read: Callable[[int], Iterator[Found]]) -> Iterator[Found]:
@@ -477,14 +467,13 @@ class _Packs:
         plain = self._cache.get(digest)
         if plain is None:
             plain = self._arrived(digest, checked=checked)
-            self._keep(digest, plain)
-        else:
-            self._cache.move_to_end(digest)
         if checked and digest in self._unchecked:
             if frame_digest(plain) != digest:
+                self._drop(digest)
                 reader, location = self._find(digest)
-                return reader.read(digest, location)  # tells what is wrong
+                plain = reader.read(digest, location)  # tells what is wrong, if it still is
             self._unchecked.discard(digest)
+        self._keep(digest, plain)
         return plain
 
     def _arrived(self, digest: bytes, *, checked: bool) -> bytes:
@@ -501,17 +490,17 @@ class _Packs:
         return plain
 
     def _keep(self, digest: bytes, plain: bytes) -> None:
+        if digest in self._cache:
+            self._cache.move_to_end(digest)
+            return
         self._cache[digest] = plain
         self._cached_bytes += len(plain)
         while self._cached_bytes > _CACHED_BYTES:
-            oldest, gone = self._cache.popitem(last=False)
-            self._cached_bytes -= len(gone)
-            self._unchecked.discard(oldest)
+            self._drop(next(iter(self._cache)))
 
-    def inflated(self, digest: bytes) -> bytes:
-        """Return the bytes of a frame as they are, not checked: for who checks each part of it that is used."""
-        reader, location = self._find(digest)
-        return reader.inflated(location)
+    def _drop(self, digest: bytes) -> None:
+        self._cached_bytes -= len(self._cache.pop(digest, b""))
+        self._unchecked.discard(digest)
 
     def prepare(self, digest: bytes, *, checked: bool = True) -> bool:
         """Begin to read a frame in another thread; false where enough is on its way already."""
@@ -572,6 +561,10 @@ class _Packs:
         raise MissingContentError(
             f"{self._where}: no pack holds the frame {digest.hex()}", hint="`ted verify --stored` says what is wrong"
         )
+
+
+def _cut(plain: bytes, offset: int, length: int) -> bytes | memoryview:
+    return plain if not offset and length == len(plain) else memoryview(plain)[offset : offset + length]
 
 
 def _is_live(ref: PackRef, location: Location) -> bool:

@@ -25,7 +25,12 @@ def write_pack(path: Path, plains: list[bytes]) -> bytes:
     return path.read_bytes()
 
 
-def test_every_frame_is_read_back_and_the_index_is_sorted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows_by_digest", [0, 2048])
+def test_every_frame_is_read_back_and_the_index_is_sorted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_by_digest: int
+) -> None:
+    """By bisecting, as in a large pack, and by the table of a small one."""
+    monkeypatch.setattr("ted.content.pack._ROWS_BY_DIGEST", rows_by_digest)
     plains = [os.urandom(100 + number) + TEXT[:number] for number in range(300)]
     write_pack(tmp_path / "p", plains)
     reader = PackReader(tmp_path / "p")
@@ -157,6 +162,13 @@ def test_a_location_that_cannot_be_is_refused_before_anything_is_read(
     reader = forged(tmp_path / "p", [ROW.pack(digest, *location)])
     with pytest.raises(FormatError):
         reader.index[digest]
+
+
+def test_rows_that_are_not_in_order_or_twice_there_are_refused(tmp_path: Path) -> None:
+    rows = [ROW.pack(bytes([number]) * 32, 16, len(TEXT), len(TEXT), 0) for number in range(3)]
+    for wrong in ([rows[1], rows[0], rows[2]], [rows[0], rows[1], rows[1]]):
+        with pytest.raises(FormatError, match="not in order"):
+            forged(tmp_path / "p", wrong).index.find(bytes([1]) * 32)
 
 
 def test_a_trailer_that_does_not_fit_the_file_is_refused(tmp_path: Path) -> None:

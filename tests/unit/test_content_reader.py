@@ -169,6 +169,8 @@ HOSTILE = {
     "short digest": [row(b"f", "f", size=5, extents=[[FRAME[:31], 0, 5]])],
     "digest of something else": [row(b"f", "f", size=5, extents=[[FRAME, 0, 5]], digest=bytes(32))],
     "digest beside many extents": [row(b"f", "f", size=42, extents=[[FRAME, 0, 21]] * 2, digest=FRAME)],
+    "digest beside a list of extents": [row(b"f", "f", size=42, extents=[[FRAME, 42]], digest=FRAME)],
+    "digest of a hole": [row(b"f", "f", size=42, extents=[[None, 0, 42]], digest=FRAME)],
     "too many extents": [row(b"f", "f", size=1025, extents=[[FRAME, 0, 1]] * 1025)],
     "mixed extents": [row(b"f", "f", size=26, extents=[[FRAME, 5], [FRAME, 0, 21]])],
     "list that is none": [row(b"f", "f", size=5, extents=[[FRAME, 5]])],
@@ -525,6 +527,79 @@ def test_damage_in_what_files_share_harms_those_it_lies_in_and_is_told_with_its_
                 continue
             with pytest.raises(DigestMismatchError, match="the frame at 16 is not"):
                 list(reader.chunks(entry))
+
+
+def test_what_was_read_damaged_is_read_anew_the_next_time(tmp_path: Path) -> None:
+    directory, record = small(tmp_path)
+    path = directory / record.revision / "DISTFILE.TED"
+    good = path.read_bytes()
+    wanted = random.Random(4).randbytes(3000)
+    place = good.index(wanted) + 1500
+    path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+    with opened((directory, record)) as reader:
+        entry = reader.find(b"data/f4")
+        assert entry is not None
+        for _ in range(2):
+            with pytest.raises(DigestMismatchError, match="the frame at 16 is not"):
+                list(reader.chunks(entry))
+        with path.open("r+b") as file:  # as `ted verify --repair` mends it
+            file.write(good)
+        assert list(reader.chunks(entry)) == [wanted]
+
+
+@pytest.mark.parametrize("room_bytes", [1, 4 << 20])
+def test_what_was_not_compared_is_compared_for_who_wants_a_whole_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room_bytes: int
+) -> None:
+    """Also where the frame alone is more than what is kept."""
+    monkeypatch.setattr("ted.content.revision._CACHED_BYTES", room_bytes)
+    record = written(tmp_path, [row(b"f", "f")])
+    path = tmp_path / record.revision / "DISTFILE.TED"
+    good = path.read_bytes()
+    path.write_bytes(good.replace(CONTENT, CONTENT.swapcase()))
+    for prepares in (True, False):
+        with Revision(tmp_path, record).open() as reader:
+            with reader.unchecked():
+                if prepares:
+                    reader.prepare_frame(FRAME)
+                else:
+                    assert reader.frame(FRAME) == CONTENT.swapcase()
+            with pytest.raises(DigestMismatchError):
+                reader.frame(FRAME)
+
+
+def test_a_small_file_is_read_without_other_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readers: set[str] = set()
+    read = PackReader.read
+
+    def noted(self: PackReader, *what: Any, **how: Any) -> bytes:
+        readers.add(threading.current_thread().name)
+        return read(self, *what, **how)
+
+    monkeypatch.setattr(PackReader, "read", noted)
+    with RevisionBuilder(tmp_path, "hq", "lib", "file", {}, {}) as builder:
+        builder.add_bytes("data/large", random.Random(1).randbytes(7_900_000))
+        record = builder.finish().record
+    with Revision(tmp_path, record).open() as reader:
+        (entry,) = [entry for entry in reader.entries() if entry.path == b"data/large"]
+        assert len(entry.extents) > 4
+        assert sum(map(len, map(bytes, reader.pieces(entry)))) == 7_900_000  # type: ignore[arg-type]
+    assert readers == {"MainThread"}
+
+
+def test_the_frame_that_holds_a_prefix_is_parsed_once(
+    many: tuple[Path, RevisionRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[ManifestFrame] = []
+
+    def noted(plain: bytes, frame: ManifestFrame, where: str) -> Iterator[Entry]:
+        parsed.append(frame)
+        return parse_frame(plain, frame, where)
+
+    monkeypatch.setattr("ted.content.revision.parse_frame", noted)
+    with opened(many) as reader:
+        assert len(list(reader.entries(b"data/d07"))) > 50
+    assert len(parsed) == len(set(parsed))
 
 
 def test_who_verifies_notices_damage_that_lies_in_no_file(tmp_path: Path) -> None:

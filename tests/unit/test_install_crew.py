@@ -254,6 +254,7 @@ def test_an_update_has_workers_too(
         (source / directory).mkdir()
         for number in range(2000):
             (source / directory / f"f{number:04}").write_bytes(b"%d" % number)
+        (source / "a-large").write_bytes(os.urandom(9 << 20))  # of which other threads read ahead
 
     def nobody_reads() -> bool:
         return not any(each.name.startswith("ted-read") for each in threading.enumerate())
