@@ -25,7 +25,7 @@ from benchmarks.rig import Lab, LabFleet, directory, goodput_s, need, write_rand
 HERE = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 TARGET = "/srv/big"
-_TLS, _FETCH = "/opt/tls", "/opt/fetch"
+_TLS, FETCH = "/opt/tls", "/opt/fetch"
 _NGINX = (
     "user root; events {{ }} http {{ access_log off; sendfile on; server {{ listen 80; listen 443 ssl; root {served}; "
     f"ssl_certificate {_TLS}.pem; ssl_certificate_key {_TLS}.key; }}}} }}}}\n"
@@ -122,7 +122,7 @@ def serve(field: Field) -> None:
     for host in ["dist", *field.hosts]:
         for kind in ("key", "pem"):
             shutil.copy(f"{made}.{kind}", field.root_of(host) / f"{_TLS}.{kind}".lstrip("/"))
-        (field.root_of(host) / _FETCH.lstrip("/")).write_text(script)
+        (field.root_of(host) / FETCH.lstrip("/")).write_text(script)
     for host in ["dist", *(found[0] for found in field.sites.values())]:
         served = field.payload.parent if host == "dist" else Path(TARGET).parent
         for name, text in (("nginx.conf", _NGINX), ("rsyncd.conf", _RSYNCD)):
@@ -156,7 +156,7 @@ def by_two_tier_http(field: Field) -> None:
 
 def by_two_tier_https(field: Field) -> None:
     """As HTTP, and encrypted, compared with a digest and synced; without client certificates and signatures."""
-    _fetched_by_relays(field, f"sh {_FETCH} {{host}}")
+    _fetched_by_relays(field, f"sh {FETCH} {{host}}")
 
 
 def by_two_tier_rsyncd(field: Field) -> None:
