@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Self
@@ -68,7 +68,7 @@ class NodeState:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole row."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}  # asdict copies each value deeply
 
     def public(self) -> dict[str, Any]:
         """Return the row of the contract."""
