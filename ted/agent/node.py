@@ -21,7 +21,7 @@ from ted.transfer.gates import InputGate, OutputGate
 from ted.transfer.pacing import OutputLimits
 from ted.transfer.packs import PackStore
 from ted.trust.realm import NodeIdentity
-from ted.trust.view import CatalogView, Fetch
+from ted.trust.view import CatalogView, Fetch, KeptChain
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,6 +57,7 @@ class Node:
         self.gate_in = InputGate(config.input_rate)
         self.pool = Pool(config.node, client_context, config.timeout)
         self._catalog_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._catalogs_verified: defaultdict[str, KeptChain] = defaultdict(KeptChain)
 
     @property
     def parent(self) -> Peer | None:
@@ -106,7 +107,8 @@ class Node:
             UntrustedDistributorError: This node holds no root of that Distributor.
         """
         directory = self.working.catalog(distributor)
-        return CatalogView(distributor, self.config.trust_root(distributor), directory, fetch, node=self.name)
+        return CatalogView(distributor, self.config.trust_root(distributor), directory, fetch, node=self.name,
+                           kept=self._catalogs_verified[distributor])  # fmt: skip
 
     def close(self) -> None:
         """Give back threads, connections and the journal."""

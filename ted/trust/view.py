@@ -9,6 +9,7 @@ Rules:
    after what it refers to: a receiver killed in between finishes the move when it next opens the view.
  * Nothing changed costs one request: ``timestamp.json``. That is enough, since a Distributor announces
    a new root by a new timestamp; and if the timestamp that came is one that expired, it is refused.
+ * What a process verified is not verified again while no file of it has changed, and the trusted root is the same.
  * Freshness is judged by ``refresh``; what came in fresh stays readable, so that a node cut off from
    its parent can still extract or roll back what it holds.
 """
@@ -20,6 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -50,7 +52,7 @@ from ted.trust.chain import Chain, Patch, read_metadata
 from ted.trust.files import locked, make_directory, read_bounded, replace_file, sync_directory
 from ted.trust.tuf_api import Metadata, Root, TargetFile, Timestamp, TufError
 
-__all__ = ["CatalogView", "Fetch", "read_metadata"]
+__all__ = ["CatalogView", "Fetch", "KeptChain", "read_metadata"]
 
 Fetch = Callable[[str, int], bytes]
 """``fetch(relative name, max bytes)``: a metadata file's name or ``<distribution>/<stamp>/REVISION.TED``.
@@ -59,8 +61,21 @@ Raises ``MissingContentError`` (or ``RefusedError``) if the sender has no such f
 passes through a view unchanged.
 """
 
+Mark = tuple[bytes, frozenset[tuple[str, int, int, int]]]
+"""The trusted root, and of all that lies beside a catalog: name, inode, modified (ns), size (bytes)."""
+
 _VERIFIED = ".verified"
 _SCRATCH = ".refresh-"
+
+
+@dataclass(slots=True)
+class KeptChain:
+    """What views of one catalog share: the state that one of them verified last, and what lay there then.
+
+    Threads may share it: it is replaced as a whole.
+    """
+
+    found: tuple[Mark, Chain] | None = None
 
 
 class CatalogView:
@@ -74,16 +89,19 @@ class CatalogView:
         directory: ``<working directory>/<distributor>/.catalog``; records are looked for beside it.
         fetch: Asks the sender; ``None`` for a view that only reads what is here.
         node: This node's name, for hints.
+        kept: What views of this catalog share; without, this one verifies by itself.
     """
 
     def __init__(
-        self, distributor: str, root: Path, directory: Path, fetch: Fetch | None = None, *, node: str = "NODE"
-    ) -> None:
+        self, distributor: str, root: Path, directory: Path, fetch: Fetch | None = None, *, node: str = "NODE",
+        kept: KeptChain | None = None,
+    ) -> None:  # fmt: skip
         self.distributor = names.check_name("Distributor", distributor)
         self.directory = directory
         self._root_path = root
         self._fetch = fetch
         self._node = node
+        self._shared = KeptChain() if kept is None else kept
         self._anchor = b""
         self._chain: Chain | None = None
 
@@ -101,7 +119,7 @@ class CatalogView:
         self._finish_move()
         for attempt in (1, 2, 3):
             try:
-                self._chain = chains.read_chain(self.directory, self._anchor)
+                self._chain = self._verified()
             except FileNotFoundError as error:
                 if attempt == 3:  # a refresh elsewhere may have pruned between two reads
                     raise MissingContentError(
@@ -207,6 +225,7 @@ class CatalogView:
             self._update(before, timestamp)
             self._chain = chains.read_chain(self.directory, self._anchor)
             chains.prune(self.directory, self._chain)
+            self._keep_verified(self._mark(), self._chain)
             return before is None or (before.root, before.raw) != (self._chain.root, self._chain.raw)
 
     # -- inside
@@ -218,6 +237,8 @@ class CatalogView:
                 f"this node holds no root of Distributor {self.distributor}, so nothing of it is accepted",
                 hint=f"resolve its certificate: {self._mending()}",
             )
+        if self._shared.found is not None and self._shared.found[0][0] == anchor:
+            return anchor
         try:
             named = chains.distributor_of(chains.parse_root(anchor))
         except (TufError, ValueError) as error:
@@ -240,8 +261,35 @@ class CatalogView:
 
     def _try_load(self) -> Chain | None:
         with suppress(TufError, KeyError, ValueError, FileNotFoundError):
-            return chains.read_chain(self.directory, self._anchor)
+            return self._verified()
         return None
+
+    def _verified(self) -> Chain:
+        """Return the state that lies here, verified now, or before if nothing here has changed since.
+
+        Raises:
+            FileNotFoundError: A part is missing.
+            TufError: A part does not verify.
+        """
+        mark = self._mark()
+        if mark is not None and self._shared.found is not None and self._shared.found[0] == mark:
+            return self._shared.found[1]
+        chain = chains.read_chain(self.directory, self._anchor)
+        self._keep_verified(mark, chain)
+        return chain
+
+    def _keep_verified(self, mark: Mark | None, chain: Chain) -> None:
+        """Keep what was verified; ``mark`` is of before it was read, or of while nobody could write."""
+        self._shared.found = None if mark is None else (mark, chain)
+
+    def _mark(self) -> Mark | None:
+        """Return what tells whether a file here was changed since; ``None`` where there is nothing."""
+        try:
+            with os.scandir(self.directory) as found:
+                looks = [(entry.name, entry.stat(follow_symlinks=False)) for entry in found]
+        except OSError:
+            return None
+        return self._anchor, frozenset((name, look.st_ino, look.st_mtime_ns, look.st_size) for name, look in looks)
 
     def _kept(self, path: str, target: TargetFile) -> bytes:
         """Return the record beside the catalog, verified."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -27,13 +28,14 @@ from ted.errors import (
     UnreachableError,
     UntrustedDistributorError,
 )
+from ted.trust import chain
 from ted.trust.anchors import TrustStore
 from ted.trust.catalog import Catalog, Lifetimes
 from ted.trust.chain import read_metadata
 from ted.trust.names import target_path, utc_now
 from ted.trust.signing import SlipSigner
 from ted.trust.tuf_api import TargetFile, Targets
-from ted.trust.view import CatalogView
+from ted.trust.view import CatalogView, KeptChain
 
 FIRST = "20261122T125447123456Z"
 SECOND = "20261123T010203000001Z"
@@ -96,8 +98,8 @@ class Receiver(Sender):
         super().__init__(base / "wd/hq/.catalog")
         self.sender = sender
 
-    def view(self) -> CatalogView:
-        return CatalogView("hq", self.trust.path("hq"), self.directory, self.sender.fetch, node="s01")
+    def view(self, kept: KeptChain | None = None) -> CatalogView:
+        return CatalogView("hq", self.trust.path("hq"), self.directory, self.sender.fetch, node="s01", kept=kept)
 
     def served(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in self.directory.iterdir() if path.is_file()}
@@ -602,3 +604,66 @@ def test_signatures_of_any_shape_are_a_slip_error(depot: Depot, signatures: obje
 
     with pytest.raises(SlipError):
         verify(b"slip", signatures, depot.catalog.root_bytes())  # type: ignore[arg-type]
+
+
+# -- what views share
+
+
+@pytest.fixture
+def verified(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The directory of each catalog that is verified."""
+    found: list[Path] = []
+    read = chain.read_chain
+
+    def noted(directory: Path, anchor: bytes) -> chain.Chain:
+        found.append(directory)
+        return read(directory, anchor)
+
+    monkeypatch.setattr(chain, "read_chain", noted)
+    return found
+
+
+def test_what_one_view_verified_the_next_one_takes(depot: Depot, receiver: Receiver, verified: list[Path]) -> None:
+    kept = KeptChain()
+    first, second = receiver.view(kept), receiver.view(kept)
+    assert first.revisions("dat") == second.revisions("dat") == [FIRST]
+    assert not second.refresh()
+    assert verified.count(receiver.directory) == 1
+    depot.publish("dat", second=b"record two")
+    assert second.refresh()
+    assert verified.count(receiver.directory) == 2
+    assert receiver.view(kept).revisions("dat") == [SECOND]
+    assert verified.count(receiver.directory) == 2
+    assert receiver.view().revisions("dat") == [SECOND]
+    assert verified.count(receiver.directory) == 3
+
+
+def test_what_changed_since_is_verified_again(receiver: Receiver, verified: list[Path]) -> None:
+    kept = KeptChain()
+    receiver.view(kept).load()
+    os.utime(next(receiver.directory.glob("*.targets.json")), ns=(1, 1))
+    receiver.view(kept).load()
+    assert verified.count(receiver.directory) == 2
+    parts = [path for path in receiver.directory.glob("*.json") if "root" not in path.name]
+    assert len(parts) == 5
+    for path in parts:
+        good = path.read_bytes()
+        path.write_bytes(good.replace(b"0", b"1"))
+        with pytest.raises(TrustError):
+            receiver.view(kept).load()
+        path.unlink()
+        with pytest.raises(MissingContentError):
+            receiver.view(kept).load()
+        path.write_bytes(good)
+        assert receiver.view(kept).revisions("dat") == [FIRST]
+
+
+def test_another_root_of_trust_is_not_taken_for_the_one_before(receiver: Receiver, tmp_path: Path) -> None:
+    kept = KeptChain()
+    receiver.view(kept).load()
+    receiver.trust.path("hq").write_bytes(Depot(tmp_path / "other").catalog.root_bytes())
+    with pytest.raises(TrustError):
+        receiver.view(kept).load()
+    receiver.trust.path("hq").unlink()
+    with pytest.raises(UntrustedDistributorError):
+        receiver.view(kept).load()
