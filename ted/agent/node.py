@@ -106,9 +106,9 @@ class Node:
         Raises:
             UntrustedDistributorError: This node holds no root of that Distributor.
         """
-        directory = self.working.catalog(distributor)
-        return CatalogView(distributor, self.config.trust_root(distributor), directory, fetch, node=self.name,
-                           kept=self._catalogs_verified[distributor])  # fmt: skip
+        directory, root = self.working.catalog(distributor), self.config.trust_root(distributor)
+        kept = self._catalogs_verified[distributor] if root.is_file() else None  # any name may be asked for
+        return CatalogView(distributor, root, directory, fetch, node=self.name, kept=kept)
 
     def close(self) -> None:
         """Give back threads, connections and the journal."""

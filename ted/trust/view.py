@@ -9,7 +9,8 @@ Rules:
    after what it refers to: a receiver killed in between finishes the move when it next opens the view.
  * Nothing changed costs one request: ``timestamp.json``. That is enough, since a Distributor announces
    a new root by a new timestamp; and if the timestamp that came is one that expired, it is refused.
- * What a process verified is not verified again while no file of it has changed, and the trusted root is the same.
+ * What an agent verified is not verified again for ten minutes, while the trusted root, and inode, times and size of
+   all files here, are the same. Damage that changes none of these is noticed when they are over.
  * Freshness is judged by ``refresh``; what came in fresh stays readable, so that a node cut off from
    its parent can still extract or roll back what it holds.
 """
@@ -19,10 +20,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from tuf.api.exceptions import (
@@ -61,21 +64,32 @@ Raises ``MissingContentError`` (or ``RefusedError``) if the sender has no such f
 passes through a view unchanged.
 """
 
-Mark = tuple[bytes, frozenset[tuple[str, int, int, int]]]
-"""The trusted root, and of all that lies beside a catalog: name, inode, modified (ns), size (bytes)."""
+Looks = frozenset[tuple[str, int, int, int, int]]
+"""Of all files of a catalog: name, inode, modified (ns), changed (ns), size (bytes)."""
+
+_KEPT_FOR_S = 600.0
 
 _VERIFIED = ".verified"
 _SCRATCH = ".refresh-"
 
 
+class Found(NamedTuple):
+    """A state that was verified, from which trusted root, what the files looked like then, and when (monotonic)."""
+
+    anchor: bytes
+    looks: Looks
+    chain: Chain
+    at_s: float
+
+
 @dataclass(slots=True)
 class KeptChain:
-    """What views of one catalog share: the state that one of them verified last, and what lay there then.
+    """What views of one catalog share: the state that one of them verified last.
 
-    Threads may share it: it is replaced as a whole.
+    Threads may share it: ``found`` is replaced as a whole, and to be read once.
     """
 
-    found: tuple[Mark, Chain] | None = None
+    found: Found | None = None
 
 
 class CatalogView:
@@ -108,7 +122,7 @@ class CatalogView:
     # -- asking what is here
 
     def load(self) -> None:
-        """Read and verify what this node holds; opens no connection, judges no expiry.
+        """Verify what this node holds, or take what a view verified; opens no connection, judges no expiry.
 
         Raises:
             UntrustedDistributorError: No root of this Distributor is here.
@@ -223,9 +237,11 @@ class CatalogView:
                 self._chain = before
                 return False
             self._update(before, timestamp)
+            looks = self._looks()
             self._chain = chains.read_chain(self.directory, self._anchor)
             chains.prune(self.directory, self._chain)
-            self._keep_verified(self._mark(), self._chain)
+            left = self._looks()
+            self._share(left if left is not None and looks is not None and left <= looks else None, self._chain)
             return before is None or (before.root, before.raw) != (self._chain.root, self._chain.raw)
 
     # -- inside
@@ -237,7 +253,7 @@ class CatalogView:
                 f"this node holds no root of Distributor {self.distributor}, so nothing of it is accepted",
                 hint=f"resolve its certificate: {self._mending()}",
             )
-        if self._shared.found is not None and self._shared.found[0][0] == anchor:
+        if (found := self._shared.found) is not None and found.anchor == anchor:
             return anchor
         try:
             named = chains.distributor_of(chains.parse_root(anchor))
@@ -271,25 +287,30 @@ class CatalogView:
             FileNotFoundError: A part is missing.
             TufError: A part does not verify.
         """
-        mark = self._mark()
-        if mark is not None and self._shared.found is not None and self._shared.found[0] == mark:
-            return self._shared.found[1]
+        looks, found = self._looks(), self._shared.found
+        if (
+            found is not None
+            and (found.anchor, found.looks) == (self._anchor, looks)
+            and time.monotonic() - found.at_s < _KEPT_FOR_S
+        ):
+            return found.chain
         chain = chains.read_chain(self.directory, self._anchor)
-        self._keep_verified(mark, chain)
+        self._share(looks, chain)
         return chain
 
-    def _keep_verified(self, mark: Mark | None, chain: Chain) -> None:
-        """Keep what was verified; ``mark`` is of before it was read, or of while nobody could write."""
-        self._shared.found = None if mark is None else (mark, chain)
+    def _share(self, looks: Looks | None, chain: Chain) -> None:
+        """Let other views have what was verified; ``looks`` are of before it was read, and still hold."""
+        if looks is not None:
+            self._shared.found = Found(self._anchor, looks, chain, time.monotonic())
 
-    def _mark(self) -> Mark | None:
-        """Return what tells whether a file here was changed since; ``None`` where there is nothing."""
+    def _looks(self) -> Looks | None:
+        """Return what tells whether a file here was changed; ``None`` where it cannot be told, as while some go."""
         try:
-            with os.scandir(self.directory) as found:
-                looks = [(entry.name, entry.stat(follow_symlinks=False)) for entry in found]
+            with os.scandir(self.directory) as entries:
+                found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
         except OSError:
             return None
-        return self._anchor, frozenset((name, look.st_ino, look.st_mtime_ns, look.st_size) for name, look in looks)
+        return frozenset((name, at.st_ino, at.st_mtime_ns, at.st_ctime_ns, at.st_size) for name, at in found)
 
     def _kept(self, path: str, target: TargetFile) -> bytes:
         """Return the record beside the catalog, verified."""

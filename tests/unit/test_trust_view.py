@@ -515,18 +515,22 @@ def test_no_newer_root_may_be_said_by_refusing(depot: Depot, receiver: Receiver)
     assert receiver.view().refresh() is True
 
 
-def test_damage_to_what_was_stored_is_repaired_by_the_next_refresh(depot: Depot, receiver: Receiver) -> None:
+@pytest.mark.parametrize("kept", [None, KeptChain()])
+def test_damage_to_what_was_stored_is_repaired_by_the_next_refresh(
+    depot: Depot, receiver: Receiver, kept: KeptChain | None
+) -> None:
     for name in ("timestamp.json", "3.snapshot.json", "1.d.dat.json", "root.json", "1.root.json"):
         (receiver.directory / name).write_bytes(b"damaged")
-        receiver.view().refresh()
-        view = receiver.view()
+        receiver.view(kept).refresh()
+        view = receiver.view(kept)
         assert view.revisions("dat") == [FIRST]
     (receiver.directory / "1.d.dat.json").write_bytes(b"damaged")
     with pytest.raises(TrustError):
-        receiver.view().load()
+        receiver.view(kept).load()
 
 
-def test_several_threads_may_refresh_one_directory(depot: Depot, receiver: Receiver) -> None:
+@pytest.mark.parametrize("kept", [None, KeptChain()])
+def test_several_threads_may_refresh_one_directory(depot: Depot, receiver: Receiver, kept: KeptChain | None) -> None:
     failures: list[BaseException] = []
 
     def run(job: Callable[[], object]) -> None:
@@ -537,7 +541,7 @@ def test_several_threads_may_refresh_one_directory(depot: Depot, receiver: Recei
 
     for number in range(5):
         depot.publish("dat", second=bytes([number]))
-        jobs = [receiver.view().refresh, receiver.view().load, receiver.view().refresh]
+        jobs = [receiver.view(kept).refresh, receiver.view(kept).load, receiver.view(kept).refresh]
         threads = [threading.Thread(target=run, args=(job,)) for job in jobs]
         for thread in threads:
             thread.start()
@@ -656,6 +660,61 @@ def test_what_changed_since_is_verified_again(receiver: Receiver, verified: list
             receiver.view(kept).load()
         path.write_bytes(good)
         assert receiver.view(kept).revisions("dat") == [FIRST]
+
+
+def test_a_file_that_looks_like_the_one_before_but_for_its_change_is_verified_again(
+    receiver: Receiver, verified: list[Path]
+) -> None:
+    kept = KeptChain()
+    receiver.view(kept).load()
+    path = next(receiver.directory.glob("*.snapshot.json"))
+    good, looked = path.read_bytes(), path.stat()
+    path.write_bytes(good.replace(b"0", b"1"))
+    os.utime(path, ns=(looked.st_atime_ns, looked.st_mtime_ns))
+    with pytest.raises(TrustError):
+        receiver.view(kept).load()
+
+
+def test_what_was_verified_is_verified_again_after_a_while(receiver: Receiver, verified: list[Path]) -> None:
+    kept = KeptChain()
+    receiver.view(kept).load()
+    assert kept.found is not None
+    kept.found = kept.found._replace(at_s=kept.found.at_s - 601)
+    receiver.view(kept).load()
+    assert verified.count(receiver.directory) == 2
+
+
+def test_what_was_verified_and_expired_since_is_refused(tmp_path: Path) -> None:
+    depot = Depot(tmp_path / "hq", lifetimes=Lifetimes(timestamp=timedelta(seconds=3)))
+    depot.publish("dat", first=b"record one")
+    receiver = Receiver(tmp_path / "s01", depot, depot.catalog.root_bytes())
+    kept = KeptChain()
+    receiver.view(kept).refresh()
+    assert not receiver.view(kept).refresh()
+    time.sleep(3.1)
+    with pytest.raises(TrustError, match="expired"):
+        receiver.view(kept).refresh()
+
+
+def test_what_another_thread_puts_there_meanwhile_is_not_taken(receiver: Receiver, verified: list[Path]) -> None:
+    """What is shared is read once: what fitted is what is taken."""
+    receiver.view(kept := KeptChain()).load()
+    found = kept.found
+    assert found is not None
+
+    class Changing:
+        """Gives what was verified for the root of trust and for the state, and nothing after that."""
+
+        reads = 0
+
+        @property
+        def found(self) -> object:
+            self.reads += 1
+            return found if self.reads <= 2 else None
+
+    view = receiver.view(Changing())  # type: ignore[arg-type]
+    view.load()
+    assert view.chain is found.chain
 
 
 def test_another_root_of_trust_is_not_taken_for_the_one_before(receiver: Receiver, tmp_path: Path) -> None:
