@@ -286,7 +286,7 @@ class PackReader:
         return data
 
     def read(self, digest: bytes, location: Location, *, checked: bool = True) -> bytes:
-        """Return the plain bytes of a frame, with ``checked`` compared with ``digest``."""
+        """Return the plain bytes of a frame, compared with ``digest`` where they are to be ``checked``."""
         return decode(self.stored(location), location, digest, str(self.path), checked=checked)
 
     @property

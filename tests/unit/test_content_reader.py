@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ted.content.frame import encode
 from ted.content.manifest import ManifestFrame, Run, parse_frame, parse_runs
 from ted.content.pack import PackReader, PackWriter
 from ted.content.record import PackRef, RevisionRecord
-from ted.content.revision import Revision, RevisionReader, diff
+from ted.content.revision import Hole, Revision, RevisionReader, diff
 from ted.errors import DigestMismatchError, FormatError, MissingContentError, RepositoryError, UsageError
 
 STAMP = "20261122T125447123456Z"
@@ -485,6 +485,11 @@ def test_the_frames_of_a_file_are_read_ahead(tmp_path: Path, monkeypatch: pytest
     assert readers == {"ted-read"}
 
 
+def joined(pieces: Iterable[bytes | memoryview | Hole]) -> bytes:
+    """The bytes of a file without holes."""
+    return b"".join(piece for piece in pieces if not isinstance(piece, Hole))
+
+
 def small(tmp_path: Path) -> tuple[Path, RevisionRecord]:
     """A revision of ten small files that share a frame."""
     with RevisionBuilder(tmp_path, "hq", "lib", "file", {}, {}) as builder:
@@ -507,7 +512,7 @@ def test_what_files_share_is_compared_with_a_digest_once_as_a_part_of_each(
         for where in ("ted.content.revision", "ted.content.frame"):
             monkeypatch.setattr(f"{where}.frame_digest", noted)
         for entry in entries:
-            assert b"".join(reader.pieces(entry)) == b"".join(reader.chunks(entry))  # type: ignore[arg-type]
+            assert joined(reader.pieces(entry)) == joined(reader.chunks(entry))
             assert all(type(part) is bytes for part in reader.chunks(entry))
     assert hashed == [3000] * 30
 
@@ -583,7 +588,7 @@ def test_a_small_file_is_read_without_other_threads(tmp_path: Path, monkeypatch:
     with Revision(tmp_path, record).open() as reader:
         (entry,) = [entry for entry in reader.entries() if entry.path == b"data/large"]
         assert len(entry.extents) > 4
-        assert sum(map(len, map(bytes, reader.pieces(entry)))) == 7_900_000  # type: ignore[arg-type]
+        assert len(joined(reader.pieces(entry))) == 7_900_000
     assert readers == {"MainThread"}
 
 
