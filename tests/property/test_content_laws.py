@@ -251,7 +251,8 @@ def entries(draw: st.DrawFn) -> Entry:
     link = {Kind.SYMLINK: b"../anything", Kind.HARDLINK: b"a/b"}.get(kind)
     size = sum(piece.length for piece in pieces)
     attributes = tuple(sorted(draw(xattrs).items()))
-    digest = draw(st.one_of(st.none(), digests)) if len(pieces) == 1 else None
+    shares_its_frame = len(pieces) == 1 and pieces[0].frame is not None
+    digest = draw(st.one_of(st.none(), digests)) if shares_its_frame else None
     owner, group = draw(owners), draw(owners)
     return Entry(path, kind, draw(modes), draw(times), owner, group, size, pieces, link, digest, attributes)
 
