@@ -19,6 +19,8 @@ import asyncio, json, os, signal, sys, time
 from pathlib import Path
 from ted.agent.extractor import Extractor
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a script runs the tests in the background
+
 def run(load, *commands):
     global extractor
     async def all_of_them():
