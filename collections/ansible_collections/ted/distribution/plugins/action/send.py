@@ -39,6 +39,8 @@ display = Display()
 MODULE = "ted.distribution.send"
 FIRST_WAIT_S = 0.5
 WAIT_GROWTH = 2.0
+WATCHED_INTERVAL_S = 5
+UNWATCHED_INTERVAL_S = 20
 LOOK_LIMIT_S = 60
 LOST_LIMIT = 5
 AT_ONCE = 20
@@ -98,7 +100,8 @@ class ActionModule(ActionBase):
         began, wait_s, lost, shown, told = time.monotonic(), FIRST_WAIT_S, 0, None, set()
         known, moved_s = 0, 0.0
         deadline = began + int(options.get("timeout") or 3600)
-        longest = max(float(options.get("interval") or 5), FIRST_WAIT_S)
+        usual_s = WATCHED_INTERVAL_S if on_terminal() else UNWATCHED_INTERVAL_S
+        longest = max(float(options.get("interval") or usual_s), FIRST_WAIT_S)
         trouble = None
         while live:
             looked = time.monotonic()

@@ -72,8 +72,8 @@ options:
   interval:
     description:
       - The longest pause between two looks at the progress, in seconds.
+      - Without it 5 on a terminal and 20 elsewhere, where nobody sees a line redrawn. The end is seen at once anyway.
     type: int
-    default: 5
   watch:
     description:
       - Do not send. Follow the sends with these identities (RV(sends[].send) of a task with O(wait=false)).
@@ -312,7 +312,7 @@ def main():
         ends_at={"type": "str", "aliases": ["until"]},
         wait={"type": "bool", "default": True},
         timeout={"type": "int", "default": 3600},
-        interval={"type": "int", "default": 5},
+        interval={"type": "int"},
         watch={"type": "list", "elements": "str"},
         allow_incomplete={"type": "bool", "default": False},
         **FORETOLD,
