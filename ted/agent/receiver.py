@@ -394,6 +394,7 @@ class Receiver:
                 del self._transfers[key[:2]]
             transfer.ended.set()
         if failure is None:
+            log.info("%s: received", "/".join(key))
             await self._mark_target(transfer.slips)
             for slip in transfer.slips:
                 await self._on_received(slip)

@@ -342,14 +342,23 @@ class Agent:
     async def _extract(self, distributor: str, distribution: str) -> None:
         said = await self._extractor.run(["--config", str(self.node.config.config_directory), "--json", "extract",
                                           distribution, "--distributor", distributor])  # fmt: skip
-        try:
-            error = json.loads(said).get("error")
-            message = error and error["message"]
-        except (ValueError, AttributeError, KeyError, TypeError):  # a type that prints is heard too
-            message = None if said else "it ended without an answer"
+        message, rows = _heard(said)
         if message:
             log.error("extract %s: %s", distribution, message)
+        for row in rows:
+            if row["changed"]:
+                log.info("extract %s %s: %s", distribution, row["revision"], row["state"])
         self._receipts.poke()
+
+
+def _heard(said: bytes) -> tuple[str | None, list[dict[str, Any]]]:
+    """Return what went wrong, if anything, and the rows of what ``ted extract --json`` said."""
+    try:
+        answer = json.loads(said)
+        error = answer.get("error")
+        return error and error["message"], answer.get("distributions", [])
+    except (ValueError, AttributeError, KeyError, TypeError):  # a type that prints is heard too
+        return None if said else "it ended without an answer", []
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

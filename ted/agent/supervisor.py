@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -24,6 +25,8 @@ from ted.agent.ask import call_agent
 from ted.agent.locks import hold_lock, lock_owner
 from ted.config import NodeConfig
 from ted.errors import AgentError, TedError
+
+log = logging.getLogger("ted.supervisor")
 
 LONGEST_PAUSE_S = 30.0
 LIVED_S = 60.0
@@ -51,8 +54,8 @@ def start(config: NodeConfig) -> bool:
     _rotate(log_path)
     begun = log_path.stat().st_size if log_path.exists() else 0
     command = [sys.executable, "-m", "ted", "--config", str(config.config_directory), "agent", "supervise"]
-    with log_path.open("ab") as log:
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/")
+    with log_path.open("ab") as out:
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/")
     _wait_until_it_answers(config, begun)
     return True
 
@@ -116,7 +119,7 @@ def supervise(config: NodeConfig) -> None:
             failures = 0
         pause_s = min(2.0 ** (failures - 1), LONGEST_PAUSE_S) if failures else 0.0
         failures += 1
-        print(f"{_ended(config.node)} ({child.returncode}), again in {pause_s:g} s", file=sys.stderr)  # noqa: T201
+        log.warning("%s (%d), again in %g s", _ended(config.node), child.returncode, pause_s)
         _rotate(config.working.state / "agent.log")
         until_s = time.monotonic() + pause_s
         while not stopping and time.monotonic() < until_s:
@@ -150,9 +153,9 @@ def _wait_until_it_answers(config: NodeConfig, begun: int | None = None) -> None
 
 def _ends_since(log_path: Path, begun: int, node: str) -> int:
     """Return how often the supervisor saw the agent end since its log had ``begun`` bytes."""
-    with suppress(OSError), log_path.open("rb") as log:
-        log.seek(begun)
-        return log.read(MAX_LOG_BYTES).count(_ended(node).encode())
+    with suppress(OSError), log_path.open("rb") as file:
+        file.seek(begun)
+        return file.read(MAX_LOG_BYTES).count(_ended(node).encode())
     return 0
 
 
@@ -183,7 +186,7 @@ def _rotate(path: Path) -> None:
 
 def _cause(path: Path, node: str) -> str:
     """Return the last error that an agent ended with, in one line, and after it what it said of it (its hint)."""
-    lines = [line for line in _tail(path, 8192).splitlines() if line.strip() and not line.startswith(_ended(node))]
+    lines = [line for line in _tail(path, 8192).splitlines() if line.strip() and _ended(node) not in line]
     heads = [number for number, line in enumerate(lines) if not line[0].isspace()]
     if not heads:
         return " ".join(line.strip() for line in lines) or "(no log)"

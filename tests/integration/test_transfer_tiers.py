@@ -339,6 +339,9 @@ def test_an_agent_extracts_by_itself_where_its_schedule_says_immediately(fleet: 
     fleet.until(lambda: fleet.states("hq", "app")["e01"] == "extracted")
     assert same_trees(fleet.root / "source", fleet.root / "e01" / "dest" / "app") == ""
     assert "take longer" not in fleet.log("e01"), "it was forked"
+    revision = fleet.ted("hq", "send", "--check")["sends"][0]["revision"]
+    fleet.until(lambda: f"hq/app/{revision}: received" in fleet.log("e01"))
+    fleet.until(lambda: f"extract app {revision}: extracted" in fleet.log("e01"))
 
 
 def test_an_agent_extracts_also_where_the_process_its_extractions_are_forked_from_was_killed(fleet: Fleet) -> None:
