@@ -19,6 +19,7 @@ import math
 import os
 import random
 import signal
+import sys
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ from ted.transfer.tls import TlsListener
 log = logging.getLogger("ted.agent")
 
 _M_ARENA_MAX = -8
+_TURN_S = 0.0005
+"""How long a thread may keep the interpreter while the event loop wants it: with the usual 5 ms limits come late."""
 
 HOUSEKEEPING_S = 3600.0
 BACKLOG = 512
@@ -342,21 +345,21 @@ class Agent:
     async def _extract(self, distributor: str, distribution: str) -> None:
         said = await self._extractor.run(["--config", str(self.node.config.config_directory), "--json", "extract",
                                           distribution, "--distributor", distributor])  # fmt: skip
-        message, rows = _heard(said)
+        message, news = _heard(said)
         if message:
             log.error("extract %s: %s", distribution, message)
-        for row in rows:
-            if row["changed"]:
-                log.info("extract %s %s: %s", distribution, row["revision"], row["state"])
+        for revision, state in news:
+            log.info("extract %s %s: %s", distribution, revision, state)
         self._receipts.poke()
 
 
-def _heard(said: bytes) -> tuple[str | None, list[dict[str, Any]]]:
-    """Return what went wrong, if anything, and the rows of what ``ted extract --json`` said."""
+def _heard(said: bytes) -> tuple[str | None, list[tuple[str, str]]]:
+    """Return what went wrong, if anything, and the revisions and states of what ``ted extract --json`` changed."""
     try:
         answer = json.loads(said)
-        error = answer.get("error")
-        return error and error["message"], answer.get("distributions", [])
+        if error := answer.get("error"):
+            return error["message"], []
+        return None, [(row["revision"], row["state"]) for row in answer["distributions"] if row["changed"]]
     except (ValueError, AttributeError, KeyError, TypeError):  # a type that prints is heard too
         return None if said else "it ended without an answer", []
 
@@ -375,6 +378,7 @@ def run_agent(config: NodeConfig, extractor: Extractor) -> None:
     if config.extracts_immediately:
         extractor.start()
     _share_memory()
+    sys.setswitchinterval(_TURN_S)
     asyncio.run(_run(config, extractor))
 
 

@@ -99,6 +99,7 @@ class Turn:
         self._gate = gate
         self._pacer = pacer
         self._may = asyncio.Event()
+        self._is_waiting = False
         self._asked_at_s: float | None = None
         self._held_until_s = -1e9
 
@@ -125,23 +126,32 @@ class Turn:
 
     async def take(self, size_bytes: float, within_s: float) -> bool:
         """Wait until ``size_bytes`` may be sent; false when that takes longer than ``within_s``: then call again."""
-        if self._asked_at_s is None:
-            self._may.clear()
-            self._asked_at_s = time.monotonic()
-            self._pacer.ask(self.transfer, size_bytes)
-            self._gate.move()
-        if not self._may.is_set():
-            try:
-                async with asyncio.timeout(within_s):
-                    await self._may.wait()
-            except TimeoutError:
-                return False
-        self._asked_at_s = None
-        return True
+        self._is_waiting = True
+        try:
+            if self._asked_at_s is None:
+                self._may.clear()
+                self.sent()
+                self._asked_at_s = time.monotonic()
+                self._pacer.ask(self.transfer, size_bytes)
+                self._gate.move()
+            with suppress(TimeoutError):
+                if not self._may.is_set():
+                    async with asyncio.timeout(within_s):
+                        await self._may.wait()
+            if self._may.is_set():
+                self._asked_at_s = None
+        finally:
+            self._is_waiting = False
+        return self._asked_at_s is None
+
+    def sent(self) -> None:
+        """The piece is out, or waits for its reader or a disk: what others may send does not hang on it any more."""
+        self._pacer.sent(self.transfer, time.monotonic())
 
     def rest(self) -> None:
         """Nothing to send now; others may."""
         self._asked_at_s = None
+        self.sent()
         self._pacer.rest(self.transfer)
         self._gate.move()
 
@@ -151,6 +161,8 @@ class Turn:
         if self._asked_at_s is not None and now_s - self._asked_at_s > HELD_FROM_S:
             self._held_until_s = now_s
         self._may.set()
+        if not self._is_waiting:  # between two waits it gives its reader a sign of life, for as long as that takes
+            self.sent()
 
 
 class InputGate:

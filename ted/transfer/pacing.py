@@ -1,7 +1,9 @@
 """Who may send next, and when: the rates, classes, shares and slots of one node.
 
 Rules:
- * A rate is one bucket for all that it governs. In any time t at most ``burst + rate * t`` bytes leave it.
+ * A rate is one bucket for all that it governs. In any time t at most ``burst + rate * t`` bytes leave it. What counts
+   is when they leave: while a piece that may go has not gone yet, nothing is saved up in its place, unless what it
+   waits for is its reader or a disk.
  * Priorities are strict, piece by piece: while a transfer of a higher class has something to send, lower ones wait
    where they are. One whose own blocks are still to come rests, and holds nobody back.
  * Transfers of one class take turns in the order in which they ask: equal pieces, equal shares.
@@ -47,8 +49,11 @@ class OutputLimits:
 
 
 def burst_bytes(rate_bytes_s: float) -> float:
-    """Return what a bucket may make up for: 64 KiB (less at low rates) and 10 ms of the rate."""
-    return max(1.0, min(LARGEST_PIECE_BYTES, rate_bytes_s / 4) + rate_bytes_s / 100)
+    """Return what a bucket may make up for: 64 KiB (less at low rates) and 20 ms of the rate, 2 % of a second's.
+
+    Where processors are busy a node comes late by 8 to 30 ms now and then; what is not made up for then is lost.
+    """
+    return max(1.0, min(LARGEST_PIECE_BYTES, rate_bytes_s / 4) + rate_bytes_s / 50)
 
 
 def piece_bytes(rate_bytes_s: float | None) -> int:
@@ -70,6 +75,7 @@ class Bucket:
     def __init__(self, rate_bytes_s: float | None, now_s: float) -> None:
         self.rate_bytes_s = rate_bytes_s
         self._level_bytes = 0.0 if rate_bytes_s is None else burst_bytes(rate_bytes_s)
+        self._held_bytes = 0.0
         self._at_s = now_s
 
     def change(self, rate_bytes_s: float | None, now_s: float) -> None:
@@ -78,7 +84,7 @@ class Bucket:
             return
         self._fill(now_s)
         self.rate_bytes_s = rate_bytes_s
-        self._level_bytes = 0.0 if rate_bytes_s is None else min(self._level_bytes, burst_bytes(rate_bytes_s))
+        self._level_bytes = 0.0 if rate_bytes_s is None else min(self._level_bytes, self._room_bytes())
 
     def take(self, size_bytes: float, now_s: float) -> bool:
         """Take ``size_bytes`` if they are there."""
@@ -88,6 +94,15 @@ class Bucket:
             return False
         self._level_bytes -= size_bytes
         return True
+
+    def hold(self, size_bytes: float) -> None:
+        """Say that ``size_bytes`` were taken and have not left yet."""
+        self._held_bytes += size_bytes
+
+    def let_go(self, size_bytes: float, now_s: float) -> None:
+        """Say that ``size_bytes`` that were held have left."""
+        self._fill(now_s)
+        self._held_bytes = max(0.0, self._held_bytes - size_bytes)
 
     def drain(self, size_bytes: float, now_s: float) -> None:
         """Lose ``size_bytes`` of what was saved up, as far as there is something."""
@@ -114,19 +129,24 @@ class Bucket:
         passed_s, self._at_s = max(0.0, now_s - self._at_s), max(now_s, self._at_s)
         if self.rate_bytes_s is not None:
             level = self._level_bytes + passed_s * self.rate_bytes_s
-            self._level_bytes = min(level, burst_bytes(self.rate_bytes_s))
+            self._level_bytes = max(self._level_bytes, min(level, self._room_bytes()))
+
+    def _room_bytes(self) -> float:
+        """Return how much may be saved up beside what is held."""
+        return burst_bytes(self.rate_bytes_s or 0) - self._held_bytes
 
 
 class Transfer:
     """One block stream to one receiver."""
 
-    __slots__ = ("asks_bytes", "key", "number", "priority")
+    __slots__ = ("asks_bytes", "held_bytes", "key", "number", "priority")
 
     def __init__(self, priority: str, key: Hashable, number: int) -> None:
         self.priority = priority
         self.key = key
         self.number = number
         self.asks_bytes: float | None = None
+        self.held_bytes = 0.0
 
 
 class Pacer:
@@ -156,12 +176,19 @@ class Pacer:
 
     def leave(self, transfer: Transfer, now_s: float, *, finished: bool) -> None:
         """End a transfer; one that is not finished keeps its place for a while."""
+        self.sent(transfer, now_s)
         self.rest(transfer)
         if not finished:
             self._left[transfer.key] = (transfer.number, now_s)
 
+    def sent(self, transfer: Transfer, now_s: float) -> None:
+        """Say that the piece that was granted is out, or waits for something else than its turn."""
+        if transfer.held_bytes:
+            self._buckets[transfer.priority].let_go(transfer.held_bytes, now_s)
+            transfer.held_bytes = 0.0
+
     def ask(self, transfer: Transfer, size_bytes: float) -> None:
-        """Say that ``size_bytes`` are ready to be sent; the former piece is out."""
+        """Say that ``size_bytes`` are ready to be sent; the former piece was ``sent``."""
         transfer.asks_bytes = size_bytes
         self._active[transfer.priority].add(transfer)
         self._asking[transfer.priority].append(transfer)
@@ -193,7 +220,8 @@ class Pacer:
                     held.append(transfer)
                 elif bucket.take(transfer.asks_bytes, now_s):
                     self._drain_others(priority, transfer.asks_bytes, now_s)
-                    transfer.asks_bytes = None
+                    bucket.hold(transfer.asks_bytes)
+                    transfer.held_bytes, transfer.asks_bytes = transfer.held_bytes + transfer.asks_bytes, None
                     granted.append(transfer)
                 else:
                     ready_at_s = bucket.ready_at_s(transfer.asks_bytes, now_s)

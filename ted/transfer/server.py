@@ -371,6 +371,7 @@ class _Stream:
         while at < stop:
             if self._tls is not None and self._is_begun:
                 at = self._tls.pour(fill, at, stop)
+            self._turn.sent()
             if at < stop:  # the reader is slower, or the disk has it still
                 data = memoryview(bytearray(min(READ_BYTES, stop - at)))
                 if not fill(at, data):

@@ -24,12 +24,17 @@ RATE = 8_000_000
 BURST_BYTES = 64 * 1024
 MORE = 1.02
 LOOK = """
-import sys, time
+import os, time
+os.nice(-20)  # whoever has to wait for a processor sees one second as another
+counters = os.open("/proc/net/dev", os.O_RDONLY)
 while True:
-    for line in open("/proc/net/dev"):
-        name, _, counts = line.partition(":")
-        if name.strip() == "wan0":
-            print(time.monotonic(), counts.split()[8], flush=True)
+    before_s = time.monotonic()
+    text = os.pread(counters, 65536, 0).decode()
+    if time.monotonic() - before_s < 0.001:  # else nobody knows when they were read
+        for line in text.splitlines():
+            name, _, counts = line.partition(":")
+            if name.strip() == "wan0":
+                print(before_s, counts.split()[8], flush=True)
     time.sleep(0.02)
 """
 Sample = tuple[float, int]
@@ -113,6 +118,7 @@ def test_rates_hold_with_ten_distributions_to_fifty_children(fleet: LabFleet, la
         (RATE, between(samples, quarter_at_s, halved_at_s)),
         (RATE / 2, between(samples, halved_at_s + 1, halved_at_s + 13)),
     ):
+        assert max(later[0] - earlier[0] for earlier, later in itertools.pairwise(part)) < 0.1, "nobody looked"
         most, mean = worst_second(part) / rate, average(part) / rate
         print(f"{part[-1][0] - part[0][0]:.1f} s at {rate:,.0f} bytes/s: worst second {most:.3f}, average {mean:.3f}")
         assert most <= MORE + BURST_BYTES / rate

@@ -27,6 +27,43 @@ def test_no_window_has_more_than_the_burst_and_its_time_at_the_rate(rate: int, s
             assert total <= (burst_bytes(rate) + rate * (at_s - start_s)) * (1 + 1e-9) + 1e-3
 
 
+@given(
+    rate=rates,
+    steps=st.lists(st.tuples(st.floats(0, 3), st.integers(1, 64 * 1024), st.floats(0, 0.5)), min_size=1, max_size=80),
+)
+def test_it_holds_for_when_they_leave_however_late_that_is(rate: int, steps: list[tuple[float, int, float]]) -> None:
+    """Each piece leaves late; one may go while others that may have not gone yet."""
+    bucket, now_s = Bucket(rate, 0.0), 0.0
+    going: list[tuple[float, int]] = []
+    left: list[tuple[float, int]] = []
+
+    def leave(until_s: float) -> None:
+        for at_s, size in sorted(going):
+            if at_s <= until_s:
+                going.remove((at_s, size))
+                bucket.let_go(size, at_s)
+                left.append((at_s, size))
+
+    for pause_s, wanted, late_s in steps:
+        size = min(wanted, piece_bytes(rate))
+        now_s += pause_s
+        leave(now_s)
+        if not bucket.take(size, now_s):  # a held piece keeps others from saving up: all leave, then it is reckoned
+            leave(1e9)
+            now_s = max([now_s, *(at_s for at_s, _ in left)])
+            now_s = max(now_s, bucket.ready_at_s(size, now_s))
+            assert bucket.take(size, now_s)
+        bucket.hold(size)
+        going.append((now_s + late_s, size))
+    leave(1e9)
+    left.sort()
+    for first, (start_s, _) in enumerate(left):
+        total = 0
+        for at_s, size in left[first:]:
+            total += size
+            assert total <= (burst_bytes(rate) + rate * (at_s - start_s)) * (1 + 1e-9) + 1e-3
+
+
 @given(rate=rates, count=st.integers(2, 300))
 def test_one_who_always_asks_gets_the_whole_rate(rate: int, count: int) -> None:
     bucket, now_s, size = Bucket(rate, 0.0), 0.0, piece_bytes(rate)

@@ -87,6 +87,7 @@ class Line:
                 size = self.asked[transfer]
                 self.left[transfer] -= size
                 self.sent.append((self.now_s, key, size))
+                self.pacer.sent(transfer, self.now_s)
                 takes_s = size / self.slow.get(key, 1e9)
                 self.at(self.now_s + takes_s, lambda transfer=transfer: self._ask(transfer))  # type: ignore[misc]
             if look_at_s is not None and (not self.plans or look_at_s <= self.plans[0][0]):
@@ -370,7 +371,7 @@ def test_small_answers_count_and_delay_what_follows() -> None:
 def test_a_piece_is_never_more_than_half_the_burst() -> None:
     for rate in (1, 10, 1000, 50_000, MB, 100 * MB, 10_000 * MB):
         assert 1 <= piece_bytes(rate) <= max(1, burst_bytes(rate) / 2)
-        assert burst_bytes(rate) <= 64 * 1024 + 0.01 * rate
+        assert burst_bytes(rate) <= 64 * 1024 + 0.02 * rate
 
 
 def test_a_byte_costs_what_its_headers_cost() -> None:
