@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from ted.transfer import gates
 from ted.transfer.gates import OutputGate, Turn
 from ted.transfer.pacing import OutputLimits, burst_bytes
 
@@ -37,25 +40,31 @@ def test_whoever_has_its_turn_while_it_waits_for_its_reader_holds_nobody_back() 
     asyncio.run(run())
 
 
-def test_while_a_piece_is_late_nothing_is_saved_up_in_its_place() -> None:
-    async def run() -> tuple[int, int]:
-        gate = OutputGate(OutputLimits(high=RATE))
-        late, other = turns_of(gate, "high", "a", "b")
-        counts = []
-        for is_late in (True, False):
-            assert await late.take(PIECE, 10)
-            if not is_late:
-                late.sent()
-            await asyncio.sleep(2 * burst_bytes(RATE) / RATE)
-            count = 0
-            while await other.take(PIECE, 0.0005):
-                other.sent()
-                count += 1
-            other.rest()
-            late.sent()
-            counts.append(count)
-        return counts[0], counts[1]
+class Clock:
+    now_s = 0.0
 
-    while_late, else_ = asyncio.run(run())
-    assert (while_late + 1) * PIECE <= burst_bytes(RATE) + PIECE
-    assert else_ > while_late
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+def test_while_a_piece_is_late_nothing_is_saved_up_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(gates, "time", clock)
+
+    async def others_send(*, is_late: bool) -> int:
+        """Return how many pieces another may send after a while in which one had its turn, and went or did not."""
+        gate = OutputGate(OutputLimits(high=RATE))
+        one, other = turns_of(gate, "high", "a", "b")
+        assert await one.take(PIECE, 10)
+        if not is_late:
+            one.sent()
+        clock.now_s += 2 * burst_bytes(RATE) / RATE
+        count = 0
+        while await other.take(PIECE, 0.001):
+            other.sent()
+            count += 1
+        return count
+
+    whole = int(burst_bytes(RATE) // PIECE)
+    assert asyncio.run(others_send(is_late=False)) == whole
+    assert asyncio.run(others_send(is_late=True)) == whole - 1
