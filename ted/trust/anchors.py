@@ -85,19 +85,19 @@ class TrustStore:
         Args:
             data: A ``root.json``.
             distributor: The name it must be of; by default the one it says.
-            force: Let an older root replace a newer one, or a stranger's the one that is held.
+            force: Let an older root replace a newer one, a stranger's the one that is held, and any a damaged one.
             check: Change nothing; say what would be.
             source: Where ``data`` is from, for what is said of it.
 
         Raises:
-            TrustError: Not a root, not signed by itself, or of another Distributor.
+            TrustError: Not a root, not signed by itself, or of another Distributor; or the one that is held is damaged.
             ReplayError: Older than the root that is held.
             UntrustedDistributorError: Not signed by the root that is held: another identity of the same name.
         """
         anchor = describe(distributor, data, source)
         held = self.read(anchor.distributor)
-        former = describe(anchor.distributor, held) if held else None
-        if held and parse(Root, held).signed == parse(Root, data).signed:  # however it is laid out
+        former = self._describe_held(anchor.distributor, held, force=force) if held else None
+        if held and former and parse(Root, held).signed == parse(Root, data).signed:  # however it is laid out
             return Import(False, anchor, former)
         if former and anchor.version < former.version and not force:
             raise ReplayError(
@@ -115,6 +115,18 @@ class TrustStore:
             make_directory(path.parent)
             replace_file(path, data.strip())
         return Import(True, anchor, former)
+
+    def _describe_held(self, distributor: str, held: bytes, *, force: bool) -> Anchor | None:
+        """Return what is held; ``None`` where it is no root and another is to take its place."""
+        try:
+            return describe(distributor, held)
+        except TrustError as error:
+            if force:
+                return None
+            raise TrustError(
+                f"{self.path(distributor)}: the trusted root of {distributor} is damaged: {error.message}",
+                hint="look for the cause; then --force puts the one that was offered in its place",
+            ) from error
 
     def remove(self, distributor: str, *, check: bool = False) -> bool:
         """Trust ``distributor`` no more; False: it was not trusted."""

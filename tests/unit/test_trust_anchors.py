@@ -39,3 +39,22 @@ def test_a_rotated_root_takes_the_place_of_its_former_one(tmp_path: Path) -> Non
 def test_what_is_no_root_at_all_is_said_to_be_none(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(TrustError, match=r"^mine\.json: not a root that holds: it is no root metadata$"):
         TrustStore(tmp_path / "trust").import_root(data, source="mine.json")
+
+
+@pytest.mark.parametrize("damage", [b"{}", b"no JSON", b"of another"])
+def test_a_damaged_root_is_named_and_gives_way_to_whoever_insists(tmp_path: Path, damage: bytes) -> None:
+    ours, store = catalog(tmp_path / "ours"), TrustStore(tmp_path / "trust")
+    store.import_root(ours.root_bytes())
+    held = store.path("hq")
+    damaged = catalog(tmp_path / "others", "north").root_bytes() if damage == b"of another" else damage
+    held.write_bytes(damaged)
+    with pytest.raises(TrustError) as caught:
+        store.import_root(ours.root_bytes())
+    assert str(held) in caught.value.message
+    assert caught.value.hint is not None
+    assert "--force" in caught.value.hint
+    assert held.read_bytes() == damaged
+    assert store.import_root(ours.root_bytes(), force=True, check=True).changed
+    assert held.read_bytes() == damaged
+    assert store.import_root(ours.root_bytes(), force=True).changed
+    assert held.read_bytes() == ours.root_bytes().strip()
