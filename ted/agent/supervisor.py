@@ -160,7 +160,7 @@ def _ends_since(log_path: Path, begun: int, node: str) -> int:
 
 
 def _ended(node: str) -> str:
-    return f"ted: agent of {node} ended"
+    return f"agent of {node} ended"
 
 
 def _end(pid: int, state: Path, lock_name: str) -> None:

@@ -125,12 +125,14 @@ class Turn:
         return now_s if waits else self._held_until_s
 
     async def take(self, size_bytes: float, within_s: float) -> bool:
-        """Wait until ``size_bytes`` may be sent; false when that takes longer than ``within_s``: then call again."""
+        """Wait until ``size_bytes`` may be sent; false when that takes longer than ``within_s``: then call again.
+
+        Say when they are ``sent``, before the next ones.
+        """
         self._is_waiting = True
         try:
             if self._asked_at_s is None:
                 self._may.clear()
-                self.sent()
                 self._asked_at_s = time.monotonic()
                 self._pacer.ask(self.transfer, size_bytes)
                 self._gate.move()

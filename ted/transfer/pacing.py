@@ -49,7 +49,9 @@ class OutputLimits:
 
 
 def burst_bytes(rate_bytes_s: float) -> float:
-    """Return what a bucket may make up for: 64 KiB (less at low rates) and 20 ms of the rate, 2 % of a second's.
+    """Return what a bucket may make up for: 64 KiB (less at low rates) and 20 ms of the rate.
+
+    So no second has more than 2 % and 64 KiB above the rate.
 
     Where processors are busy a node comes late by 8 to 30 ms now and then; what is not made up for then is lost.
     """
@@ -221,7 +223,8 @@ class Pacer:
                 elif bucket.take(transfer.asks_bytes, now_s):
                     self._drain_others(priority, transfer.asks_bytes, now_s)
                     bucket.hold(transfer.asks_bytes)
-                    transfer.held_bytes, transfer.asks_bytes = transfer.held_bytes + transfer.asks_bytes, None
+                    transfer.held_bytes += transfer.asks_bytes
+                    transfer.asks_bytes = None
                     granted.append(transfer)
                 else:
                     ready_at_s = bucket.ready_at_s(transfer.asks_bytes, now_s)

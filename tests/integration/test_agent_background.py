@@ -133,6 +133,6 @@ def test_an_agent_that_cannot_have_its_port_says_so_soon_and_comes_up_once_it_ca
 )  # fmt: skip
 def test_the_cause_is_quoted_and_then_its_hint(tmp_path: Path, said: str, cause: str) -> None:
     log = tmp_path / "agent.log"
-    ended = "2026-11-27 10:00:00,123 hq WARNING ted.supervisor: ted: agent of hq ended (12), again in 1 s\n"
+    ended = "2026-11-27 10:00:00,123 hq WARNING ted.supervisor: agent of hq ended (12), again in 1 s\n"
     log.write_text("started\n" * bool(said) + f"{said}{ended}" * 3)
     assert _cause(log, "hq") == cause

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ class FakeTime:
 @pytest.fixture
 def action(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.setattr(sys, "meta_path", sys.meta_path[:])  # Ansible's own finder of collections stays out of it
     spec = importlib.util.spec_from_file_location("ted_send_action", ACTION)
     assert spec is not None
     assert spec.loader is not None
