@@ -453,3 +453,17 @@ def test_a_connection_that_is_kept_keeps_no_rate_of_the_transfer_before() -> Non
         asyncio.run(answered_on(sock))
         assert sock.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE) == UNPACED
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > slow_bytes
+
+
+@pytest.mark.parametrize(("rate", "least"), [(100_000, LEAST_QUEUE_BYTES), (8 * MB, 2 * piece_bytes(8 * MB))])
+def test_a_piece_at_a_rate_has_room_in_the_systems_queue(rate: int, least: int) -> None:
+    async def answered_on(sock: socket.socket) -> None:
+        transport = SimpleNamespace(get_extra_info={"socket": sock}.get)
+        turn = SimpleNamespace(rate_bytes_s=rate, piece_bytes=piece_bytes(rate))
+        rest = cast("Any", [None, turn, None])
+        request = cast("Any", SimpleNamespace(transport=transport))
+        _Stream(request, *rest, alive_every_s=1.0, executor=cast("Any", None))._fit_buffers()
+
+    with socket.socket() as sock:
+        asyncio.run(answered_on(sock))
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == least
