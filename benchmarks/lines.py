@@ -50,7 +50,8 @@ def run_once(root: Path, size: int, leaves: int, seed: int) -> Sample:
         fleet.kill(VICTIM)
         fleet.start(VICTIM)
         clock.join()
-        fleet.until(lambda: fleet.ted("dist", "send", "--watch", send)["sends"][0]["done"], within_s=600)
+        fleet.until(lambda: fleet.ted("dist", "send", "--watch", send, "--timeout", "60")["sends"][0]["done"],
+                    within_s=600)  # fmt: skip
         copies = {relay: lab.line_bytes(f"s{relay}")["down"] / size / WIRE for relay in RATES_MBIT_S}
         check(fleet, everyone)
         last_s = max(fleet.held_at_s("dist", "app", name) for name in everyone) - fleet.sent_at_s("dist")

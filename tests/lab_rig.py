@@ -25,6 +25,12 @@ def goodput_s(payload_bytes: float, mbit_s: float) -> float:
     return payload_bytes * WIRE * 8 / (mbit_s * 1e6)
 
 
+def sent_bytes(namespace: str, device: str) -> int:
+    """Return what a shaped device has sent."""
+    show = ["tc", "-n", namespace, "-s", "-j", "qdisc", "show", "dev", device]
+    return int(json.loads(subprocess.run(show, capture_output=True, check=True).stdout)[0]["bytes"])
+
+
 class Lab:
     """A running lab; commands of ``lab`` as methods. It goes down when this process ends, however that comes."""
 
@@ -35,7 +41,9 @@ class Lab:
         path = home.parent / f"{name}.yml"
         path.write_text(yaml.safe_dump(spec, sort_keys=False))
         self.call("up", str(path), "--owner", str(os.getpid()))
-        self._hosts: dict[str, dict[str, Any]] = json.loads((home / name / "lab.json").read_text())["hosts"]
+        found = json.loads((home / name / "lab.json").read_text())
+        self._hosts: dict[str, dict[str, Any]] = found["hosts"]
+        self._sites: dict[str, dict[str, Any]] = found["sites"]
 
     def command(self, *words: str) -> list[str]:
         """Return the words of a ``lab`` command; it needs ``environment``."""
@@ -48,9 +56,15 @@ class Lab:
         return done.stdout
 
     def line_bytes(self, site: str) -> dict[str, int]:
-        """Bytes that crossed the site's WAN line: ``down`` (into it) and ``up``."""
-        counters: dict[str, dict[str, int]] = json.loads(self.call("bytes", "--json"))
-        return counters[site]
+        """Bytes that crossed the site's WAN line: ``down`` (into it) and ``up``.
+
+        As ``lab bytes`` says, without starting it: who looks often while something is measured would take its share.
+        """
+        above = self._sites[site]["behind"] or "wan"
+        zero = self.home / self.name / "zero.json"
+        base = json.loads(zero.read_text())[site] if zero.exists() else {"down": 0, "up": 0}
+        ends = {"down": (f"{self.name}.r.{above}", f"w-{site}"), "up": (f"{self.name}.r.{site}", "wan0")}
+        return {way: sent_bytes(*end) - base[way] for way, end in ends.items()}
 
     def inside(self, host: str) -> list[str]:
         """Return the words that run a command in a host's network, with this machine's files."""

@@ -258,8 +258,8 @@ class Queue:
     """How much of one transfer the system may hold unsent: what the line takes in ``QUEUE_S``, in powers of two.
 
     What is there no other transfer can overtake, and every time it runs low costs a wake-up. Slow lines, and transfers
-    at a rate, have ``LEAST_QUEUE_BYTES``. A transfer that waits for its own blocks (``rested``) says nothing of its
-    line by that; more than a block or two at a time it does not need.
+    at a rate, have ``LEAST_QUEUE_BYTES``, these as much as a piece where that is more. A transfer that waits for its
+    own blocks (``rested``) says nothing of its line by that; more than a block or two at a time it does not need.
     """
 
     def __init__(self, now_s: float) -> None:

@@ -394,14 +394,15 @@ class _Stream:
         return self._loop.time() - before_s
 
     def _fit_buffers(self) -> None:
-        """Follow a new rate, or a changed one; none at all leaves the system's own buffer.
+        """Follow a new rate, or a changed one.
 
-        A piece goes into the system's queue at one go: what waits for a second one leaves beside later pieces.
+        A piece at a rate goes into the system's queue at one go: the rest of it would leave beside later pieces.
         """
         if self._turn.rate_bytes_s != self._rate_bytes_s:
             self._rate_bytes_s = self._turn.rate_bytes_s
             fit_send_buffer(self._socket, self._rate_bytes_s)
-            limit_unsent(self._socket, max(LEAST_QUEUE_BYTES, 2 * self._turn.piece_bytes))
+            at_a_rate_bytes = max(LEAST_QUEUE_BYTES, self._turn.piece_bytes)
+            limit_unsent(self._socket, self._queue.size_bytes if self._rate_bytes_s is None else at_a_rate_bytes)
 
     async def _let_others(self, size_bytes: int) -> None:
         """Give others a turn now and then: a reader that keeps up would leave them none."""

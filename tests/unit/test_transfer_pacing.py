@@ -455,15 +455,21 @@ def test_a_connection_that_is_kept_keeps_no_rate_of_the_transfer_before() -> Non
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > slow_bytes
 
 
-@pytest.mark.parametrize(("rate", "least"), [(100_000, LEAST_QUEUE_BYTES), (8 * MB, 2 * piece_bytes(8 * MB))])
-def test_a_piece_at_a_rate_has_room_in_the_systems_queue(rate: int, least: int) -> None:
-    async def answered_on(sock: socket.socket) -> None:
+def test_a_piece_at_a_rate_has_room_in_the_systems_queue() -> None:
+    """And where the rate changes, or is taken away, a transfer has the queue of that."""
+
+    async def queues_on(sock: socket.socket, rates: list[int | None]) -> list[int]:
         transport = SimpleNamespace(get_extra_info={"socket": sock}.get)
-        turn = SimpleNamespace(rate_bytes_s=rate, piece_bytes=piece_bytes(rate))
+        turn = SimpleNamespace(rate_bytes_s=None, piece_bytes=None)
         rest = cast("Any", [None, turn, None])
         request = cast("Any", SimpleNamespace(transport=transport))
-        _Stream(request, *rest, alive_every_s=1.0, executor=cast("Any", None))._fit_buffers()
+        stream, found = _Stream(request, *rest, alive_every_s=1.0, executor=cast("Any", None)), []
+        for rate in rates:
+            turn.rate_bytes_s, turn.piece_bytes = rate, piece_bytes(rate)
+            stream._fit_buffers()
+            found.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT))
+        return found
 
     with socket.socket() as sock:
-        asyncio.run(answered_on(sock))
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == least
+        found = asyncio.run(queues_on(sock, [100_000, 8 * MB, None]))
+    assert found == [LEAST_QUEUE_BYTES, 64 * 1024, LEAST_QUEUE_BYTES]
