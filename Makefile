@@ -53,6 +53,6 @@ lab-test: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m lab $(PYTEST_ARGS)
 
 clean:
-	-@test -x $(BIN)/ansible-playbook && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-playbook -i inventories/demo playbooks/uninstall.yml >/dev/null 2>&1
+	-@test -x $(BIN)/ansible-playbook && echo "ending the demo's agents: up to a minute" && PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-playbook -i inventories/demo playbooks/uninstall.yml >/dev/null 2>&1
 	rm -rf run $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
