@@ -26,7 +26,7 @@ def goodput_s(payload_bytes: float, mbit_s: float) -> float:
 
 
 def sent_bytes(namespace: str, device: str) -> int:
-    """Return what a shaped device has sent."""
+    """Return the bytes that a shaped device has sent since it is there. Source: tc(8), -s."""
     show = ["tc", "-n", namespace, "-s", "-j", "qdisc", "show", "dev", device]
     return int(json.loads(subprocess.run(show, capture_output=True, check=True).stdout)[0]["bytes"])
 

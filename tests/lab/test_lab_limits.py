@@ -59,8 +59,8 @@ def read(file: Path) -> list[Sample]:
     return [(float(at_s), int(count)) for at_s, count in map(str.split, whole)]
 
 
-def sent_bytes(file: Path) -> int:
-    """Return what the site has sent so far; to ask the lab each time took 28 % of the machine."""
+def sent_so_far(file: Path) -> int:
+    """Return the bytes sent since the first sample; to ask the lab each time took 28 % of the machine."""
     samples = read(file)
     return samples[-1][1] - samples[0][1] if samples else 0
 
@@ -114,7 +114,7 @@ def test_rates_hold_with_ten_distributions_to_fifty_children(fleet: LabFleet, la
     file = fleet.root / "samples"
     with sampled(lab, "hq", file) as samples:
         sends = {found["send"] for found in fleet.ted("dist", "send", "--no-wait")["sends"]}
-        fleet.until(lambda: sent_bytes(file) > TOTAL_BYTES * 0.5, within_s=150)
+        fleet.until(lambda: sent_so_far(file) > TOTAL_BYTES * 0.5, within_s=150)
         config = fleet.config("dist") / "node.yml"
         halved = yaml.safe_load(config.read_text())
         halved["output_rates"] = {name: rate // 2 for name, rate in halved["output_rates"].items()}

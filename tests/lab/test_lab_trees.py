@@ -168,8 +168,7 @@ def one_copy(fleet: LabFleet, lab_of: Callable[..., Lab], size: int, leaves: int
     fleet.kill(victim)
     fleet.start(victim)
     clock.join()
-    fleet.until(lambda: fleet.ted("dist", "send", "--watch", send, "--timeout", "60")["sends"][0]["done"],
-                within_s=200)  # fmt: skip
+    fleet.until(lambda: fleet.ted("dist", "send", "--watch", send)["sends"][0]["done"], within_s=200)
     carried = {relay: lab.line_bytes(f"s{relay}")["down"] / size for relay in rates}
     print({relay: round(share / WIRE, 4) for relay, share in carried.items()})
     for relay, share in carried.items():
@@ -213,8 +212,7 @@ def kill_anything(fleet: LabFleet, lab_of: Callable[..., Lab], size: int, faults
             time.sleep(chance.uniform(0.2, 4))
             lab.call("link", victim, "up")
         hits[victim] += 1
-    fleet.until(lambda: fleet.ted("dist", "send", "--watch", send, "--timeout", "60")["sends"][0]["done"],
-                within_s=200)  # fmt: skip
+    fleet.until(lambda: fleet.ted("dist", "send", "--watch", send)["sends"][0]["done"], within_s=200)
     assert fleet.ted("dist", "send", "--watch", send)["sends"][0]["incomplete"] == []
     carried = {site: lab.line_bytes(site)["down"] - size * WIRE for site in ("sn1", "sn2", "sn3")}
     print(dict(hits), {site: round(over / block, 2) for site, over in carried.items()})
