@@ -244,6 +244,27 @@ def test_the_tree_that_a_check_goes_by_is_not_shown(tmp_path: Path) -> None:
     assert "hunter2" not in done.stdout
 
 
+def test_a_play_on_a_distributor_gathers_nothing_of_its_receivers(tmp_path: Path) -> None:
+    """Ansible computes every variable that a template names, whichever branch is taken."""
+    looked = tmp_path / "looked"
+    app = {"type": "file", "channels": ["pos"], "options": {"targets": [{"path": "/x", "from": ["/y"]}]}}
+    leaf = {"ted_variables": {"A": f"{{{{ lookup('ansible.builtin.pipe', 'echo >> {looked}') }}}}"}}
+    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ted_channels": {"pos": {}}}
+    hosts = {"hq": local | {"ted_executable": "/bin/false", "ted_distributions": {"app": app}}, "s01": local | leaf}
+    groups = {"distributors": ["hq"], "pos": ["s01"]}
+    inventory = {"all": {"hosts": hosts, "children": {
+        name: {"hosts": dict.fromkeys(members)} for name, members in groups.items()}}}  # fmt: skip
+    path = str(tmp_path / "inventory.yml")
+    Path(path).write_text(json.dumps(inventory))
+    for play in ("build", "send"):
+        done = run(["ansible-playbook", "-i", path, f"playbooks/{play}.yml"], tmp_path / "home")
+        assert "/bin/false" in done.stdout, done.stdout + done.stderr
+    assert not looked.exists()
+    seen = run(["ansible", "-i", path, "localhost", "-m", "ansible.builtin.debug", "-a",
+                "msg={{ hostvars | ted.distribution.topology(groups) }}"], tmp_path / "home")  # fmt: skip
+    assert looked.exists(), seen.stdout + seen.stderr
+
+
 def test_the_topology_holds_the_contracts_variables_and_nothing_else(filtered: Any) -> None:
     hostvars = filtered["topology"]["_meta"]["hostvars"]
     assert set(hostvars) == {"hq", "relay", "s01", "s02", "lonely", "partner"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,32 @@ def test_what_a_host_only_hands_on_is_not_installed_there(inventory: Any, hostva
 def test_outside_check_mode_nothing_is_foretold(inventory: Any, hostvars: dict[str, Any]) -> None:
     hostvars["east"]["build_done"]["distributions"][0]["check"] = False
     assert inventory.to_come(hostvars, GROUPS, "s01") == []
+
+
+class Counted(dict[str, Any]):
+    """Variables of hosts as Ansible has them: each look at a host costs."""
+
+    def __init__(self, hostvars: dict[str, Any]) -> None:
+        super().__init__(hostvars)
+        self.looks: Counter[str] = Counter()
+
+    def __getitem__(self, host: str) -> Any:
+        self.looks[host] += 1
+        return super().__getitem__(host)
+
+
+def test_whatever_is_read_off_an_inventory_looks_up_each_host_once(inventory: Any, hostvars: dict[str, Any]) -> None:
+    fed: dict[str, Any] = {"r1": {"ted_parent": "east"}, "s01": {"ted_parent": "r1", "ted_port": 1, "ted_address": "a"}}
+    everyone = hostvars | fed
+    groups = GROUPS | {"all": list(everyone)}
+    for read in (
+        lambda hosts: inventory.topology(hosts, groups, "east"),
+        lambda hosts: inventory.members(hosts, groups),
+        lambda hosts: inventory.node_settings(hosts, groups, "s01"),
+        lambda hosts: inventory.to_come(hosts, groups, "s01"),
+        lambda hosts: inventory.meant(hosts, groups, "nope"),
+    ):
+        counted = Counted(everyone)
+        read(counted)
+        assert counted.looks
+        assert set(counted.looks.values()) == {1}

@@ -7,11 +7,13 @@ Rules:
  * Values are templated by Ansible, leaf by leaf where a part of one cannot be: that part keeps its text
    (a target path that names a Subscriber's variable is not the Distributor's to resolve).
  * The result is plain data in a fixed order: the same inventory gives the same bytes.
+ * A host is looked up once: Ansible gathers its variables anew at every look, from all its groups and plugins.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -43,6 +45,43 @@ UNDEFINED = (AnsibleError, UndefinedError)
 LOOPBACK = ("127.0.0.1", "::1")
 
 
+class Looked(Mapping):
+    """The variables of hosts, each host's gathered once."""
+
+    def __init__(self, hostvars):
+        self._hostvars = hostvars
+        self._found = {}
+
+    def __getitem__(self, host):
+        if host not in self._found:
+            self._found[host] = self._hostvars[host]
+        return self._found[host]
+
+    def __contains__(self, host):
+        return host in self._hostvars
+
+    def __iter__(self):
+        return iter(self._hostvars)
+
+    def __len__(self):
+        return len(self._hostvars)
+
+    def untemplated(self, host):
+        """Return a host's variables as they were written."""
+        raw_get = getattr(self._hostvars, "raw_get", self._hostvars.__getitem__)
+        return dict(raw_get(host))
+
+
+def looks_once(function):
+    """Let a function, whose first argument are the variables of hosts, and those it calls look each host up once."""
+
+    @functools.wraps(function)
+    def looking(hostvars, *args, **kwargs):
+        return function(hostvars if isinstance(hostvars, Looked) else Looked(hostvars), *args, **kwargs)
+
+    return looking
+
+
 def plain(value):
     """Return ``value`` as built-in types only: tags, lazy containers and subclasses do not leave this file.
 
@@ -71,26 +110,21 @@ def is_ours(name):
     return name == "ansible_host" or (name.startswith("ted_") and name not in ROLE_VARIABLES)
 
 
+@looks_once
 def variables(hostvars, host):
     """Return the ted variables of ``host``, templated, as plain data."""
     names = sorted(str(name) for name in hostvars[host] if is_ours(name))
     return {name: variable(hostvars, host, name) for name in names}
 
 
+@looks_once
 def variable(hostvars, host, name):
     """Return one variable of ``host``, templated, as plain data."""
     try:
         return plain(hostvars[host][name])
     except UNDEFINED:
-        raw = untemplated(hostvars, host)
+        raw = hostvars.untemplated(host)
         return leaves(raw[name], Templar(loader=DataLoader(), variables=raw))
-
-
-def untemplated(hostvars, host):
-    """Return a host's variables as they were written."""
-    if hasattr(hostvars, "raw_get"):
-        return dict(hostvars.raw_get(host))
-    return dict(hostvars[host])
 
 
 def leaves(value, templar):
@@ -116,6 +150,7 @@ def hierarchy_names(items, parent=None):
             yield str(item), parent
 
 
+@looks_once
 def get(hostvars, host, name, default=None):
     """Return one variable of a host as plain data, or ``default``."""
     if host not in hostvars or name not in hostvars[host]:
@@ -128,6 +163,7 @@ def distributors(groups):
     return [str(host) for host in groups.get("distributors", [])]
 
 
+@looks_once
 def channels(hostvars, groups):
     """Return the names of all channels: the keys of every ``ted_channels`` a Distributor or Subscriber sees."""
     names = []
@@ -136,6 +172,7 @@ def channels(hostvars, groups):
     return names
 
 
+@looks_once
 def members(hostvars, groups):
     """Return every node of the tree, External Subscribers too, in inventory order."""
     wanted = set()
@@ -169,6 +206,7 @@ def without_others_secrets(found):
     }
 
 
+@looks_once
 def topology(hostvars, groups, distributor=None):
     """Return the tree in the shape of ``ansible-inventory --list``; for one Distributor without others' secrets."""
     hosts = members(hostvars, groups)
@@ -188,6 +226,7 @@ def topology(hostvars, groups, distributor=None):
     return result
 
 
+@looks_once
 def parent_of(hostvars, groups, host):
     """Return who feeds ``host``: by a Distributor's hierarchy, else its ``ted_parent``, else the only Distributor."""
     owners = distributors(groups)
@@ -201,6 +240,7 @@ def parent_of(hostvars, groups, host):
     return owners[0] if len(owners) == 1 and host not in owners else None
 
 
+@looks_once
 def node_settings(hostvars, groups, host):
     """Return what goes into the ``node.yml`` of ``host``."""
     own = variables(hostvars, host)
@@ -233,6 +273,7 @@ def text(value):
     return str(plain(value))
 
 
+@looks_once
 def targets(hostvars, groups, distribution=None, channel=None):
     """Return the hosts (no External Subscribers) that shall have a distribution, or any, in inventory order."""
     wanted = {name for owner in distributors(groups) for name in channels_of(hostvars, owner, distribution)}
@@ -249,6 +290,7 @@ def receivers(groups, wanted, channel=None):
     return [str(host) for host in groups.get("all", []) if str(host) in hosts]
 
 
+@looks_once
 def owners(hostvars, groups, distribution=None, channel=None):
     """Return the Distributors that own a distribution (or any that goes out on ``channel``)."""
     if channel:
@@ -256,6 +298,7 @@ def owners(hostvars, groups, distribution=None, channel=None):
     return [host for host in distributors(groups) if chosen(hostvars, host, distribution)]
 
 
+@looks_once
 def meant(hostvars, groups, distribution=None, channel=None):
     """Return what to say of a distribution and a channel that no Distributor has together."""
     hosts = distributors(groups)
@@ -276,17 +319,20 @@ def near(what, name, known):
     return "there are these %s: %s" % (what, ", ".join(known) or "none")
 
 
+@looks_once
 def chosen(hostvars, owner, distribution=None):
     """Return what a Distributor says of a distribution of its own (or of all)."""
     mine = get(hostvars, owner, "ted_distributions", {}) or {}
     return [what for name, what in mine.items() if distribution in (None, "", name)]
 
 
+@looks_once
 def channels_of(hostvars, owner, distribution=None):
     """Return the channels on which a Distributor sends a distribution (or any)."""
     return [str(name) for what in chosen(hostvars, owner, distribution) for name in what.get("channels") or []]
 
 
+@looks_once
 def to_be_built(hostvars, distributor, channel=None):
     """Return the distributions of which this run's check foretold a new revision (that goes out on ``channel``)."""
     said = get(hostvars, distributor, "build_done", {}) or {}
@@ -294,6 +340,7 @@ def to_be_built(hostvars, distributor, channel=None):
     return [name for name in names if not channel or channel in channels_of(hostvars, distributor, name)]
 
 
+@looks_once
 def to_come(hostvars, groups, host, channel=None):
     """Return the distributions of which this run's check foretold that a revision would come to ``host``."""
     names = {
@@ -322,6 +369,7 @@ def executable(host_variables):
     return plain(venv) + "/bin/ted"
 
 
+@looks_once
 def certificate_requests(hostvars, hosts):
     """Return what the hosts of a play ask of the realm's authority."""
     asked = {}
@@ -332,6 +380,7 @@ def certificate_requests(hostvars, hosts):
     return asked
 
 
+@looks_once
 def missing_roots(hostvars, distributors, host, exported=()):
     """Return the roots of trust that a host does not hold in the form its Distributors have them."""
     held = (get(hostvars, host, "node_configured", {}) or {}).get("roots") or {}
