@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -36,6 +37,7 @@ KEPT_VERSIONS = 4
 _ROOT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 DISTRIBUTOR_FIELD = "x-ted-distributor"
 
+_KEPT_ROOTS = 16
 _MAX_COMPRESSORS = 16
 _MAX_BYTES = 1 << 50
 
@@ -154,8 +156,9 @@ def parse(kind: type[S], data: bytes) -> Metadata[S]:  # type: ignore[type-var]
     return metadata
 
 
+@lru_cache(maxsize=_KEPT_ROOTS)
 def parse_root(data: bytes) -> Root:
-    """Parse a root and verify that it is signed by itself.
+    """Parse a root and verify that it is signed by itself; once for the same bytes, so it is not to be changed.
 
     Raises:
         TufError: It is not a root, or its signatures do not hold.
