@@ -81,6 +81,8 @@ class OutputGate:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if not self._pacer.is_asked:
+            return
         granted, look_at_s = self._pacer.grants(time.monotonic())
         for transfer in granted:
             self._turns[transfer].go()

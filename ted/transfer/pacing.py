@@ -108,6 +108,8 @@ class Bucket:
 
     def drain(self, size_bytes: float, now_s: float) -> None:
         """Lose ``size_bytes`` of what was saved up, as far as there is something."""
+        if self.rate_bytes_s is None:
+            return
         self._fill(now_s)
         self._level_bytes = min(self._level_bytes, max(0.0, self._level_bytes - size_bytes))
 
@@ -205,6 +207,11 @@ class Pacer:
     def spend(self, priority: str, size_bytes: float, now_s: float) -> None:
         """Count what was sent without asking (small answers); what follows waits for it."""
         self._buckets[priority].reserve(size_bytes, now_s)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether anybody asks for something that was not granted yet."""
+        return any(self._asking.values())
 
     def grants(self, now_s: float) -> tuple[list[Transfer], float | None]:
         """Return who may send what it asked for now, and when to look again if nobody asks before."""

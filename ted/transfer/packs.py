@@ -75,8 +75,8 @@ class Incoming:
     def __init__(self, pack: PartialPack, loop: asyncio.AbstractEventLoop) -> None:
         self.pack = pack
         self._loop = loop
-        self._changed = asyncio.Event()
-        self._waiting = 0
+        self._waiting: dict[asyncio.Future[bool], float] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self._error: Exception | None = None
 
     def advanced(self) -> None:
@@ -90,8 +90,10 @@ class Incoming:
         self._wake()
 
     def _wake(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        waiting, self._waiting = self._waiting, {}
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(True)
 
     async def available(self, block: int, timeout_s: float) -> None:
         """Return when ``block`` is there.
@@ -106,17 +108,33 @@ class Incoming:
                 raise _again(self._error)
             if self._error is not None:
                 raise MissingContentError(f"block {block} will not come: {self._error}") from self._error
-            changed = self._changed
-            self._waiting += 1  # before it looks once more: what is written after that look wakes it
+            waiter: asyncio.Future[bool] = self._loop.create_future()
+            self._waiting[waiter] = until_s = self._loop.time() + timeout_s
             try:
-                if self.pack.has(block):
+                if self.pack.has(block):  # what is written after this look wakes it
                     return
-                async with asyncio.timeout(timeout_s):
-                    await changed.wait()
-            except TimeoutError as error:
-                raise BusyError(f"nothing came in for {timeout_s:g} s") from error
+                self._look_at(until_s)
+                if not await waiter:
+                    raise BusyError(f"nothing came in for {timeout_s:g} s")
             finally:
-                self._waiting -= 1
+                self._waiting.pop(waiter, None)
+
+    def _look_at(self, until_s: float) -> None:
+        """See to it that nobody waits for longer; one timer for all, since each would wait anew for every block."""
+        if self._timer is not None and self._timer.when() > until_s:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(until_s, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now_s = self._loop.time()
+        for waiter, until_s in self._waiting.items():
+            if until_s <= now_s and not waiter.done():
+                waiter.set_result(False)
+        if later := [until_s for until_s in self._waiting.values() if until_s > now_s]:
+            self._look_at(min(later))
 
 
 class ServedPack:

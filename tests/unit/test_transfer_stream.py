@@ -169,6 +169,27 @@ def test_a_block_that_nobody_waits_for_wakes_nobody() -> None:
     asyncio.run(scenario())
 
 
+def test_each_waits_for_a_block_for_as_long_as_it_said_and_one_timer_serves_all() -> None:
+    async def scenario() -> None:
+        coming = Coming(99, seen=False)
+        incoming = coming.incoming
+        begun_s = time.monotonic()
+        patient = asyncio.create_task(incoming.available(0, 5))
+        await asyncio.sleep(0)
+        for within_s in (0.2, 0.05):
+            with pytest.raises(BusyError):
+                await incoming.available(0, within_s)
+            assert time.monotonic() - begun_s < 3
+        assert time.monotonic() - begun_s >= 0.25
+        assert incoming._timer is not None
+        await asyncio.sleep(0)
+        assert not patient.done()
+        coming._write()
+        await asyncio.wait_for(patient, 3)
+
+    asyncio.run(scenario())
+
+
 def _written(path: Path) -> Path:
     path.write_bytes(DATA)
     return path
