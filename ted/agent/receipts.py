@@ -141,20 +141,26 @@ class Receipts:
         return names
 
     async def run(self) -> None:
-        """Send receipts up, for ever."""
+        """Send receipts up, for ever; commands of this node put some into the outbox too."""
+        seen: object | None = None
         while True:
+            is_due = self._wake.is_set()
             self._wake.clear()
-            try:
-                await self._pump()
-            except TedError as error:
-                log.warning("receipts: %s", error)
+            marks = self._node.journal.marks()  # what is written while the outbox is read makes them others
+            if is_due or marks is None or marks != seen:
+                try:
+                    seen = None if await self._pump() else marks
+                except TedError as error:
+                    seen = None
+                    log.warning("receipts: %s", error)
             try:
                 async with asyncio.timeout(POLL_S):
                     await self._wake.wait()
             except TimeoutError:
                 pass
 
-    async def _pump(self) -> None:
+    async def _pump(self) -> bool:
+        """Send what waits on its way; return whether anything does."""
         rows = await self._node.run(self._node.journal.outbox)
         own = [row for row in rows if row.distributor == self._node.name]
         if own:  # the Distributor reports on itself
@@ -177,6 +183,7 @@ class Receipts:
                 task = asyncio.create_task(self._deliver(peer, batch))
                 self._under_way[peer] = task
                 task.add_done_callback(partial(self._delivered, peer))
+        return bool(rows)
 
     def _delivered(self, peer: Peer, task: asyncio.Task[None]) -> None:
         self._under_way.pop(peer, None)

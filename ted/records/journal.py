@@ -146,6 +146,10 @@ class Journal:
         """Give back every connection."""
         self._database.close()
 
+    def marks(self) -> object | None:
+        """Return what is another after everything that was written here; ``None`` if unknown (``Database.marks``)."""
+        return self._database.marks()
+
     # -- states -----------------------------------------------------------------------------------------
 
     def report(

@@ -35,6 +35,9 @@ class DeadEnd:
         self.journal = self.pool = self
         self._threads = threads
 
+    def marks(self) -> object:
+        return "nothing was written"
+
     def outbox(self) -> list[NodeState]:
         self.looks += 1
         return [WAITING]
@@ -108,6 +111,45 @@ def test_a_peer_that_was_gone_has_its_receipts_when_it_is_back(
     with ThreadPoolExecutor(1) as threads:
         before, after = asyncio.run(calls(GoneThenBack(threads)))
     assert (before, after > 1) == (1, is_reached)
+
+
+def test_an_outbox_into_which_nothing_was_put_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command of this node puts receipts there in a process of its own, and tells nobody."""
+    monkeypatch.setattr(receipts, "POLL_S", 0.05)
+    journal, of_a_command = Journal.at(tmp_path, "sub"), Journal.at(tmp_path, "sub")
+    looks: list[float] = []
+
+    def outbox() -> list[NodeState]:
+        looks.append(time.monotonic())
+        return Journal.outbox(journal)
+
+    async def run(function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.to_thread(function, *arguments)
+
+    async def scenario() -> list[int]:
+        pump = Receipts(cast("Any", SimpleNamespace(name="sub", journal=journal, run=run)))
+        sent: list[NodeState] = []
+        monkeypatch.setattr(pump, "_above", lambda *_: sent.append(WAITING))
+        running = asyncio.create_task(pump.run())
+        counts = []
+        try:
+            await asyncio.sleep(0.5)
+            for change in (lambda: None, pump.poke, lambda: of_a_command.report("hq", "maps", None, State.RECEIVED)):
+                before = len(looks)
+                await asyncio.to_thread(change)
+                await asyncio.sleep(0.5)
+                counts.append(len(looks) - before)
+        finally:
+            running.cancel()
+        assert sent
+        return counts
+
+    monkeypatch.setattr(journal, "outbox", outbox)
+    still, poked, written = asyncio.run(scenario())
+    assert (still, poked) == (0, 1)
+    assert written > 1, "what waits is tried again, though nothing is written meanwhile"
+    of_a_command.close()
+    journal.close()
 
 
 class _Slip:

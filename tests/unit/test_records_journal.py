@@ -69,6 +69,20 @@ def state_of(journal: Journal, node: str = "e01") -> tuple[str, str | None]:
     return str(found.state), found.revision
 
 
+def test_what_another_process_wrote_shows_without_asking_the_database(tmp_path: Path) -> None:
+    with closing(Journal.at(tmp_path, "s01")) as mine, closing(Journal.at(tmp_path, "s01")) as others:
+        others.report("hq", "app", R1, State.RECEIVED)
+        assert mine.marks() is None, "a file written at this moment may be written again at the same one"
+        time.sleep(0.1)
+        before = mine.marks()
+        assert before is not None
+        assert mine.outbox()
+        assert mine.marks() == before
+        others.report("hq", "app", R2, State.RECEIVED)
+        time.sleep(0.1)
+        assert mine.marks() not in (None, before)
+
+
 def test_a_report_is_a_state_and_a_receipt(journal: Journal) -> None:
     journal.report("hq", "dat", R1, State.RECEIVED)
     assert state_of(journal, "hq") == ("received", R1)
