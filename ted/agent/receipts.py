@@ -141,17 +141,17 @@ class Receipts:
         return names
 
     async def run(self) -> None:
-        """Send receipts up, for ever; commands of this node put some into the outbox too."""
-        seen: object | None = None
+        """Send receipts up, for ever; the outbox is read where something was written, or waits."""
+        read_version: int | None = None
         while True:
             is_due = self._wake.is_set()
             self._wake.clear()
-            marks = self._node.journal.marks()  # what is written while the outbox is read makes them others
-            if is_due or marks is None or marks != seen:
+            version = self._node.journal.data_version()  # before the outbox is read: what comes after makes it another
+            if is_due or version is None or version != read_version:
                 try:
-                    seen = None if await self._pump() else marks
+                    read_version = None if await self._pump() else version
                 except TedError as error:
-                    seen = None
+                    read_version = None
                     log.warning("receipts: %s", error)
             try:
                 async with asyncio.timeout(POLL_S):

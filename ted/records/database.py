@@ -22,8 +22,6 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 from ted.errors import AgentError, ConfigError, RecordsError
 
 BUSY_S = 20
-SETTLED_NS = 50_000_000
-"""A file that was written a shorter time ago may be written again without showing it: its time has steps."""
 Row = dict[str, Any]
 _DRIVER = re.compile(r"(postgres(?:ql)?|sqlite)(?:\+\w+)?:")
 
@@ -76,8 +74,11 @@ class _Driver(Protocol):
     def translated(self, sql: str) -> str:
         """Return a statement with its parameters as this driver writes them."""
 
-    def marks(self) -> object | None:
-        """See ``Database.marks``."""
+    def data_version(self) -> int | None:
+        """See ``Database.data_version``."""
+
+    def close(self) -> None:
+        """Give back what it keeps for itself."""
 
 
 class Database:
@@ -115,13 +116,14 @@ class Database:
         """Give back every connection that is not in use."""
         while self._idle:
             self._idle.pop().close()
+        self._driver.close()
 
-    def marks(self) -> object | None:
-        """Return what is another after every transaction that wrote, whichever process it was; ``None`` if unknown.
+    def data_version(self) -> int | None:
+        """Return a number that is another after every transaction that wrote; ``None`` where it cannot be told.
 
-        To ask costs next to nothing, and opens no transaction.
+        Whichever process wrote. To ask takes some microseconds and never waits; for one thread.
         """
-        return self._driver.marks()
+        return self._driver.data_version()
 
     @contextmanager
     def reading(self) -> Iterator[Statements]:
@@ -191,6 +193,7 @@ class _SQLite:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._watching: sqlite3.Connection | None = None
 
     def connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
@@ -217,17 +220,18 @@ class _SQLite:
     def translated(self, sql: str) -> str:
         return sql
 
-    def marks(self) -> object | None:
-        found = []
-        for path in (self.path, f"{self.path}-wal"):
-            try:
-                at = os.stat(path)
-            except OSError:
-                return None
-            if abs(time.time_ns() - at.st_mtime_ns) < SETTLED_NS:
-                return None
-            found.append((at.st_ino, at.st_size, at.st_mtime_ns))
-        return tuple(found)
+    def data_version(self) -> int | None:
+        try:
+            if self._watching is None:  # the number is of what others wrote: a connection that never writes
+                self._watching = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
+            version: int = self._watching.execute("PRAGMA data_version").fetchone()[0]
+        except sqlite3.Error:
+            return None
+        return version
+
+    def close(self) -> None:
+        if self._watching is not None:
+            self._watching.close()
 
 
 class _PostgreSQL:
@@ -291,8 +295,11 @@ class _PostgreSQL:
     def translated(self, sql: str) -> str:
         return _as_psycopg(sql)
 
-    def marks(self) -> object | None:
+    def data_version(self) -> int | None:
         return None
+
+    def close(self) -> None:
+        pass
 
 
 @cache

@@ -146,9 +146,9 @@ class Journal:
         """Give back every connection."""
         self._database.close()
 
-    def marks(self) -> object | None:
-        """Return what is another after everything that was written here; ``None`` if unknown (``Database.marks``)."""
-        return self._database.marks()
+    def data_version(self) -> int | None:
+        """Return a number that is another after everything that was written here (``Database.data_version``)."""
+        return self._database.data_version()
 
     # -- states -----------------------------------------------------------------------------------------
 

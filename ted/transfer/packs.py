@@ -88,6 +88,8 @@ class Incoming:
         """Say that no more will come; those who wait get ``error``."""
         self._error = error
         self._wake()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, {}

@@ -34,10 +34,10 @@ from ted.trust.tuf_api import (
 )
 
 KEPT_VERSIONS = 4
+_ANCHORS_KEPT = 64  # one for each Distributor that sends to this node
 _ROOT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 DISTRIBUTOR_FIELD = "x-ted-distributor"
 
-_KEPT_ROOTS = 16
 _MAX_COMPRESSORS = 16
 _MAX_BYTES = 1 << 50
 
@@ -156,9 +156,8 @@ def parse(kind: type[S], data: bytes) -> Metadata[S]:  # type: ignore[type-var]
     return metadata
 
 
-@lru_cache(maxsize=_KEPT_ROOTS)
 def parse_root(data: bytes) -> Root:
-    """Parse a root and verify that it is signed by itself; once for the same bytes, so it is not to be changed.
+    """Parse a root and verify that it is signed by itself.
 
     Raises:
         TufError: It is not a root, or its signatures do not hold.
@@ -166,6 +165,12 @@ def parse_root(data: bytes) -> Root:
     metadata = parse(Root, data)
     metadata.signed.verify_delegate("root", metadata.signed_bytes, metadata.signatures)
     return metadata.signed
+
+
+@lru_cache(maxsize=_ANCHORS_KEPT)
+def anchor_root(data: bytes) -> Root:
+    """As ``parse_root``, for a root that this node trusts; the same bytes are parsed once: it is not to be changed."""
+    return parse_root(data)
 
 
 def succeeds(former: Root, data: bytes) -> Root:
@@ -184,7 +189,7 @@ def succeeds(former: Root, data: bytes) -> Root:
 
 def follow_roots(directory: Path, anchor: bytes) -> Iterator[tuple[Root, bytes]]:
     """Yield the trusted root and each lawful successor that ``directory`` holds."""
-    root = parse_root(anchor)
+    root = anchor_root(anchor)
     yield root, anchor
     while data := read_bounded(directory / f"{root.version + 1}.root.json", names.MAX_ROOT_BYTES):
         try:

@@ -248,9 +248,10 @@ def test_a_play_on_a_distributor_gathers_nothing_of_its_receivers(tmp_path: Path
     """Ansible computes every variable that a template names, whichever branch is taken."""
     looked = tmp_path / "looked"
     app = {"type": "file", "channels": ["pos"], "options": {"targets": [{"path": "/x", "from": ["/y"]}]}}
-    leaf = {"ted_variables": {"A": f"{{{{ lookup('ansible.builtin.pipe', 'echo >> {looked}') }}}}"}}
+    parent = f"{{{{ lookup('ansible.builtin.pipe', 'echo >> {looked}; echo hq') }}}}"
     local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ted_channels": {"pos": {}}}
-    hosts = {"hq": local | {"ted_executable": "/bin/false", "ted_distributions": {"app": app}}, "s01": local | leaf}
+    hosts = {"hq": local | {"ted_executable": "/bin/false", "ted_distributions": {"app": app}},
+             "s01": local | {"ted_parent": parent}}  # fmt: skip
     groups = {"distributors": ["hq"], "pos": ["s01"]}
     inventory = {"all": {"hosts": hosts, "children": {
         name: {"hosts": dict.fromkeys(members)} for name, members in groups.items()}}}  # fmt: skip
@@ -260,9 +261,11 @@ def test_a_play_on_a_distributor_gathers_nothing_of_its_receivers(tmp_path: Path
         done = run(["ansible-playbook", "-i", path, f"playbooks/{play}.yml"], tmp_path / "home")
         assert "/bin/false" in done.stdout, done.stdout + done.stderr
     assert not looked.exists()
-    seen = run(["ansible", "-i", path, "localhost", "-m", "ansible.builtin.debug", "-a",
-                "msg={{ hostvars | ted.distribution.topology(groups) }}"], tmp_path / "home")  # fmt: skip
-    assert looked.exists(), seen.stdout + seen.stderr
+    for found in ("nodes", "topology"):
+        looked.unlink(missing_ok=True)
+        seen = run(["ansible", "-i", path, "localhost", "-m", "ansible.builtin.debug", "-a",
+                    f"msg={{{{ hostvars | ted.distribution.{found}(groups) }}}}"], tmp_path / "home")  # fmt: skip
+        assert looked.exists(), seen.stdout + seen.stderr
 
 
 def test_the_topology_holds_the_contracts_variables_and_nothing_else(filtered: Any) -> None:

@@ -69,18 +69,25 @@ def state_of(journal: Journal, node: str = "e01") -> tuple[str, str | None]:
     return str(found.state), found.revision
 
 
-def test_what_another_process_wrote_shows_without_asking_the_database(tmp_path: Path) -> None:
+def test_what_anybody_wrote_shows_without_reading_it(tmp_path: Path) -> None:
     with closing(Journal.at(tmp_path, "s01")) as mine, closing(Journal.at(tmp_path, "s01")) as others:
-        others.report("hq", "app", R1, State.RECEIVED)
-        assert mine.marks() is None, "a file written at this moment may be written again at the same one"
-        time.sleep(0.1)
-        before = mine.marks()
-        assert before is not None
-        assert mine.outbox()
-        assert mine.marks() == before
-        others.report("hq", "app", R2, State.RECEIVED)
-        time.sleep(0.1)
-        assert mine.marks() not in (None, before)
+        seen = [mine.data_version()]
+        for journal in (mine, others, mine):
+            journal.report("hq", "app", R1, State.RECEIVED)
+            seen.append(mine.data_version())
+            assert mine.outbox()
+            assert mine.data_version() == seen[-1]
+    assert None not in seen
+    assert len(set(seen)) == len(seen)
+
+
+def test_what_cannot_be_told_is_read(tmp_path: Path, server: str) -> None:
+    with closing(Journal(server, "s01")) as journal:
+        assert journal.data_version() is None
+    with closing(Journal.at(tmp_path, "s01")) as journal:
+        (tmp_path / ".ted" / "records.sqlite").unlink()
+        (tmp_path / ".ted" / "records.sqlite").mkdir()
+        assert journal.data_version() is None
 
 
 def test_a_report_is_a_state_and_a_receipt(journal: Journal) -> None:

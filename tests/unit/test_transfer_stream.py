@@ -172,20 +172,30 @@ def test_a_block_that_nobody_waits_for_wakes_nobody() -> None:
 def test_each_waits_for_a_block_for_as_long_as_it_said_and_one_timer_serves_all() -> None:
     async def scenario() -> None:
         coming = Coming(99, seen=False)
-        incoming = coming.incoming
-        begun_s = time.monotonic()
-        patient = asyncio.create_task(incoming.available(0, 5))
-        await asyncio.sleep(0)
-        for within_s in (0.2, 0.05):
+        incoming, begun_s = coming.incoming, time.monotonic()
+        ended: list[str] = []
+
+        async def wait(name: str, within_s: float) -> None:
             with pytest.raises(BusyError):
                 await incoming.available(0, within_s)
-            assert time.monotonic() - begun_s < 3
-        assert time.monotonic() - begun_s >= 0.25
-        assert incoming._timer is not None
+            assert time.monotonic() - begun_s >= within_s
+            ended.append(name)
+
+        patient = asyncio.create_task(incoming.available(0, 60))
         await asyncio.sleep(0)
+        first = incoming._timer
+        waits = [asyncio.create_task(wait(*each)) for each in (("later", 0.3), ("sooner", 0.1))]
+        await asyncio.sleep(0)
+        assert first is not None
+        assert first.cancelled(), "there is one for whoever gives up first"
+        await asyncio.wait_for(asyncio.gather(*waits), 30)
+        assert ended == ["sooner", "later"]
         assert not patient.done()
         coming._write()
-        await asyncio.wait_for(patient, 3)
+        await asyncio.wait_for(patient, 30)
+        incoming.stop(MissingContentError("it ends"))
+        assert incoming._timer is not None
+        assert incoming._timer.cancelled(), "it would keep the pack for as long as somebody was ready to wait"
 
     asyncio.run(scenario())
 

@@ -256,6 +256,23 @@ def test_a_changed_key_is_followed_by_whoever_trusted_the_old_root(depot: Depot,
     assert receiver.view().refresh() is False
 
 
+def test_a_trusted_root_is_verified_once_and_one_that_does_not_hold_every_time(
+    depot: Depot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[bytes] = []
+    real = chain.parse_root
+    monkeypatch.setattr(chain, "parse_root", lambda data: verified.append(data) or real(data))
+    good = depot.catalog.root_bytes()
+    forged = good.replace(b'"consistent_snapshot":true', b'"consistent_snapshot":false')
+    assert forged != good
+    chain.anchor_root.cache_clear()
+    assert chain.anchor_root(good) is chain.anchor_root(good)
+    for _ in range(2):
+        with pytest.raises(chain.TufError):
+            chain.anchor_root(forged)
+    assert verified == [good, forged, forged]
+
+
 def test_ten_changes_of_keys_are_walked_through_by_a_node_that_slept(depot: Depot, receiver: Receiver) -> None:
     for role in ("root", "timestamp", "root", "snapshot", "targets") * 2:
         depot.catalog.rotate(role)

@@ -45,12 +45,13 @@ UNDEFINED = (AnsibleError, UndefinedError)
 LOOPBACK = ("127.0.0.1", "::1")
 
 
-class Looked(Mapping):
+class HostVariables(Mapping):
     """The variables of hosts, each host's gathered once."""
 
     def __init__(self, hostvars):
         self._hostvars = hostvars
         self._found = {}
+        self._untemplated = {}
 
     def __getitem__(self, host):
         if host not in self._found:
@@ -68,16 +69,17 @@ class Looked(Mapping):
 
     def untemplated(self, host):
         """Return a host's variables as they were written."""
-        raw_get = getattr(self._hostvars, "raw_get", self._hostvars.__getitem__)
-        return dict(raw_get(host))
+        if host not in self._untemplated:
+            self._untemplated[host] = dict(getattr(self._hostvars, "raw_get", self.__getitem__)(host))
+        return self._untemplated[host]
 
 
 def looks_once(function):
-    """Let a function, whose first argument are the variables of hosts, and those it calls look each host up once."""
+    """Let what a plugin calls, with the variables of hosts as first argument, look each host up once."""
 
     @functools.wraps(function)
     def looking(hostvars, *args, **kwargs):
-        return function(hostvars if isinstance(hostvars, Looked) else Looked(hostvars), *args, **kwargs)
+        return function(hostvars if isinstance(hostvars, HostVariables) else HostVariables(hostvars), *args, **kwargs)
 
     return looking
 
@@ -110,14 +112,12 @@ def is_ours(name):
     return name == "ansible_host" or (name.startswith("ted_") and name not in ROLE_VARIABLES)
 
 
-@looks_once
 def variables(hostvars, host):
     """Return the ted variables of ``host``, templated, as plain data."""
     names = sorted(str(name) for name in hostvars[host] if is_ours(name))
     return {name: variable(hostvars, host, name) for name in names}
 
 
-@looks_once
 def variable(hostvars, host, name):
     """Return one variable of ``host``, templated, as plain data."""
     try:
@@ -150,7 +150,6 @@ def hierarchy_names(items, parent=None):
             yield str(item), parent
 
 
-@looks_once
 def get(hostvars, host, name, default=None):
     """Return one variable of a host as plain data, or ``default``."""
     if host not in hostvars or name not in hostvars[host]:
@@ -163,7 +162,6 @@ def distributors(groups):
     return [str(host) for host in groups.get("distributors", [])]
 
 
-@looks_once
 def channels(hostvars, groups):
     """Return the names of all channels: the keys of every ``ted_channels`` a Distributor or Subscriber sees."""
     names = []
@@ -226,7 +224,6 @@ def topology(hostvars, groups, distributor=None):
     return result
 
 
-@looks_once
 def parent_of(hostvars, groups, host):
     """Return who feeds ``host``: by a Distributor's hierarchy, else its ``ted_parent``, else the only Distributor."""
     owners = distributors(groups)
@@ -319,14 +316,12 @@ def near(what, name, known):
     return "there are these %s: %s" % (what, ", ".join(known) or "none")
 
 
-@looks_once
 def chosen(hostvars, owner, distribution=None):
     """Return what a Distributor says of a distribution of its own (or of all)."""
     mine = get(hostvars, owner, "ted_distributions", {}) or {}
     return [what for name, what in mine.items() if distribution in (None, "", name)]
 
 
-@looks_once
 def channels_of(hostvars, owner, distribution=None):
     """Return the channels on which a Distributor sends a distribution (or any)."""
     return [str(name) for what in chosen(hostvars, owner, distribution) for name in what.get("channels") or []]
