@@ -168,7 +168,7 @@ def parse_root(data: bytes) -> Root:
 
 
 @lru_cache(maxsize=_ANCHORS_KEPT)
-def anchor_root(data: bytes) -> Root:
+def parse_anchor(data: bytes) -> Root:
     """As ``parse_root``, for a root that this node trusts; the same bytes are parsed once: it is not to be changed."""
     return parse_root(data)
 
@@ -189,7 +189,7 @@ def succeeds(former: Root, data: bytes) -> Root:
 
 def follow_roots(directory: Path, anchor: bytes) -> Iterator[tuple[Root, bytes]]:
     """Yield the trusted root and each lawful successor that ``directory`` holds."""
-    root = anchor_root(anchor)
+    root = parse_anchor(anchor)
     yield root, anchor
     while data := read_bounded(directory / f"{root.version + 1}.root.json", names.MAX_ROOT_BYTES):
         try:

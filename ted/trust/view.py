@@ -257,7 +257,7 @@ class CatalogView:
         if (found := self._shared.found) is not None and found.anchor == anchor:
             return anchor
         try:
-            named = chains.distributor_of(chains.anchor_root(anchor))
+            named = chains.distributor_of(chains.parse_anchor(anchor))
         except (TufError, ValueError) as error:
             raise TrustError(
                 f"{self._root_path}: the trusted root of {self.distributor} is damaged: {error}",
@@ -397,7 +397,7 @@ class CatalogView:
         """Return the roots before the trusted one: children may hold an older root than this node."""
         found: dict[str, bytes] = {}
         successor = self._anchor
-        for version in range(chains.anchor_root(self._anchor).version - 1, 0, -1):
+        for version in range(chains.parse_anchor(self._anchor).version - 1, 0, -1):
             name = f"{version}.root.json"
             data = read_bounded(self.directory / name, names.MAX_ROOT_BYTES)
             try:

@@ -265,11 +265,11 @@ def test_a_trusted_root_is_verified_once_and_one_that_does_not_hold_every_time(
     good = depot.catalog.root_bytes()
     forged = good.replace(b'"consistent_snapshot":true', b'"consistent_snapshot":false')
     assert forged != good
-    chain.anchor_root.cache_clear()
-    assert chain.anchor_root(good) is chain.anchor_root(good)
+    chain.parse_anchor.cache_clear()
+    assert chain.parse_anchor(good) is chain.parse_anchor(good)
     for _ in range(2):
         with pytest.raises(chain.TufError):
-            chain.anchor_root(forged)
+            chain.parse_anchor(forged)
     assert verified == [good, forged, forged]
 
 
