@@ -1,5 +1,7 @@
 """900 files, 136 MB, to fifty hosts behind lines of 100 Mbit/s, and once more unchanged; in the lab (root).
 
+With random bytes, which nothing makes smaller, and with programs, as they are in three releases of Python packages.
+
 ted's run is ``playbooks/send.yml`` and lasts until the last host has extracted; its agents run already, as install.yml
 leaves them. ``ansible.builtin.copy`` takes most of a day for all of it, so it copies a few files of the average
 size, and its time and bytes are those times as many files: what it does for one file does not depend on the others.
@@ -23,9 +25,10 @@ from typing import Any
 
 from benchmarks import fleet as one_file
 from benchmarks.fleet import BIN, Field, cpu_of, serve
-from benchmarks.measure import Contender, Options, Sample, interleaved, run_command
+from benchmarks.measure import Contender, Options, Sample, Samples, interleaved, run_command
 from benchmarks.report import Report, mb, spread
 from benchmarks.rig import Lab, LabFleet, directory, need
+from benchmarks.wheels import unpack
 from ted.records.journal import Journal
 from ted.records.states import State
 
@@ -35,7 +38,10 @@ COPIED = 3
 ANSIBLE = "12.3.0"
 TARGET = "/srv/tree"
 TED, SYNCHRONIZE, COPY = "ted, playbooks/send.yml", "ansible.posix.synchronize", "ansible.builtin.copy"
-ARCHIVE = "HTTPS by a relay a site, openssl dgst, tar -x"
+ARCHIVE = "HTTPS by a relay a site, openssl dgst, tar -x --zstd"
+RELEASES = ("numpy==1.26.4", "scipy==1.13.1", "pandas==2.2.2")
+Content = Callable[[Path, int, int], None]
+"""Makes a tree in a new directory: so many files, so many bytes in all."""
 
 
 @dataclass
@@ -49,19 +55,33 @@ class Tree:
     collections: Path
 
 
-def build(root: Path, sites: int, hosts: int, files: int, size: int, *, with_agents: bool) -> Tree:
-    """Bring up the lab, make the tree; with ted's agents, build the distribution as well."""
-    names = {f"b{site}": [f"b{site}-{number:02}" for number in range(1, hosts + 1)] for site in range(1, sites + 1)}
-    source, few = root / "source", root / "few"
+def random_bytes(source: Path, files: int, size: int) -> None:
+    """Make ``files`` of ``size`` bytes in all, which nothing makes smaller."""
     chance = random.Random(900)
     shares = [chance.lognormvariate(0, 1.5) for _ in range(files)]
     for number, share in enumerate(shares):
         path = source / f"d{number % 30:02}" / f"f{number:04}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(chance.randbytes(int(share / sum(shares) * size)))
-    few.mkdir()
-    for number in range(COPIED):
-        (few / f"f{number}").write_bytes(chance.randbytes(size // files))
+
+
+def programs(source: Path, files: int, size: int) -> None:
+    """Put the largest ``files`` of the releases that, one after another in order of size, are not above ``size``."""
+    for release in RELEASES:
+        unpack(release, source)
+    found = sorted((path for path in source.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_size)
+    sizes = [path.stat().st_size for path in found]
+    first = next(at for at in range(len(found)) if sum(sizes[at:at + files]) <= size)
+    for path in (*found[:first], *found[first + files:]):
+        path.unlink()
+
+
+def build(root: Path, content: Content, sites: int, hosts: int, files: int, size: int, *, with_agents: bool) -> Tree:
+    """Bring up the lab, make the tree; with ted's agents, build the distribution as well."""
+    names = {f"b{site}": [f"b{site}-{number:02}" for number in range(1, hosts + 1)] for site in range(1, sites + 1)}
+    source, few = root / "source", root / "few"
+    content(source, files, size)
+    random_bytes(few, COPIED, size * COPIED // files)
     fleet = LabFleet(root)
     fleet.add("dist", distributor=True, routing_hierarchy=[found[0] for found in names.values()], distributions={
         "app": {"type": "file", "channels": ["pos"], "options": {
@@ -84,7 +104,7 @@ def build(root: Path, sites: int, hosts: int, files: int, size: int, *, with_age
         fleet.start()
         fleet.ted("dist", "build")
     else:
-        run_command(["tar", "-cf", str(archive), "-C", str(source), "."])
+        run_command(["tar", "--zstd", "-cf", str(archive), "-C", str(source), "."])
         serve(Field(lab, fleet, archive, names))
     return Tree(Field(lab, fleet, archive, names), source, few, files, posix_collection(root))
 
@@ -158,14 +178,14 @@ def check(tree: Tree, distribute: Callable[[Tree], None]) -> None:
 
 def table(options: Options) -> Report:
     """Measure; a new lab for each run, since every program finds nothing there."""
-    need(rsync="rsync", nginx="nginx-light", curl="curl", openssl="openssl")
+    need(rsync="rsync", nginx="nginx-light", curl="curl", openssl="openssl", zstd="zstd")
     sites, hosts, files, size = (2, 2, 90, 13_600_000) if options.quick else (5, 10, FILES, BYTES)
     ways = {TED: by_ted, ARCHIVE: by_archive, SYNCHRONIZE: by_synchronize, COPY: by_copy}
 
-    def contender(name: str) -> Contender:
+    def contender(content: Content, name: str) -> Contender:
         def run() -> Sample:
             with directory() as root:
-                tree = build(root, sites, hosts, files, size, with_agents=name == TED)
+                tree = build(root, content, sites, hosts, files, size, with_agents=name == TED)
                 try:
                     found = measured(tree, ways[name], files / COPIED if name == COPY else 1)
                     check(tree, ways[name])
@@ -176,18 +196,15 @@ def table(options: Options) -> Report:
 
         return Contender(name, run, rounds=1 if name == COPY else None)
 
-    found = interleaved([contender(name) for name in ways], options.rounds)
-    rows = [
-        (run_name, name, spread(found.median(name, f"{run}_s"), found.worst(name, f"{run}_s"), 1),
-         f"{found.median(name, f'{run}_s') / found.median(TED, f'{run}_s'):.1f}",
-         f"{found.median(name, f'{run}_cpu_s'):.0f}", mb(found.median(name, f"{run}_bytes")))
-        for run, run_name in (("first", "first"), ("again", "unchanged")) for name in ways
-        if (run, name) != ("again", ARCHIVE)
-    ]  # fmt: skip
-    columns = ("run", f"{files} files, {size / 1e6:.0f} MB to {sites * hosts} hosts", "s, median (worst)", "to ted's",
-               "CPU s, controller and hosts", "MB into the fullest site")  # fmt: skip
+    rows: list[tuple[object, ...]] = []
+    for what, content, names in (("random bytes", random_bytes, list(ways)),
+                                 ("programs", programs, [TED, ARCHIVE, SYNCHRONIZE])):  # fmt: skip
+        rows += _rows(what, interleaved([contender(content, name) for name in names], options.rounds))
+    columns = ("of", "run", f"{files} files, {size / 1e6:.0f} MB to {sites * hosts} hosts", "s, median (worst)",
+               "to ted's", "CPU s, controller and hosts", "MB into the fullest site")  # fmt: skip
     notes = [
         f"Lines of {MBIT_S} Mbit/s into {sites} sites of {hosts} hosts; ted until the last host has extracted.",
+        f"Programs: as many files of {', '.join(RELEASES)}, the largest but for the few that would make them more.",
         f"{ARCHIVE}: started by ssh, without client certificates, signatures, undo or a journal; nothing waits for the "
         "slowest.",
         f"{COPY}: {COPIED} files were copied, the figures are those times {files / COPIED:.0f}.",
@@ -196,3 +213,12 @@ def table(options: Options) -> Report:
     ]
     return Report("files", "Many files to fifty hosts", columns, rows, notes)
 
+
+def _rows(what: str, found: Samples) -> list[tuple[object, ...]]:
+    return [
+        (what, run_name, name, spread(found.median(name, f"{run}_s"), found.worst(name, f"{run}_s"), 1),
+         f"{found.median(name, f'{run}_s') / found.median(TED, f'{run}_s'):.1f}",
+         f"{found.median(name, f'{run}_cpu_s'):.0f}", mb(found.median(name, f"{run}_bytes")))
+        for run, run_name in (("first", "first"), ("again", "unchanged")) for name in found
+        if (run, name) != ("again", ARCHIVE)
+    ]  # fmt: skip

@@ -22,7 +22,8 @@ from pathlib import Path
 from benchmarks import trees
 from benchmarks.measure import Options, Sample, run_command, run_function
 from benchmarks.report import Report, mb
-from benchmarks.update import CACHE, _Check
+from benchmarks.update import _Check
+from benchmarks.wheels import CACHE
 from ted.content.builder import RevisionBuilder
 from ted.content.opening.codecs import Inflated, Read
 from ted.content.opening.containers import Packed, container, following

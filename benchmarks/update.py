@@ -1,16 +1,12 @@
 """How many bytes an update is, on consecutive releases: beside what makes deltas, and what fetches what is missing.
 
-The releases come from the Python package index, once, into ``~/.cache/ted/benchmarks``.
+The releases come from the Python package index (``benchmarks/wheels.py``).
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import zipfile
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import database, trees
@@ -18,13 +14,13 @@ from benchmarks.deltas import ZSTD_9, ZSTD_19, peers, sample
 from benchmarks.measure import Contender, Options, Sample, Samples, interleaved, run_command, run_function
 from benchmarks.report import Report, mb, spread
 from benchmarks.rig import need
+from benchmarks.wheels import unpack
 from ted.content.builder import RevisionBuilder
 from ted.content.patch.apply import apply_patch
 from ted.content.patch.create import create_patch
 from ted.content.revision import Revision
 from ted.content.working import read_record, record_stamps
 
-CACHE = Path.home() / ".cache" / "ted" / "benchmarks"
 SOURCE_TREE = (("ansible==9.5.1",), ("ansible==9.6.1",))
 BINARIES = (
     ("numpy==1.26.3", "pandas==2.2.1", "cryptography==42.0.7"),
@@ -85,29 +81,8 @@ def _databases(root: Path, rows: int) -> None:
 def _unpacked(root: Path, releases: tuple[tuple[str, ...], ...]) -> None:
     for side, wanted in zip(("old", "new"), releases, strict=True):
         for requirement in wanted:
-            _unpack(_wheel(requirement), root / side / requirement.partition("=")[0])
+            unpack(requirement, root / side / requirement.partition("=")[0])
         run_command(["tar", "--sort=name", "-C", str(root / side), "-cf", str(root / f"{side}.tar"), "."])
-
-
-def _unpack(wheel: Path, place: Path) -> None:
-    """Unpack a wheel with the times in it: they are part of what an update carries, for every contender."""
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(place)
-        for item in archive.infolist():
-            at_s = datetime(*item.date_time, tzinfo=UTC).timestamp()
-            os.utime(place / item.filename, (at_s, at_s))
-
-
-def _wheel(requirement: str) -> Path:
-    """Return the wheel of a release, downloaded once."""
-    place = CACHE / requirement.replace("==", "-")
-    if not list(place.glob("*.whl")):
-        place.mkdir(parents=True, exist_ok=True)
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
-             "--python-version", "3.11", "--dest", str(place), requirement], check=True,
-        )  # fmt: skip
-    return next(place.glob("*.whl"))
 
 
 def _ours(root: Path) -> list[Contender]:
