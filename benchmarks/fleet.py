@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.measure import Contender, Options, Sample, Samples, cpu_s, interleaved, run_command
 from benchmarks.report import Report, mb, spread
-from benchmarks.rig import Lab, LabFleet, directory, goodput_s, need, write_random
+from benchmarks.rig import Lab, LabFleet, directory, full_memory, goodput_s, need, write_random
 
 HERE = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -248,7 +248,8 @@ def table(options: Options) -> Report:
                     field = build(root, sites, hosts, mbit_s, size * 1024 * 1024,
                                   with_agents=peers[name] is by_ted)
                     try:
-                        return measured(field, peers[name], mbit_s)
+                        with full_memory():
+                            return measured(field, peers[name], mbit_s)
                     finally:
                         field.fleet.close()
                         field.lab.call("down")
