@@ -27,7 +27,7 @@ from benchmarks import fleet as one_file
 from benchmarks.fleet import BIN, Field, cpu_of, serve
 from benchmarks.measure import Contender, Options, Sample, Samples, interleaved, run_command
 from benchmarks.report import Report, mb, spread
-from benchmarks.rig import Lab, LabFleet, directory, full_memory, need
+from benchmarks.rig import Lab, LabFleet, directory, full_memory, need, write_random
 from benchmarks.wheels import unpack
 from ted.records.journal import Journal
 from ted.records.states import State
@@ -81,7 +81,9 @@ def build(root: Path, content: Content, sites: int, hosts: int, files: int, size
     names = {f"b{site}": [f"b{site}-{number:02}" for number in range(1, hosts + 1)] for site in range(1, sites + 1)}
     source, few = root / "source", root / "few"
     content(source, files, size)
-    random_bytes(few, COPIED, size * COPIED // files)
+    few.mkdir()
+    for number in range(COPIED):
+        write_random(few / f"f{number}", size // files)
     fleet = LabFleet(root)
     fleet.add("dist", distributor=True, routing_hierarchy=[found[0] for found in names.values()], distributions={
         "app": {"type": "file", "channels": ["pos"], "options": {

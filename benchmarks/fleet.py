@@ -261,7 +261,8 @@ def table(options: Options) -> Report:
                "of one copy at goodput", "MB into the fullest site", "CPU s, controller and hosts")  # fmt: skip
     return Report("fleet", "Sixty hosts on six sites", columns, rows,
                   ["HTTP and rsync:// go in the clear; all others are encrypted. HTTPS compares with a digest that is "
-                   "there already; it has no client certificates and no signatures. All is in memory: a sync is free."])
+                   "there already; it has no client certificates and no signatures. All is in memory, which is full of "
+                   "page cache when a run begins: a sync is free."])
 
 
 def _rows(mbit_s: int, found: Samples) -> list[tuple[object, ...]]:
