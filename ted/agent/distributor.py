@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ted.agent.node import Node
-from ted.agent.plan import PlannedSend, plan_sends, refuse_strangers
+from ted.agent.plan import PlannedSend, known_to_have, plan_sends, refuse_strangers
 from ted.agent.sender import Sender
 from ted.errors import ConfigError, TedError, UsageError
 from ted.records.states import NodeState, State, now_text
@@ -82,13 +82,14 @@ class Distributor:
             NodeState(hop.name, *header_names, State.PENDING, now_text())
             for hop in plan.tree.walk() if hop.name in senders
         ]  # fmt: skip
+        having = known_to_have(plan, journal)
         journal.learn(pending, forward=False)
         journal.supersede(*header_names, [receiver for _, receiver, _ in hops])
         # on record before the send is: a kill in between leaves offers that are made all the same
         journal.put_offers([(child.hop.name, child) for child in slip.for_children()])
         journal.start_send(
             header.send, distributor=plan.distributor, distribution=plan.distribution, channel=plan.channel,
-            revision=plan.record.revision, tree=plan.tree.encode(), hops=hops,
+            revision=plan.record.revision, tree=plan.tree.encode(), hops=hops, having=having,
         )  # fmt: skip
         return slip
 

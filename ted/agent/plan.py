@@ -22,7 +22,7 @@ from ted.content.record import RevisionRecord
 from ted.content.working import WorkingDirectory
 from ted.errors import UnknownNameError
 from ted.records.journal import Journal
-from ted.records.states import HOLDS, NodeState
+from ted.records.states import HOLDS, NodeState, State
 from ted.topology.model import Topology
 from ted.topology.names import suggestion
 from ted.topology.routing import RouteTree, slip_tree, slips
@@ -136,6 +136,21 @@ def plan_result(plan: PlannedSend, line_bytes: dict[str, int], journal: Journal)
         "states": states,
         "duration_s": 0.0,
     }
+
+
+def known_to_have(plan: PlannedSend, journal: Journal) -> set[str]:
+    """Return the receivers of which the plan's revision is known: what counts while they do not answer.
+
+    Whoever only passed it on has not got it for itself.
+    """
+    of = (plan.distributor, plan.distribution)
+    as_targets = journal.brought(*of, plan.record.revision, as_targets=True)
+    found = {row.node: row.state for row in journal.states(distributor=of[0], distribution=of[1])
+             if row.revision == plan.record.revision and row.state in HOLDS}  # fmt: skip
+    return {
+        hop.name for hop in plan.tree.walk()
+        if hop.name in found and (not hop.target or found[hop.name] != State.RECEIVED or hop.name in as_targets)
+    }  # fmt: skip
 
 
 def _held_revision(row: NodeState | None, last_brought: str | None) -> str | None:

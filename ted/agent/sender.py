@@ -3,7 +3,8 @@
 Rules:
  * An offer to a child is in the journal before it is made, so a killed agent goes on with it by itself.
  * A child that does not answer is tried every ``retry_interval`` for ``retry_for``; then it is reported as failed,
-   with all that lies behind it, until the next send.
+   with all that lies behind it, until the next send. The Distributor's send need not wait for those of them that are
+   known to have the revision: after ``SILENT_AFTER_S`` they have it, until they are asked and say something else.
  * A child that cannot be reached from outside asks by itself; while it does, it is not called.
  * When the window of a send is over, whoever was not reached is reported so.
  * A child that refuses is reported with its own words and not tried again.
@@ -16,9 +17,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from ted.agent.node import Node
 from ted.errors import FormatError, RecordsError, TedError, UnreachableError, WindowClosedError
@@ -29,6 +30,16 @@ from ted.transfer.slip import RoutingSlip
 log = logging.getLogger("ted.sender")
 
 FIRST_RETRY_S = 0.5
+SILENT_AFTER_S = 10.0
+"""For so long a child may not answer before what it is known to have counts."""
+
+
+class Learn(Protocol):
+    """Takes news of nodes."""
+
+    def __call__(self, rows: list[NodeState], *, unasked: bool = False) -> None:
+        """Take it in a worker thread; ``unasked``: these nodes do not answer."""
+
 
 class Sender:
     """Offers slips to children and hands on what they say.
@@ -38,7 +49,7 @@ class Sender:
         learn: Takes the states that children answer with; called in a worker thread.
     """
 
-    def __init__(self, node: Node, learn: Callable[[list[NodeState]], None]) -> None:
+    def __init__(self, node: Node, learn: Learn) -> None:
         self._node = node
         self._learn = learn
         self._running: dict[tuple[str, str], tuple[RoutingSlip, asyncio.Task[None]]] = {}
@@ -112,7 +123,7 @@ class Sender:
         call, run, config = self._node.call, self._node.run, self._node.config
         peer = Peer(slip.hop.name, slip.hop.address, slip.hop.port)
         delay_s = min(FIRST_RETRY_S, config.retry_interval)
-        told = False
+        told = silent = False
         while True:
             left_s = slip.left_s(datetime.now(UTC))
             if not left_s:
@@ -127,21 +138,25 @@ class Sender:
                 await run(self._node.journal.close_offer, slip.header.send, "taken", child=peer.name)
                 return
             except (UnreachableError, RecordsError) as error:
-                if time.time() - first_try_at_s > config.retry_for:
+                waited_s = time.time() - first_try_at_s
+                if waited_s > config.retry_for:
                     await self._give_up(slip, error)
                     return
                 log.info("%s; again in %.1f s", error, delay_s)
                 if not told and delay_s > FIRST_RETRY_S:  # not of a child that is only being started anew
                     told = await self._tell_why(slip, error)
+                if waited_s > SILENT_AFTER_S and _is_silence(error) and not silent:
+                    silent = await self._tell_why(slip, error, unasked=True)
             except TedError as error:
                 await self._give_up(slip, error)
                 return
             await asyncio.sleep(min(delay_s, left_s))
             delay_s = min(delay_s * 2, config.retry_interval)
 
-    async def _tell_why(self, slip: RoutingSlip, error: TedError) -> bool:
+    async def _tell_why(self, slip: RoutingSlip, error: TedError, *, unasked: bool = False) -> bool:
         """Say above why the nodes of a slip still wait; return true."""
-        await self._node.run(self._learn, _all_of(slip, State.PENDING, error, "is on the way to it and cannot be had"))
+        rows = _all_of(slip, State.PENDING, error, "is on the way to it and cannot be had")
+        await self._node.run(self._learn, rows, unasked=unasked)
         return True
 
     async def not_reached(self, slip: RoutingSlip, error: TedError) -> None:
@@ -152,8 +167,14 @@ class Sender:
 
     async def _give_up(self, slip: RoutingSlip, error: TedError) -> None:
         log.warning("%s: %s", slip.hop.name, error)
-        await self._node.run(self._learn, _all_of(slip, State.FAILED, error, "is on the way to it and failed"))
+        rows = _all_of(slip, State.FAILED, error, "is on the way to it and failed")
+        await self._node.run(self._learn, rows, unasked=_is_silence(error))
         await self._node.run(self._node.journal.close_offer, slip.header.send, "failed", child=slip.hop.name)
+
+
+def _is_silence(error: TedError) -> bool:
+    """Return whether a node did not answer; one that refused did."""
+    return isinstance(error, UnreachableError | WindowClosedError)
 
 
 def window_closed(slip: RoutingSlip) -> WindowClosedError:

@@ -20,6 +20,7 @@ from ted.config import NodeConfig
 from ted.errors import ConfigError, IncompleteError, UnknownNameError, UsageError, WindowClosedError
 from ted.records.journal import Journal
 from ted.records.sends import send_result
+from ted.records.states import NOT_ASKED
 from ted.topology.schedule import parse_end
 
 POLL_S = 0.2
@@ -86,6 +87,7 @@ def command(
         error = None if no_wait else _incomplete(results, ends_at)
         if error is None or not settings.as_json:
             _show(settings, results, ends_at)
+        _tell_unasked(settings, results)
         if error is not None:
             error.data = _data(results, ends_at)
             raise error
@@ -96,6 +98,7 @@ def command(
 def _show_watched(settings: Settings, results: list[dict[str, Any]]) -> None:
     """Show what is looked at again: why somebody was left without it as well, which is no failure of the look."""
     _show(settings, results)
+    _tell_unasked(settings, results)
     error = _incomplete([result for result in results if result["done"]], None)
     if error is not None and not settings.as_json:
         click.echo(f"ted: {error.message}\n     {error.hint}", err=True)
@@ -179,14 +182,8 @@ def _local(moment: datetime) -> str:
 
 def _incomplete(results: list[dict[str, Any]], ends_at: datetime | None) -> IncompleteError | None:
     """Return the error for targets without their revision: who lacks what, by cause."""
-    causes: dict[str, list[str]] = {}
-    hosts = set()
-    for result in results:
-        for host in result["incomplete"]:
-            hosts.add(host)
-            text = result["errors"].get(host) or f"still {result['states'][host]}"
-            who = causes.setdefault(text.removeprefix(f"{host}: "), [])
-            who.append(f"{host} ({result['distribution']})")
+    causes = _causes(results, "incomplete")
+    hosts = {host for result in results for host in result["incomplete"]}
     if not hosts:
         return None
     if ends_at is not None and all(WindowClosedError.says in cause for cause in causes):
@@ -195,12 +192,38 @@ def _incomplete(results: list[dict[str, Any]], ends_at: datetime | None) -> Inco
             f"{WindowClosedError.says} {_local(ends_at)}; without their revision are still {_some(who)}",
             hint="nothing failed: what came stays, and the next `ted send` goes on from there",
         )
+    nodes = "1 receiver is" if len(hosts) == 1 else f"{len(hosts)} receivers are"
+    hint = "send again when that is mended: what came is kept; see `ted tree`"
+    if going := [result["send"] for result in results if result["incomplete"] and not result["done"]]:
+        hint = f"what waits goes on by itself, `ted send --watch {going[0]}` tells how far it is; see `ted tree`"
+    return IncompleteError(f"{nodes} without the revision:{_shown(causes)}", hint=hint)
+
+
+def _tell_unasked(settings: Settings, results: list[dict[str, Any]]) -> None:
+    """Say who counts by what it said before, since it cannot be asked: with --json ``unasked`` tells."""
+    hosts = {host for result in results for host in result["unasked"]}
+    if hosts and not settings.as_json:
+        nodes = "1 receiver" if len(hosts) == 1 else f"{len(hosts)} receivers"
+        click.echo(f"ted: warning: {nodes} could not be asked, and had the revision when last heard of:"
+                   f"{_shown(_causes(results, 'unasked'))}", err=True)  # fmt: skip
+
+
+def _causes(results: list[dict[str, Any]], of: str) -> dict[str, list[str]]:
+    """Return, by cause, the receivers that the key ``of`` names: ``HOST (DISTRIBUTION)``."""
+    causes: dict[str, list[str]] = {}
+    for result in results:
+        for host in result[of]:
+            text = result["errors"].get(host) or f"still {result['states'][host]}"
+            who = causes.setdefault(text.removeprefix(NOT_ASKED).removeprefix(f"{host}: "), [])
+            who.append(f"{host} ({result['distribution']})")
+    return causes
+
+
+def _shown(causes: dict[str, list[str]]) -> str:
     shown = [f"\n  {_some(who)}: {text}" for text, who in list(causes.items())[:SHOWN_CAUSES]]
     if len(causes) > SHOWN_CAUSES:
         shown.append(f"\n  and {len(causes) - SHOWN_CAUSES} more causes: `ted report failures`")
-    nodes = "1 receiver is" if len(hosts) == 1 else f"{len(hosts)} receivers are"
-    return IncompleteError(f"{nodes} without the revision:{''.join(shown)}",
-                           hint="send again when that is mended: what came is kept; see `ted tree`")  # fmt: skip
+    return "".join(shown)
 
 
 def _some(names: list[str], most: int = 4) -> str:
@@ -214,7 +237,7 @@ def _data(results: list[dict[str, Any]], ends_at: datetime | None = None) -> dic
 
 def _word(result: dict[str, Any], node: str) -> str:
     """Return the state of a receiver as a table shows it: one that ran out of time did not fail."""
-    if WindowClosedError.says in result.get("errors", {}).get(node, ""):
+    if WindowClosedError.says in result.get("errors", {}).get(node, "") and node not in result["unasked"]:
         return "window closed"
     return str(result["states"][node])
 

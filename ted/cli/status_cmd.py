@@ -11,6 +11,7 @@ from ted.agent.records import open_journal
 from ted.cli.common import refuse_unknown, topology_if_any
 from ted.cli.main import Settings, emit, tabulated
 from ted.config import NodeConfig
+from ted.errors import UsageError
 from ted.records.states import NodeState, said
 
 
@@ -36,8 +37,11 @@ def command(settings: Settings, names: tuple[str, ...], node: str | None, distri
         if (not names or row.distribution in names) and node in {None, row.node}
         and distributor in {None, row.distributor}
     ]  # fmt: skip
-    refuse_unknown("distribution", names, {row.distribution for row in rows})
-    refuse_unknown("node", [node] if node else [], {row.node for row in rows})
+    distributions, nodes = {row.distribution for row in rows}, {row.node for row in rows}
+    for name in sorted(nodes.intersection(names) - distributions):
+        raise UsageError(f"{name} is a node and no distribution", hint=f"`ted status --node {name}`")
+    refuse_unknown("distribution", names, distributions)
+    refuse_unknown("node", [node] if node else [], nodes)
     refuse_unknown("Distributor", [distributor] if distributor else [], {row.distributor for row in rows})
     emit(settings, [row.public() for row in wanted], table(wanted))
 

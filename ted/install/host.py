@@ -87,10 +87,15 @@ class Host:
             raise MissingContentError(
                 f"{distribution} {revision} of {distributor} is not received to its end", hint="`ted receive` goes on"
             )
-        what = f"{distribution} {revision}" if revision else distribution
+        if revision is None:
+            raise UnknownNameError(f"{distribution} of {distributor} is not here",
+                                   hint="`ted status` lists what is, `ted receive` fetches")  # fmt: skip
+        here = f"here are {', '.join(received)}; " if received else ""
         raise UnknownNameError(
-            f"{what} of {distributor} is not here", hint="`ted status` lists what is, `ted receive` fetches"
-        )
+            f"{distribution} {revision} of {distributor} is not here",
+            hint=f"{here}what {distributor} still keeps comes by `ted send {distribution} --revision ...` there, "
+                 "with --limit to this node",
+        )  # fmt: skip
 
     @contextmanager
     def verified(

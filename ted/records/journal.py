@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from ted.records.database import Database, Row, Statements
-from ted.records.states import FINAL, HOLDS, IN_SERVICE, NodeState, State, clean, now_text, supersedes
+from ted.records.states import FINAL, HOLDS, IN_SERVICE, NOT_ASKED, NodeState, State, clean, now_text, supersedes
 
 
 class _Table:
@@ -295,9 +295,14 @@ class Journal:
 
     # -- sends -------------------------------------------------------------------------------------------
 
-    def start_send(self, send: str, *, distributor: str, distribution: str, channel: str | None, revision: str,
-                   tree: list[Any], hops: list[tuple[str, str, bool]]) -> None:  # fmt: skip
-        """Record a send and one delivery for each hop: (sender, receiver, is a target)."""
+    def start_send(
+        self, send: str, *, distributor: str, distribution: str, channel: str | None, revision: str,
+        tree: list[Any], hops: list[tuple[str, str, bool]], having: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        """Record a send and one delivery for each hop: (sender, receiver, is a target).
+
+        ``having`` are the receivers that are known to have the revision, should they not answer.
+        """
         head = {
             "send": send, "distributor": distributor, "distribution": distribution, "channel": channel,
             "revision": revision, "started_at": now_text(), "ended_at": None, "tree": json.dumps(tree),
@@ -305,7 +310,7 @@ class Journal:
         }  # fmt: skip
         deliveries = [
             {"send": send, "sender": sender, "node": receiver, "target": target, "state": str(State.PENDING),
-             "had": False, "error": None, "bytes_done": 0, "bytes_total": 0}
+             "had": receiver in having, "error": None, "bytes_done": 0, "bytes_total": 0}
             for sender, receiver, target in hops
         ]  # fmt: skip
         with self._writing() as db:
@@ -313,11 +318,12 @@ class Journal:
             _DELIVERIES.put(db, *deliveries)
             _end_if_done(db, send)
 
-    def deliver(self, rows: Collection[NodeState]) -> None:
+    def deliver(self, rows: Collection[NodeState], *, unasked: bool = False) -> None:
         """Apply news to the deliveries of every open send that it concerns.
 
         A delivery that has arrived stays what it was then: what the node does later with the revision is a matter
-        of its state.
+        of its state. ``unasked``: these nodes do not answer; whoever was known to have the revision (``start_send``)
+        has it, until it says something else itself.
         """
         if not rows:
             return
@@ -328,12 +334,21 @@ class Journal:
                     "SELECT send FROM sends WHERE distributor = :distributor AND distribution = :distribution "
                     "AND revision = :revision AND ended_at IS NULL", _values(row),
                 )  # fmt: skip
+                values = _values(row) | {"not_asked": NOT_ASKED, "why": f"{NOT_ASKED}{row.error}"}
+                each_send = [values | each for each in sends]
+                if unasked:
+                    db.run_each(
+                        "UPDATE deliveries SET state = 'received', error = :why "
+                        f"WHERE send = :send AND node = :node AND had AND state NOT IN {_HOLDS}", each_send,
+                    )  # fmt: skip
+                had = ", had = :had" if row.seq else ""
                 fetched = ", bytes_done = :bytes_done, bytes_total = :bytes_total"
+                was_unasked = f"substr(error, 1, {len(NOT_ASKED)}) = :not_asked"
                 db.run_each(
-                    "UPDATE deliveries SET state = :state, error = :error, had = :had"
-                    f"{fetched if row.bytes_total and not row.had else ''} "
-                    f"WHERE send = :send AND node = :node AND state NOT IN {_HOLDS}",
-                    [_values(row) | each for each in sends],
+                    f"UPDATE deliveries SET state = :state, error = :error{had}"
+                    f"{fetched if row.bytes_total and not row.had else ''} WHERE send = :send AND node = :node "
+                    f"AND (state NOT IN {_HOLDS} {f'OR {was_unasked}' if row.seq else ''})",
+                    each_send,
                 )
                 touched |= {each["send"] for each in sends}
             for send in touched:
@@ -374,11 +389,12 @@ class Journal:
         deliveries = [row | {"target": bool(row["target"]), "had": bool(row["had"])} for row in rows]
         return head | {"tree": json.loads(head["tree"]), "deliveries": deliveries}
 
-    def brought(self, distributor: str, distribution: str, revision: str) -> set[str]:
-        """Return the nodes that have a revision by a send that is still remembered."""
+    def brought(self, distributor: str, distribution: str, revision: str, *, as_targets: bool = False) -> set[str]:
+        """Return the nodes that have a revision by a send that is still remembered; ``as_targets``: for themselves."""
         where, wanted = _where("sends", distributor=distributor, distribution=distribution, revision=revision)
+        those = f"{where} AND state IN {_HOLDS} {'AND target' if as_targets else ''}"
         with self._reading() as db:
-            rows = db.rows(f"SELECT DISTINCT node {_DELIVERED} {where} AND state IN {_HOLDS}", wanted)
+            rows = db.rows(f"SELECT DISTINCT node {_DELIVERED} {those}", wanted)
         return {row["node"] for row in rows}
 
     def last_brought(self, distributor: str, distribution: str, *, after: str = "") -> dict[str, str]:

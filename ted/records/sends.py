@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from ted.records.states import FINAL, HOLDS, State, now_text
+from ted.records.states import FINAL, HOLDS, NOT_ASKED, State, now_text
 
 
 def send_result(send: dict[str, Any]) -> dict[str, Any]:
@@ -14,7 +14,8 @@ def send_result(send: dict[str, Any]) -> dict[str, Any]:
     Returns:
         ``{"send", "distributor", "distribution", "channel", "revision", "changed", "done", "bytes",
         "bytes_total", "edges": [{"sender", "receiver", "bytes", "bytes_total", "state"}],
-        "states": {host: state}, "errors": {host: text}, "incomplete": [targets without it], "duration_s"}``
+        "states": {host: state}, "errors": {host: text}, "incomplete": [targets without it],
+        "unasked": [targets that could not be asked, and had it when last heard of], "duration_s"}``
     """
     order = {name: number for number, name in enumerate(_senders_first(send["tree"]))}
     deliveries = sorted(send["deliveries"], key=lambda row: order.get(row["node"], len(order)))
@@ -35,6 +36,8 @@ def send_result(send: dict[str, Any]) -> dict[str, Any]:
         "states": {row["node"]: str(row["state"]) for row in deliveries},
         "errors": {row["node"]: row["error"] for row in deliveries if row["error"]},
         "incomplete": [row["node"] for row in deliveries if row["target"] and row["state"] not in HOLDS],
+        "unasked": [row["node"] for row in deliveries
+                    if row["target"] and row["state"] in HOLDS and (row["error"] or "").startswith(NOT_ASKED)],
         "duration_s": round((ended - started).total_seconds(), 3),
     }
 

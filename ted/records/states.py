@@ -40,6 +40,9 @@ HOLDS = frozenset({State.RECEIVED, State.EXTRACTING, State.EXTRACTED, State.ROLL
 IN_SERVICE = frozenset({State.EXTRACTED, State.ROLLED_BACK})
 """States that tell which revision is in service: their own."""
 
+NOT_ASKED = "not asked: "
+"""Begins the error of a delivery to a node that could not be asked and, as it said before, has the revision."""
+
 FINAL = (HOLDS - {State.EXTRACTING}) | {State.FAILED}
 """States a send need not wait on."""
 

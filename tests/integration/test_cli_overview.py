@@ -163,6 +163,13 @@ def test_a_failed_send_is_told_beside_what_is_in_service(fleet: Fleet) -> None:
     assert "does not answer" in said
 
 
+def test_the_status_of_a_node_that_is_taken_for_a_distribution_says_how_to_ask(sent: Fleet) -> None:
+    with pytest.raises(CommandError) as caught:
+        sent.ted("hq", "status", "e01")
+    assert caught.value.error["message"] == "e01 is a node and no distribution"
+    assert caught.value.error["hint"] == "`ted status --node e01`"
+
+
 def test_after_a_failed_send_it_is_still_known_who_holds_what(fleet: Fleet) -> None:
     two_tiers(fleet, leaves=1)
     fleet.settings["retry_for"] = 1
@@ -171,8 +178,7 @@ def test_after_a_failed_send_it_is_still_known_who_holds_what(fleet: Fleet) -> N
     fleet.ted("hq", "build")
     fleet.ted("hq", "send")
     fleet.kill("s01")
-    with pytest.raises(CommandError):
-        fleet.ted("hq", "send")
+    assert fleet.ted("hq", "send")["sends"][0]["unasked"] == ["e01"]
     again, first = fleet.ted("hq", "report", "sends")
     assert (again["receivers"], again["without"], first["without"]) == (2, 0, 0)
     (fleet.root / "source" / "d0" / "file00000.txt").write_text("another\n")

@@ -166,6 +166,22 @@ def test_a_node_without_the_root_refuses_and_says_what_to_do(fleet: Fleet) -> No
     assert not list(fleet.working("s01").glob("hq/app/*/DISTFILE.TED"))
 
 
+def test_a_relay_that_was_made_anew_refuses_and_nobody_counts_as_having_what_was_known(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    fleet.kill("s01")
+    shutil.rmtree(fleet.config("s01") / "trust")
+    shutil.rmtree(fleet.working("s01"))
+    fleet.start("s01")
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "send")
+    assert "e01 (app): not reached: s01" in caught.value.error["message"]
+    assert "ted trust import" in caught.value.error["message"]
+
+
 def test_a_node_of_another_realm_is_not_believed(fleet: Fleet) -> None:
     two_tiers(fleet, leaves=1)
     fleet.install()
@@ -222,6 +238,44 @@ def test_a_receiver_that_stays_down_is_reported_and_the_others_have_it(fleet: Fl
     assert "e02 (127.0.0.1:" in caught.value.error["message"]
     assert "does not answer" in caught.value.error["message"]
     assert fleet.states("hq", "app") == {"e01": "received", "e02": "failed", "s01": "received"}
+
+
+def test_a_send_without_news_succeeds_while_a_relay_is_down(fleet: Fleet) -> None:
+    two_tiers(fleet)
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    fleet.kill("s01")
+    (sent,) = fleet.ted("hq", "send", "--timeout", "60")["sends"]
+    assert (sent["done"], sent["changed"], sent["incomplete"]) == (True, False, [])
+    assert sent["states"] == {"s01": "received", "e01": "received", "e02": "received"}
+    assert sent["unasked"] == ["e01", "e02"], "of whom the revision is for"
+    assert "does not answer" in sent["errors"]["s01"]
+    (fleet.root / "source" / "news").write_text("Something to send.")
+    fleet.ted("hq", "build")
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "send", "--timeout", "3")
+    assert caught.value.returncode == 34
+    assert "goes on by itself" in caught.value.error["hint"]
+    assert set(fleet.states("hq", "app").values()) == {"pending"}
+    fleet.start("s01")
+    fleet.until(lambda: set(fleet.states("hq", "app").values()) == {"received"})
+
+
+def test_a_relay_that_is_to_extract_now_has_not_got_it_while_it_is_down(fleet: Fleet) -> None:
+    two_tiers(fleet, leaves=1)
+    fleet.settings["retry_for"] = 2
+    fleet.install()
+    fleet.start()
+    fleet.ted("hq", "build")
+    fleet.ted("hq", "send")
+    fleet.kill("s01")
+    fleet.groups["pos"].append("s01")
+    fleet.place_inventory()
+    with pytest.raises(CommandError) as caught:
+        fleet.ted("hq", "send")
+    assert caught.value.error["message"].startswith("1 receiver is without the revision:\n  s01 (app): s01 (127.0.0.1:")
 
 
 def test_a_connection_that_ends_before_it_is_secure_is_tried_again(fleet: Fleet, meter: Meter) -> None:

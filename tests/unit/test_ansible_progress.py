@@ -77,6 +77,44 @@ def test_whom_a_send_waits_for_is_told_once_with_all_behind_it(progress: Any) ->
     assert progress.obstacle_lines([failed], set()) == [], "the end of the task names it"
 
 
+def test_a_cause_is_said_once_for_all_who_lack_it_for_it(progress: Any) -> None:
+    behind = f"not reached: s01 is on the way to it and failed: {DOWN}"
+    states = dict.fromkeys(("s01", "e01", "e02", "e03"), "failed")
+    found = send(states=states, errors={"s01": DOWN, "e01": behind, "e02": behind, "e03": "disk full"})
+    assert progress.reasons([found]) == f"app was not received by e01, e02, s01 ({DOWN}); nor by e03 (disk full)"
+    assert progress.reasons([send(states={"e01": "pending"})]) == "app was not received by e01 (pending)"
+
+
+def test_what_to_do_is_said_of_what_ended_and_of_what_goes_on(progress: Any) -> None:
+    waits, full = {"e01": "pending"}, {"e01": "failed"}
+    mend, look = "send again when that is mended: what came is kept", "`ted send --watch 1` on the Distributor"
+    assert progress.whats_next([send(states=full, done=True)]) == mend
+    assert progress.whats_next([send(states=waits, done=True)]) == mend
+    assert look in (said := progress.whats_next([send(states=waits, done=False)]))
+    assert mend not in said
+    two = send(states={"e01": "pending", "e02": "failed"})
+    for both in ([send(states=full, done=True), send(states=waits)], [two]):
+        assert (mend in progress.whats_next(both), look in progress.whats_next(both)) == (True, True)
+    assert progress.whats_next([send()]) == ""
+
+
+def test_a_send_that_asked_nobody_says_so(progress: Any) -> None:
+    nothing = send(changed=False, bytes=0, unasked=["e01"])
+    assert progress.title(nothing, []) == "app R1 on pos: nothing to send, everybody has it (1 could not be asked)"
+
+
+def test_who_could_not_be_asked_is_named_once_for_each_cause(progress: Any) -> None:
+    names = [f"e{number:02}" for number in range(1, 7)]
+    lacking = send(unasked=names, errors=dict.fromkeys(names, f"not asked: {DOWN}"))
+    assert progress.unasked([lacking, lacking]) == [
+        f"e01, e02, e03, e04 and 2 more could not be asked, and had the revision when last heard of: {DOWN}"
+    ]
+    many = send(unasked=[*names, "e07"], errors={name: f"not asked: {name} is off" for name in [*names, "e07"]})
+    assert len(progress.unasked([many])) == 6
+    assert progress.unasked([many])[-1] == "and 2 more causes"
+    assert progress.unasked([send()]) == []
+
+
 def test_many_causes_are_counted(progress: Any) -> None:
     names = [f"s{number:02}" for number in range(9)]
     many = send(edges=[{"sender": "hq", "receiver": name, "bytes": 0} for name in names],

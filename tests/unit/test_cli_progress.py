@@ -64,15 +64,29 @@ def test_whom_a_send_waits_for_is_named_with_the_cause_and_those_behind_it_are_n
     (["e1", "e2"], "2 receivers are without the revision:\n  e1 (app), e2 (app): gone"),
 ])  # fmt: skip
 def test_a_send_that_is_incomplete_says_for_how_many(hosts: list[str], said: str) -> None:
-    result = {"distribution": "app", "incomplete": hosts, "errors": {host: f"{host}: gone" for host in hosts}}
-    assert send_cmd._incomplete([result], None).message == said
+    errors = {host: f"{host}: gone" for host in hosts}
+    result = {"send": "s1", "distribution": "app", "incomplete": hosts, "errors": errors, "done": True}
+    error = send_cmd._incomplete([result], None)
+    assert (error.message, error.hint.partition(":")[0]) == (said, "send again when that is mended")
+    assert "`ted send --watch s1`" in send_cmd._incomplete([result | {"done": False}], None).hint
+
+
+def test_who_could_not_be_asked_is_told_and_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(inventory=None, config=Path("ted.toml"), as_json=False, verbose=False)
+    result = _watched(states={"e1": "received"}, incomplete=[], unasked=["e1"], errors={"e1": "not asked: e1: gone"})
+    assert send_cmd._incomplete([result], None) is None
+    send_cmd._show_watched(settings, [result])
+    said = capsys.readouterr()
+    why = "could not be asked, and had the revision when last heard of:\n  e1 (app): gone\n"
+    assert said.err == f"ted: warning: 1 receiver {why}"
+    assert said.out.splitlines()[-1].split()[-1] == "received"
 
 
 def _watched(**more: Any) -> dict[str, Any]:
     edge = {"sender": "hq", "receiver": "e1", "bytes": 0}
     return {"send": "s1", "distribution": "app", "channel": "pos", "revision": "r", "changed": 0,
             "states": {"e1": "failed"}, "incomplete": ["e1"], "errors": {"e1": "gone"}, "edges": [edge], "done": True,
-            **more}  # fmt: skip
+            "unasked": [], **more}  # fmt: skip
 
 
 def test_a_look_at_what_ended_without_somebody_says_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,7 +110,9 @@ def test_what_is_not_known_is_said_with_what_to_do(run: Run) -> None:
     assert data["error"]["hint"]
     assert run("verify", "ap")[1]["error"]["hint"] == "did you mean app?"
     assert run("extract", "--revision", "20260101T000000000000Z")[0] == 14
-    assert run("extract", "app", "--revision", "20260101T000000000000Z")[0] == 13
+    code, data = run("extract", "app", "--revision", "20260101T000000000000Z")
+    assert (code, data["error"]["hint"].startswith("here are 20")) == (13, True)
+    assert "`ted send app --revision ...`" in data["error"]["hint"]
     assert run("rollback", "app")[0] == 45
     run("extract", "app")
     code, data = run("rollback", "ap")

@@ -234,6 +234,58 @@ def test_a_receiver_that_failed_is_named_with_its_words(journal: Journal) -> Non
     assert (result["done"], result["incomplete"], result["errors"]) == (True, ["e01"], {"e01": "disk full"})
 
 
+def _start_again(journal: Journal, *having: str) -> None:
+    journal.start_send("s2", distributor="hq", distribution="dat", channel="av", revision=R1, tree=[],
+                       hops=[("hq", "s01", False), ("s01", "e01", True)], having=having)  # fmt: skip
+
+
+def test_a_node_that_does_not_answer_has_what_it_is_known_to_have(journal: Journal) -> None:
+    _start_again(journal, "e01")
+    silence = [row(State.PENDING, node="s01", error="no answer"), row(State.PENDING, error="no answer")]
+    journal.deliver(silence)
+    assert send_result(journal.send("s2"))["states"] == {"s01": "pending", "e01": "pending"}, "it may be restarted"
+    journal.deliver(silence, unasked=True)
+    result = send_result(journal.send("s2"))
+    assert result["states"] == {"s01": "pending", "e01": "received"}
+    assert result["errors"] == {"s01": "no answer", "e01": "not asked: no answer"}
+    journal.deliver([row(State.FAILED, node="s01", error="no answer")], unasked=True)
+    result = send_result(journal.send("s2"))
+    assert (result["done"], result["changed"], result["unasked"], result["incomplete"]) == (True, False, ["e01"], [])
+
+
+def test_a_node_that_refuses_has_not_got_what_it_was_known_to_have(journal: Journal) -> None:
+    _start_again(journal, "s01", "e01")
+    journal.deliver([row(State.FAILED, node="s01", error="no root"), row(State.FAILED, error="not reached: no root")])
+    result = send_result(journal.send("s2"))
+    assert (result["done"], result["unasked"], result["incomplete"]) == (True, [], ["e01"])
+
+
+@pytest.mark.parametrize(("word", "changed", "left"), [
+    (row(State.RECEIVED, seq=2, had=True), False, []),
+    (row(State.RECEIVED, seq=2, bytes_done=9, bytes_total=9), True, []),
+    (row(State.FAILED, seq=2, error="disk full"), False, ["e01"]),
+])  # fmt: skip
+def test_a_nodes_own_word_counts_more_than_what_was_known_of_it(
+    journal: Journal, word: NodeState, changed: bool, left: list[str]
+) -> None:
+    _start_again(journal, "e01")
+    journal.deliver([row(State.PENDING, error="no answer")], unasked=True)
+    journal.deliver([row(State.FAILED, error="not reached")], unasked=True)
+    assert send_result(journal.send("s2"))["unasked"] == ["e01"]
+    journal.deliver([word])
+    result = send_result(journal.send("s2"))
+    assert (result["changed"], result["incomplete"], result["unasked"]) == (changed, left, [])
+    assert result["errors"] == ({"e01": "disk full"} if left else {})
+    assert result["bytes"] == word.bytes_done
+
+
+def test_what_a_send_brought_to_a_relay_it_did_not_bring_to_it_as_a_target(journal: Journal) -> None:
+    _start(journal)
+    journal.deliver([row(State.RECEIVED, node="s01", seq=1), row(State.RECEIVED, seq=1)])
+    assert journal.brought("hq", "dat", R1) == {"s01", "e01"}
+    assert journal.brought("hq", "dat", R1, as_targets=True) == {"e01"}
+
+
 def test_the_newest_revision_that_a_send_brought_stays_known_when_the_next_fails(journal: Journal) -> None:
     _start(journal)
     journal.deliver([row(State.RECEIVED, node="s01", seq=1), row(State.EXTRACTED, seq=1)])

@@ -8,7 +8,8 @@ Rules:
  * Nothing waits for ever: every look has a limit, the whole wait has one, and a lost connection is tried a few times.
    The send itself belongs to the agents and goes on whatever happens here.
  * Check mode starts nothing and looks at nothing.
- * A receiver that does not hold the revision in the end fails the task, unless allow_incomplete.
+ * A receiver that does not hold the revision in the end fails the task, unless allow_incomplete. One that cannot be
+   asked holds what it said to hold.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from ansible_collections.ted.distribution.plugins.plugin_utils.progress import (
     line,
     obstacle_lines,
     reasons,
+    unasked,
+    whats_next,
 )
 
 display = Display()
@@ -44,10 +47,7 @@ UNWATCHED_INTERVAL_S = 20
 LOOK_LIMIT_S = 60
 LOST_LIMIT = 5
 AT_ONCE = 20
-GO_ON = (
-    "send again when that is mended: what came is kept; "
-    "-e ted_allow_incomplete=true (of a task: allow_incomplete) does not fail for that"
-)
+ALLOWED = "-e ted_allow_incomplete=true (of a task: allow_incomplete) does not fail for that"
 
 
 class LookFailed(Exception):
@@ -85,9 +85,11 @@ class ActionModule(ActionBase):
         """Add the sums, and fail if somebody lacks it."""
         result["bytes"] = sum(int(send.get("bytes") or 0) for send in sends)
         result["incomplete"] = all_incomplete(sends) if followed else {}
+        if followed and (warnings := unasked(sends)):
+            result["warnings"] = result.get("warnings", []) + warnings
         if result["incomplete"] and not boolean(options.get("allow_incomplete", False), strict=False):
             result["failed"] = True
-            result["msg"] = "%s; %s" % (reasons(sends), GO_ON)
+            result["msg"] = "; ".join((reasons(sends), whats_next(sends), ALLOWED))
             result["sends"] = [brief(send) for send in sends]
             # Ansible shows a failure whole, but this part of it only from -vvv on: the table of tiers is made of it.
             result.setdefault("invocation", {})["sends"] = sends

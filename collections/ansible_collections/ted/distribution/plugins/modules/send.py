@@ -166,6 +166,13 @@ sends:
       description: The state of each receiver, as in C(ted status).
       type: dict
       returned: always
+    unasked:
+      description:
+        - Receivers that the Distributor, or who was to pass it on, could not reach, and that had the revision when
+          they were last heard of. They count as having it; a warning tells why they could not be asked.
+      type: list
+      elements: str
+      returned: when there is a send
     duration_s:
       description: Seconds from the first offer to the last receiver.
       type: float

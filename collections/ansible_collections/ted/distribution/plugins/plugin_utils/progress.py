@@ -10,10 +10,14 @@ import json
 HELD = ("received", "extracting", "extracted", "rolled_back", "skipped")
 # States in which an error is no end: it is tried again.
 WAITING = ("pending", "receiving")
+# Begins the error of a receiver behind one that failed.
+NOT_REACHED = "not reached: "
+# Begins the error of a receiver that could not be asked, and had the revision when last heard of.
+NOT_ASKED = "not asked: "
 # What a check says of a receiver that lacks the revision.
 FORETOLD = "would be sent"
 # What a failure shows of a send, beside who lacks it and why.
-BRIEF = ("send", "distributor", "distribution", "channel", "revision", "changed", "bytes")
+BRIEF = ("send", "distributor", "distribution", "channel", "revision", "changed", "bytes", "unasked")
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -57,14 +61,49 @@ def all_incomplete(sends):
 
 
 def reasons(sends):
-    """Return one sentence for each distribution that somebody lacks: who, and why."""
+    """Return one sentence for each distribution that somebody lacks: who, and why, each cause once."""
     sentences = []
     for send in sends:
         lacking, errors = incomplete(send), send.get("errors") or {}
         if lacking:
-            who = ", ".join("%s (%s)" % (host, errors.get(host) or lacking[host]) for host in sorted(lacking))
+            causes, known = {}, set(errors.values())
+            for host in sorted(lacking):
+                causes.setdefault(first_cause(errors.get(host) or lacking[host], known), []).append(host)
+            who = "; nor by ".join("%s (%s)" % (", ".join(causes[cause]), cause) for cause in causes)
             sentences.append("%s was not received by %s" % (send.get("distribution"), who))
     return "; ".join(sentences)
+
+
+def first_cause(text, errors):
+    """Return the error of a receiver, or what it ends with: that of the one on the way to it."""
+    behind = text.startswith(NOT_REACHED)
+    return min((error for error in errors if behind and text.endswith(error)), key=len, default=text)
+
+
+def unasked(sends, most=5):
+    """Return a sentence for each cause why receivers could not be asked that had the revision when last heard of."""
+    causes = {}
+    for send in sends:
+        for host in send.get("unasked") or []:
+            cause = str((send.get("errors") or {}).get(host) or "no answer").removeprefix(NOT_ASKED)
+            causes.setdefault(cause, set()).add(host)
+    lines = [
+        "%s could not be asked, and had the revision when last heard of: %s" % (some(causes[cause]), cause)
+        for cause in sorted(causes)
+    ]
+    return lines[:most] + (["and %d more causes" % (len(lines) - most)] if len(lines) > most else [])
+
+
+def whats_next(sends):
+    """Return what to do about receivers that lack it: mend what ended without them, follow what still goes on."""
+    lacking = [(send, set(incomplete(send).values())) for send in sends]
+    ended = [send for send, states in lacking if states and (send.get("done") or states - set(WAITING))]
+    going = [send for send, states in lacking if states & set(WAITING) and not send.get("done")]
+    advice = ["send again when that is mended: what came is kept"] if ended else []
+    if going:
+        looks = " ".join("--watch %s" % send.get("send") for send in going)
+        advice.append("what waits goes on by itself: `ted send %s` on the Distributor tells how far it is" % looks)
+    return "; ".join(advice)
 
 
 def brief(send):
@@ -237,7 +276,8 @@ def title(send, rows):
     """Return what is sent and how much of it; of a revision that is still to be built only the most is known."""
     where = "%s %s on %s: " % (send.get("distribution"), send.get("revision") or "a new revision", send.get("channel"))
     if moves_nothing(send):
-        return where + "nothing to send, everybody has it"
+        silent = len(send.get("unasked") or [])
+        return where + "nothing to send, everybody has it" + (" (%d could not be asked)" % silent if silent else "")
     if not send.get("revision"):
         return where + "at most %s over each link" % amount(max([row[3] for row in rows] or [0]))
     over = amount(send.get("bytes") or sum(row[3] for row in rows))
