@@ -83,6 +83,8 @@ def test_a_cause_is_said_once_for_all_who_lack_it_for_it(progress: Any) -> None:
     found = send(states=states, errors={"s01": DOWN, "e01": behind, "e02": behind, "e03": "disk full"})
     assert progress.reasons([found]) == f"app was not received by e01, e02, s01 ({DOWN}); nor by e03 (disk full)"
     assert progress.reasons([send(states={"e01": "pending"})]) == "app was not received by e01 (pending)"
+    both = [send(distribution=name, states=states, errors=dict.fromkeys(states, DOWN)) for name in ("app", "motd")]
+    assert progress.reasons(both) == f"app and motd were not received by e01, e02, e03, s01 ({DOWN})"
 
 
 def test_what_to_do_is_said_of_what_ended_and_of_what_goes_on(progress: Any) -> None:
@@ -112,6 +114,9 @@ def test_who_could_not_be_asked_is_named_once_for_each_cause(progress: Any) -> N
     many = send(unasked=[*names, "e07"], errors={name: f"not asked: {name} is off" for name in [*names, "e07"]})
     assert len(progress.unasked([many])) == 6
     assert progress.unasked([many])[-1] == "and 2 more causes"
+    relay = send(unasked=["e01", "s01"], errors={"s01": f"not asked: {DOWN}", "e01": f"not asked: not reached: {DOWN}"})
+    (line,) = progress.unasked([relay])
+    assert line == f"e01, s01 could not be asked, and had the revision when last heard of: {DOWN}"
     assert progress.unasked([send()]) == []
 
 

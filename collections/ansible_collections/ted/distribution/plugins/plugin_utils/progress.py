@@ -61,8 +61,8 @@ def all_incomplete(sends):
 
 
 def reasons(sends):
-    """Return one sentence for each distribution that somebody lacks: who, and why, each cause once."""
-    sentences = []
+    """Return who lacks what and why: each cause once, for all distributions that the same receivers lack for it."""
+    found = {}
     for send in sends:
         lacking, errors = incomplete(send), send.get("errors") or {}
         if lacking:
@@ -70,8 +70,11 @@ def reasons(sends):
             for host in sorted(lacking):
                 causes.setdefault(first_cause(errors.get(host) or lacking[host], known), []).append(host)
             who = "; nor by ".join("%s (%s)" % (", ".join(causes[cause]), cause) for cause in causes)
-            sentences.append("%s was not received by %s" % (send.get("distribution"), who))
-    return "; ".join(sentences)
+            found.setdefault(who, []).append(str(send.get("distribution")))
+    return "; ".join(
+        "%s %s not received by %s" % (" and ".join(names), "was" if len(names) == 1 else "were", who)
+        for who, names in found.items()
+    )
 
 
 def first_cause(text, errors):
@@ -84,9 +87,10 @@ def unasked(sends, most=5):
     """Return a sentence for each cause why receivers could not be asked that had the revision when last heard of."""
     causes = {}
     for send in sends:
+        errors = {host: text.removeprefix(NOT_ASKED) for host, text in (send.get("errors") or {}).items()}
+        known = set(errors.values())
         for host in send.get("unasked") or []:
-            cause = str((send.get("errors") or {}).get(host) or "no answer").removeprefix(NOT_ASKED)
-            causes.setdefault(cause, set()).add(host)
+            causes.setdefault(first_cause(errors.get(host) or "no answer", known), set()).add(host)
     lines = [
         "%s could not be asked, and had the revision when last heard of: %s" % (some(causes[cause]), cause)
         for cause in sorted(causes)
