@@ -66,7 +66,7 @@ def random_bytes(source: Path, files: int, size: int) -> None:
 
 
 def programs(source: Path, files: int, size: int) -> None:
-    """Put the largest ``files`` of the releases that, one after another in order of size, are not above ``size``."""
+    """Put ``files`` of ``RELEASES``: the largest, but for the few that would make them more than ``size`` bytes."""
     for release in RELEASES:
         unpack(release, source)
     found = sorted((path for path in source.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_size)

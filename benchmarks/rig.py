@@ -50,17 +50,23 @@ def directory() -> Iterator[Path]:
         yield Path(name)
 
 
+LEFT_FREE_BYTES = 600 << 20
+
+
 @contextmanager
-def full_memory(leave_bytes: int = 600 << 20) -> Iterator[None]:
+def full_memory() -> Iterator[None]:
     """Fill free memory with page cache for as long as this lasts, as it is on a server that has run for a while.
 
-    A virtual machine whose host takes free pages back pays for each new one: 0.5 GB/s instead of 4 where all these
-    tables were taken. Pages that the system has, and gets from the cache, cost nobody anything.
+    A virtual machine whose host takes free pages back pays for each new one: 0.5 GB/s instead of 4 on the one of
+    docs/benchmarks.md. Pages that come out of the cache are the system's already.
+
+    Raises:
+        RuntimeError: More than half of it stays free.
     """
     before = _free_bytes()
     with tempfile.TemporaryFile(dir="/var/tmp") as file:  # of holes: it needs no disk
         for _ in range(5):  # what ended last may still be giving memory back
-            missing = _free_bytes() - leave_bytes
+            missing = _free_bytes() - LEFT_FREE_BYTES
             if missing <= 0:
                 break
             start = os.fstat(file.fileno()).st_size
@@ -68,7 +74,7 @@ def full_memory(leave_bytes: int = 600 << 20) -> Iterator[None]:
             file.seek(start)
             while file.read(1 << 20):
                 pass
-        if _free_bytes() > max(before / 2, leave_bytes):  # some stays free where a control group has less than all
+        if _free_bytes() > max(before / 2, LEFT_FREE_BYTES):  # some stays free where a control group has less than all
             raise RuntimeError("memory does not fill with page cache: is /var/tmp on a disk?")
         yield
 

@@ -82,7 +82,7 @@ class Distributor:
             NodeState(hop.name, *header_names, State.PENDING, now_text())
             for hop in plan.tree.walk() if hop.name in senders
         ]  # fmt: skip
-        having = known_to_have(plan, journal)
+        having = known_to_have(plan, journal)  # before what is pending takes the place of it
         journal.learn(pending, forward=False)
         journal.supersede(*header_names, [receiver for _, receiver, _ in hops])
         # on record before the send is: a kill in between leaves offers that are made all the same

@@ -139,9 +139,9 @@ def plan_result(plan: PlannedSend, line_bytes: dict[str, int], journal: Journal)
 
 
 def known_to_have(plan: PlannedSend, journal: Journal) -> set[str]:
-    """Return the receivers of which the plan's revision is known: what counts while they do not answer.
+    """Return the receivers that are known to have the plan's revision: what counts while they do not answer.
 
-    Whoever only passed it on has not got it for itself.
+    A target that only passed it on, as far as is known, has not got it for itself.
     """
     of = (plan.distributor, plan.distribution)
     as_targets = journal.brought(*of, plan.record.revision, as_targets=True)

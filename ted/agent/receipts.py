@@ -67,13 +67,13 @@ class Receipts:
         """Look into the outbox now; from any thread."""
         self._loop.call_soon_threadsafe(self._wake.set)
 
-    def learn(self, rows: list[NodeState], *, unasked: bool = False) -> None:
+    def learn(self, rows: list[NodeState]) -> None:
         """Take news of other nodes: record it, and send it on up; for a worker thread."""
         above = [row for row in rows if row.distributor != self._node.name]
         self._node.journal.learn(above, forward=True)
         here = [row for row in rows if row.distributor == self._node.name]
         self._node.journal.learn(here, forward=False)
-        self._node.journal.deliver(here, unasked=unasked)
+        self._node.journal.deliver(here)
         if any(row.state is not State.RECEIVING for row in above):  # how far they are waits for the next look
             self.poke()
 

@@ -17,9 +17,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from ted.agent.node import Node
 from ted.errors import FormatError, RecordsError, TedError, UnreachableError, WindowClosedError
@@ -34,13 +34,6 @@ SILENT_AFTER_S = 10.0
 """For so long a child may not answer before what it is known to have counts."""
 
 
-class Learn(Protocol):
-    """Takes news of nodes."""
-
-    def __call__(self, rows: list[NodeState], *, unasked: bool = False) -> None:
-        """Take it in a worker thread; ``unasked``: these nodes do not answer."""
-
-
 class Sender:
     """Offers slips to children and hands on what they say.
 
@@ -49,7 +42,7 @@ class Sender:
         learn: Takes the states that children answer with; called in a worker thread.
     """
 
-    def __init__(self, node: Node, learn: Learn) -> None:
+    def __init__(self, node: Node, learn: Callable[[list[NodeState]], None]) -> None:
         self._node = node
         self._learn = learn
         self._running: dict[tuple[str, str], tuple[RoutingSlip, asyncio.Task[None]]] = {}
@@ -123,7 +116,8 @@ class Sender:
         call, run, config = self._node.call, self._node.run, self._node.config
         peer = Peer(slip.hop.name, slip.hop.address, slip.hop.port)
         delay_s = min(FIRST_RETRY_S, config.retry_interval)
-        told = silent = False
+        told = counted = False
+        began_s = time.monotonic()
         while True:
             left_s = slip.left_s(datetime.now(UTC))
             if not left_s:
@@ -138,25 +132,30 @@ class Sender:
                 await run(self._node.journal.close_offer, slip.header.send, "taken", child=peer.name)
                 return
             except (UnreachableError, RecordsError) as error:
-                waited_s = time.time() - first_try_at_s
-                if waited_s > config.retry_for:
+                if time.time() - first_try_at_s > config.retry_for:
                     await self._give_up(slip, error)
                     return
                 log.info("%s; again in %.1f s", error, delay_s)
                 if not told and delay_s > FIRST_RETRY_S:  # not of a child that is only being started anew
                     told = await self._tell_why(slip, error)
-                if waited_s > SILENT_AFTER_S and _is_silence(error) and not silent:
-                    silent = await self._tell_why(slip, error, unasked=True)
+                if not counted and _is_silence(error) and time.monotonic() - began_s > SILENT_AFTER_S:
+                    counted = await self._count_what_is_known(slip, error)
             except TedError as error:
                 await self._give_up(slip, error)
                 return
             await asyncio.sleep(min(delay_s, left_s))
             delay_s = min(delay_s * 2, config.retry_interval)
 
-    async def _tell_why(self, slip: RoutingSlip, error: TedError, *, unasked: bool = False) -> bool:
+    async def _tell_why(self, slip: RoutingSlip, error: TedError) -> bool:
         """Say above why the nodes of a slip still wait; return true."""
-        rows = _all_of(slip, State.PENDING, error, "is on the way to it and cannot be had")
-        await self._node.run(self._learn, rows, unasked=unasked)
+        await self._node.run(self._learn, _all_of(slip, State.PENDING, error, "is on the way to it and cannot be had"))
+        return True
+
+    async def _count_what_is_known(self, slip: RoutingSlip, error: TedError) -> bool:
+        """Let the nodes of this Distributor's slip have what they are known to have; return true."""
+        if slip.header.distributor == self._node.name:
+            rows = _all_of(slip, State.PENDING, error, "is on the way to it and cannot be had")
+            await self._node.run(self._node.journal.deliver, rows, unasked=True)
         return True
 
     async def not_reached(self, slip: RoutingSlip, error: TedError) -> None:
@@ -167,8 +166,9 @@ class Sender:
 
     async def _give_up(self, slip: RoutingSlip, error: TedError) -> None:
         log.warning("%s: %s", slip.hop.name, error)
-        rows = _all_of(slip, State.FAILED, error, "is on the way to it and failed")
-        await self._node.run(self._learn, rows, unasked=_is_silence(error))
+        if _is_silence(error):
+            await self._count_what_is_known(slip, error)
+        await self._node.run(self._learn, _all_of(slip, State.FAILED, error, "is on the way to it and failed"))
         await self._node.run(self._node.journal.close_offer, slip.header.send, "failed", child=slip.hop.name)
 
 

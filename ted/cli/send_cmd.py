@@ -20,11 +20,12 @@ from ted.config import NodeConfig
 from ted.errors import ConfigError, IncompleteError, UnknownNameError, UsageError, WindowClosedError
 from ted.records.journal import Journal
 from ted.records.sends import send_result
-from ted.records.states import NOT_ASKED
+from ted.records.states import NOT_ASKED, State
 from ted.topology.schedule import parse_end
 
 POLL_S = 0.2
 SHOWN_CAUSES = 5
+_WAITING = {State.PENDING, State.RECEIVING}
 
 
 @click.command("send")
@@ -146,14 +147,14 @@ def _follow(
 
 
 def _how_far(result: dict[str, Any]) -> str:
-    ended = sum(state not in {"pending", "receiving"} for state in result["states"].values())
+    ended = sum(state not in _WAITING for state in result["states"].values())
     return f"{result['distribution']} to {result['channel']}: {ended} of {len(result['states'])}"
 
 
 def _waits_for(result: dict[str, Any]) -> str:
     """Return whom the send waits for and why, nothing if nobody is in its way: who lies behind another is left out."""
     errors = result["errors"]
-    waiting = {node for node in errors if result["states"][node] in {"pending", "receiving"}}
+    waiting = {node for node in errors if result["states"][node] in _WAITING}
     senders = {edge["receiver"]: edge["sender"] for edge in result["edges"]}
     causes = {node: errors[node] for node in senders if node in waiting and senders[node] not in waiting}
     if not causes:
@@ -193,10 +194,20 @@ def _incomplete(results: list[dict[str, Any]], ends_at: datetime | None) -> Inco
             hint="nothing failed: what came stays, and the next `ted send` goes on from there",
         )
     nodes = "1 receiver is" if len(hosts) == 1 else f"{len(hosts)} receivers are"
-    hint = "send again when that is mended: what came is kept; see `ted tree`"
-    if going := [result["send"] for result in results if result["incomplete"] and not result["done"]]:
-        hint = f"what waits goes on by itself, `ted send --watch {going[0]}` tells how far it is; see `ted tree`"
-    return IncompleteError(f"{nodes} without the revision:{_shown(causes)}", hint=hint)
+    return IncompleteError(f"{nodes} without the revision:{_shown(causes)}",
+                           hint=f"{_whats_next(results)}; see `ted tree`")  # fmt: skip
+
+
+def _whats_next(results: list[dict[str, Any]]) -> str:
+    """Return what to do about targets that lack it: mend what ended without them, follow what still goes on."""
+    lacking = [(result, {result["states"][host] for host in result["incomplete"]}) for result in results]
+    advice = []
+    if any(states and (result["done"] or states - _WAITING) for result, states in lacking):
+        advice.append("send again when that is mended: what came is kept")
+    if going := [result["send"] for result, states in lacking if states & _WAITING and not result["done"]]:
+        looks = " ".join(f"--watch {send}" for send in going)
+        advice.append(f"what waits goes on by itself: `ted send {looks}` tells how far it is")
+    return "; ".join(advice)
 
 
 def _tell_unasked(settings: Settings, results: list[dict[str, Any]]) -> None:

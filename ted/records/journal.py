@@ -94,6 +94,7 @@ def _listed(states: Iterable[State]) -> str:
     return "(" + ", ".join(f"'{state}'" for state in sorted(states)) + ")"
 
 
+_OR_ASSUMED = f"OR substr(error, 1, {len(NOT_ASKED)}) = :not_asked"
 _HOLDS, _ARRIVED = _listed(HOLDS), _listed([*FINAL, State.EXTRACTING])
 _SAME_INSTALLED = " AND ".join(f"installed.{name} = known.{name}" for name in _NODE_STATE)
 
@@ -330,24 +331,23 @@ class Journal:
         with self._writing() as db:
             touched: set[str] = set()
             for row in rows:
+                values = _values(row) | {"not_asked": NOT_ASKED, "why": f"{NOT_ASKED}{row.error}"}
                 sends = db.rows(
                     "SELECT send FROM sends WHERE distributor = :distributor AND distribution = :distribution "
-                    "AND revision = :revision AND ended_at IS NULL", _values(row),
+                    "AND revision = :revision AND ended_at IS NULL", values,
                 )  # fmt: skip
-                values = _values(row) | {"not_asked": NOT_ASKED, "why": f"{NOT_ASKED}{row.error}"}
                 each_send = [values | each for each in sends]
                 if unasked:
                     db.run_each(
                         "UPDATE deliveries SET state = 'received', error = :why "
                         f"WHERE send = :send AND node = :node AND had AND state NOT IN {_HOLDS}", each_send,
                     )  # fmt: skip
-                had = ", had = :had" if row.seq else ""
+                had = ", had = :had" if row.seq else ""  # a guess knows nothing of that
                 fetched = ", bytes_done = :bytes_done, bytes_total = :bytes_total"
-                was_unasked = f"substr(error, 1, {len(NOT_ASKED)}) = :not_asked"
                 db.run_each(
                     f"UPDATE deliveries SET state = :state, error = :error{had}"
                     f"{fetched if row.bytes_total and not row.had else ''} WHERE send = :send AND node = :node "
-                    f"AND (state NOT IN {_HOLDS} {f'OR {was_unasked}' if row.seq else ''})",
+                    f"AND (state NOT IN {_HOLDS} {_OR_ASSUMED if row.seq else ''})",
                     each_send,
                 )
                 touched |= {each["send"] for each in sends}

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from ted.records.states import HOLDS, NOT_ASKED
+
 PLUGINS = Path(__file__).parents[2] / "collections/ansible_collections/ted/distribution/plugins"
 
 
@@ -118,6 +120,11 @@ def test_who_could_not_be_asked_is_named_once_for_each_cause(progress: Any) -> N
     (line,) = progress.unasked([relay])
     assert line == f"e01, s01 could not be asked, and had the revision when last heard of: {DOWN}"
     assert progress.unasked([send()]) == []
+
+
+def test_the_collection_has_the_words_of_the_agent(progress: Any) -> None:
+    assert progress.NOT_ASKED == NOT_ASKED
+    assert set(progress.HELD) == HOLDS
 
 
 def test_many_causes_are_counted(progress: Any) -> None:

@@ -65,10 +65,15 @@ def test_whom_a_send_waits_for_is_named_with_the_cause_and_those_behind_it_are_n
 ])  # fmt: skip
 def test_a_send_that_is_incomplete_says_for_how_many(hosts: list[str], said: str) -> None:
     errors = {host: f"{host}: gone" for host in hosts}
-    result = {"send": "s1", "distribution": "app", "incomplete": hosts, "errors": errors, "done": True}
+    result = {"send": "s1", "distribution": "app", "incomplete": hosts, "errors": errors, "done": True,
+              "states": dict.fromkeys(hosts, "pending")}  # fmt: skip
     error = send_cmd._incomplete([result], None)
     assert (error.message, error.hint.partition(":")[0]) == (said, "send again when that is mended")
-    assert "`ted send --watch s1`" in send_cmd._incomplete([result | {"done": False}], None).hint
+    going = result | {"done": False}
+    hint = send_cmd._incomplete([going], None).hint
+    assert ("`ted send --watch s1`" in hint, "mended" in hint) == (True, False)
+    hint = send_cmd._incomplete([going, result | {"states": dict.fromkeys(hosts, "failed")}], None).hint
+    assert ("`ted send --watch s1`" in hint, "mended" in hint) == (True, True)
 
 
 def test_who_could_not_be_asked_is_told_and_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
