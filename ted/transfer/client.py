@@ -147,7 +147,7 @@ class Connection:
             connection.close()
             raise UnreachableError(
                 f"{self.peer} does not answer: {_reason(error)}",
-                hint="is its agent running (`ted agent start` there), and its port open from here?",
+                hint="is its agent running, and its port open from here? `ted agent start` there starts it",
                 is_gone=is_gone,
             ) from error
         except BaseException:
