@@ -51,6 +51,7 @@ from ted.errors import FormatError, RepositoryError, SourceChangedError
 
 _ATTEMPTS = 3
 _PAUSE_S = 0.05
+_FILE = Kind.FILE.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +254,7 @@ class Gatherer:
         """Give a file its row in the manifest; ``frame`` and ``offset`` only where it may share a frame."""
         attributes = row.attributes
         assert attributes is not None
-        row.packed = self._pack((row.path, Kind.FILE.value, *attributes, row.size, extents, None, digest, row.xattrs))
+        row.packed = self._pack((row.path, _FILE, *attributes, row.size, extents, None, digest, row.xattrs))
         if row.status is not None and self._cache_out.takes(row.status):
             signature = self._sign(row.status, attributes.owner, attributes.group)
             row.known = Cached(row.path, signature, row.packed, frame, offset, digest is not None)

@@ -2,7 +2,8 @@
 
 Rules:
  * A frame that a kept revision's pack holds is referred to, not repeated.
- * Frames are compressed on two threads, some at a time, and written in the order they came: same input, same pack.
+ * Frames are compressed beside the reading, and by who reads where that is far ahead, so that there are no more threads
+   than cores. They are written in the order they came: same input, same pack.
  * At most 16 MiB wait to be written, whatever the size of the source.
  * A pack less than a quarter of which would be live is retired, and so are those with the fewest live bytes beyond 32
    packs: their live frames move into the new pack.
@@ -10,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +23,9 @@ from ted.content.pack import DigestTable, PackReader, PackWriter
 from ted.content.record import MAX_PACKS, PackRef
 from ted.errors import BuildError
 
-_WORKERS = 2
+_MOST_WORKERS = 2
+_BATCHES_AHEAD = 4
+"""So many batches wait for each worker before who reads lends a hand."""
 _MAX_WAITING_BYTES = 16 << 20
 _BATCH_BYTES = 1 << 20
 """So much goes to a thread at once: to take turns at the interpreter costs time, most of all on a busy machine."""
@@ -94,7 +98,9 @@ class FrameStore:
         self._directory = pack_path.parent
         self._pack = PackWriter(pack_path)
         self._seen = DigestTable(pack_path.parent)
-        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="ted-compress")
+        workers = max(1, min(_MOST_WORKERS, len(os.sched_getaffinity(0)) - 1))
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="ted-compress")
+        self._most_ahead = workers * _BATCHES_AHEAD
         self._batch: list[tuple[bytes, bytes]] = []
         self._batch_bytes = 0
         self._waiting: deque[Future[list[Encoded]]] = deque()
@@ -182,12 +188,19 @@ class FrameStore:
         self._waiting_bytes -= self._waiting_sizes.popleft()
 
     def _compress_batch(self) -> None:
-        self._waiting.append(self._pool.submit(_encode_all, self._batch, self._level))
+        self._waiting.append(self._encode_batch())
         self._waiting_sizes.append(self._batch_bytes)
         self._waiting_bytes += self._batch_bytes
         self._batch, self._batch_bytes = [], 0
         while self._waiting_bytes > _MAX_WAITING_BYTES:
             self._write_next()
+
+    def _encode_batch(self) -> Future[list[Encoded]]:
+        if sum(not encoded.done() for encoded in self._waiting) < self._most_ahead:
+            return self._pool.submit(_encode_all, self._batch, self._level)
+        done: Future[list[Encoded]] = Future()
+        done.set_result(_encode_all(self._batch, self._level))
+        return done
 
 
 def _encode_all(frames: Sequence[tuple[bytes, bytes]], level: int) -> list[Encoded]:

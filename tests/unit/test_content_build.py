@@ -11,17 +11,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ted.content import gather, walk
+from ted.content import gather, store, walk
 from ted.content.builder import BuildResult, RevisionBuilder
 from ted.content.cut import MAX_GROUP_ENTRIES
 from ted.content.entry import Entry, Kind
+from ted.content.frame import Encoded
 from ted.content.gather import Gatherer
 from ted.content.pack import PackReader, PackWriter
 from ted.content.record import RevisionRecord
@@ -707,6 +708,34 @@ def test_the_same_input_gives_the_same_pack(place: Place, tmp_path: Path) -> Non
         record = each.build(now=lambda: datetime(2026, 1, 1, tzinfo=UTC)).record
         packs.append((each.directory / record.revision / "DISTFILE.TED").read_bytes())
     assert packs[0] == packs[1]
+
+
+@pytest.mark.parametrize("cores", [{0}, {0, 1}, {0, 1, 2, 3}], ids=len)
+def test_the_pack_does_not_depend_on_who_compresses(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: set[int]
+) -> None:
+    """Where a worker lags, who reads lends a hand: there is one thread a core."""
+    fill(place.source, files=40, size=500_000)
+    place.build()
+    (tmp_path / "other").mkdir()
+    other = Place(tmp_path / "other")
+    other.source = place.source
+    by: set[str] = set()
+
+    def lagging(frames: Sequence[tuple[bytes, bytes]], level: int) -> list[Encoded]:
+        name = threading.current_thread().name
+        by.add(name)
+        time.sleep(0.05 if name.startswith("ted-compress") else 0)
+        return encode_all(frames, level)
+
+    encode_all = store._encode_all
+    monkeypatch.setattr(store, "_encode_all", lagging)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
+    other.build()
+    packs = [next(each.directory.glob("*/DISTFILE.TED")).read_bytes() for each in (place, other)]
+    assert packs[0] == packs[1]
+    assert len(by) == min(max(2, len(cores)), 3)
+    assert threading.current_thread().name in by
 
 
 def test_a_mostly_dead_pack_is_retired(place: Place) -> None:
