@@ -8,87 +8,123 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ted.content.record import is_name
 from ted.content.working import WorkingDirectory
-from ted.errors import ConfigError
+from ted.errors import ConfigError, ValueFormatError
+from ted.topology.model import DEFAULT_PORT, OutputRates
+from ted.topology.names import suggestion
 from ted.topology.units import parse_bytes, parse_duration_s, parse_rate_bytes_s
+from ted.topology.variables import (
+    Reader,
+    flag,
+    is_blank,
+    mapping,
+    message_levels,
+    name,
+    names,
+    one_of,
+    output_rates,
+    parse_some_time_s,
+    text,
+    texts,
+    variables,
+    whole,
+)
 
 FILE_NAME = "node.yml"
-DEFAULT_PORT = 7465
-
-Bytes = Annotated[int, BeforeValidator(parse_bytes)]
-Rate = Annotated[int, BeforeValidator(parse_rate_bytes_s)]
-Seconds = Annotated[float, BeforeValidator(parse_duration_s), Field(gt=0)]
 
 
-def _spelled_out(schedule: Any) -> Any:
-    """Return a schedule of one word, such as ``immediately``, as the mapping that it is short for."""
-    if schedule not in ("", "never", "immediately") and isinstance(schedule, str):
-        raise ValueError(f"{schedule!r} is neither `immediately` nor `never`, nor a mapping such as `daily: ...`")
-    return ({schedule: True} if schedule else None) if isinstance(schedule, str) else schedule
+def _path(value: object) -> Path:
+    return Path(text(value))
 
 
-Timetable = Annotated[dict[str, Any] | None, BeforeValidator(_spelled_out)]
+def _timetable(value: object) -> dict[str, Any]:
+    """Read a schedule as it is written; one of one word, such as ``immediately``, as the mapping it is short for."""
+    if not isinstance(value, str):
+        return mapping(value)
+    if value not in {"never", "immediately"}:
+        raise ValueFormatError(f"{value!r} is neither `immediately` nor `never`, nor a mapping such as `daily: ...`")
+    return {value: True}
 
 
-def _name(value: str) -> str:
-    if not is_name(value):
-        raise ValueError("letters, digits and . _ @ + -, not first a dot, 128 at most")
-    return value
+_READERS: dict[str, Reader] = {
+    "node": name,
+    "config_directory": _path,
+    "working_directory": _path,
+    "address": text,
+    "listen": text,
+    "port": whole(0, 65535),
+    "transport": one_of("https", "http"),
+    "parent": text,
+    "parent_address": text,
+    "parent_port": whole(1, 65535),
+    "distributor": flag,
+    "database_url": text,
+    "input_rate": parse_rate_bytes_s,
+    "output_rates": output_rates,
+    "max_concurrent": whole(1, 1 << 31),
+    "fill_spare_slots": flag,
+    "min_rate": parse_rate_bytes_s,
+    "timeout": parse_some_time_s,
+    "min_free": parse_bytes,
+    "retry_interval": parse_some_time_s,
+    "retry_for": parse_duration_s,
+    "poll_interval": parse_some_time_s,
+    "message_levels": message_levels,
+    "log_max_age": parse_some_time_s,
+    "variables": variables,
+    "extract_schedule": _timetable,
+    "inactive_channels": names,
+    "fallbacks": texts,
+    "fallback_when": one_of("unreachable", "stale"),
+    "source_order": one_of("listed", "latency", "subnet"),
+}
+"""How each key is read: as the inventory's variable of that name. What is blank has its default."""
+LIMITS = ("input_rate", "output_rates", "max_concurrent", "fill_spare_slots")
 
 
-class OutputRates(BaseModel):
-    """Bytes per second for each priority; ``None`` is unlimited."""
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig:
+    """What one node must know about itself; ``config_directory`` is where this file was found, whatever stands in it.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    ``listen`` is the address to bind, every one when unset; a ``database_url`` is where records are kept, in a file of
+    the working directory when unset; without ``poll_interval`` the parent says by itself what is new.
+    """
 
-    high: Rate | None = None
-    medium: Rate | None = None
-    low: Rate | None = None
-
-
-LIMITS = {"input_rate", "output_rates", "max_concurrent", "fill_spare_slots"}
-
-
-class NodeConfig(BaseModel):
-    """What one node must know about itself."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    node: Annotated[str, AfterValidator(_name)] = Field(description="This node's inventory name.")
-    config_directory: Path = Field(Path("/etc/ted"), description="Where this file lies.")
-    working_directory: Path = Field(Path("/var/lib/ted"), description="Revisions, catalog copies and state.")
-    address: str | None = Field(None, description="Address others reach this node at.")
-    listen: str | None = Field(None, description="Address to bind; every one when unset.")
-    port: int = Field(DEFAULT_PORT, ge=0, le=65535)
+    node: str
+    config_directory: Path = Path("/etc/ted")
+    working_directory: Path = Path("/var/lib/ted")
+    address: str | None = None
+    listen: str | None = None
+    port: int = DEFAULT_PORT
     transport: Literal["https", "http"] = "https"
     parent: str | None = None
     parent_address: str | None = None
-    parent_port: int = Field(DEFAULT_PORT, ge=1, le=65535)
+    parent_port: int = DEFAULT_PORT
     distributor: bool = False
-    database_url: str | None = Field(None, description="Where records are kept; unset: in a file here.")
-    input_rate: Rate | None = None
-    output_rates: OutputRates = OutputRates()
-    max_concurrent: int | None = Field(None, ge=1)
+    database_url: str | None = None
+    input_rate: int | None = None
+    output_rates: OutputRates = field(default_factory=OutputRates)
+    max_concurrent: int | None = None
     fill_spare_slots: bool = False
-    min_rate: Rate = 1024
-    timeout: Seconds = 300.0
-    min_free: Bytes | None = None
-    retry_interval: Seconds = 120.0
-    retry_for: Seconds = 1800.0
-    poll_interval: Seconds | None = Field(None, description="How often to ask the parent; unset: it says by itself.")
-    message_levels: dict[str, int] = Field(default_factory=dict)
-    log_max_age: Seconds | None = None
-    variables: dict[str, str] = Field(default_factory=dict)
-    extract_schedule: Timetable = None
-    inactive_channels: list[str] = Field(default_factory=list)
-    fallbacks: list[str] = Field(default_factory=list)
+    min_rate: int = 1024
+    timeout: float = 300.0
+    min_free: int | None = None
+    retry_interval: float = 120.0
+    retry_for: float = 1800.0
+    poll_interval: float | None = None
+    message_levels: dict[str, int] = field(default_factory=dict)
+    log_max_age: float | None = None
+    variables: dict[str, str] = field(default_factory=dict)
+    extract_schedule: dict[str, Any] | None = None
+    inactive_channels: tuple[str, ...] = ()
+    fallbacks: tuple[str, ...] = ()
     fallback_when: Literal["unreachable", "stale"] = "unreachable"
     source_order: Literal["listed", "latency", "subnet"] = "listed"
 
@@ -117,15 +153,17 @@ class NodeConfig(BaseModel):
         """Validate what was read; ``where`` names it in errors."""
         if not isinstance(data, dict):
             raise ConfigError(f"{where}: must be a mapping of settings, is {type(data).__name__}")
-        try:
-            return cls.model_validate({**data, "config_directory": config_directory})
-        except ValidationError as error:
-            problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-            raise ConfigError(f"{where}: " + "; ".join(problems)) from error
+        values, problems = _read(data)
+        if "node" not in values and not any(problem.startswith("node: ") for problem, _ in problems):
+            problems.append(("node: is missing", "this node's name in the inventory"))
+        if problems:
+            hint = problems[0][1] if len(problems) == 1 else None
+            raise ConfigError(f"{where}: " + "; ".join(problem for problem, _ in problems), hint=hint)
+        return cls(**values | {"config_directory": config_directory})
 
     def is_but_for_limits(self, other: NodeConfig) -> bool:
         """Say whether ``other`` differs in nothing but the limits, which a running agent takes over."""
-        return self.model_dump(exclude=LIMITS) == other.model_dump(exclude=LIMITS)
+        return replace(self, **{limit: getattr(other, limit) for limit in LIMITS}) == other
 
     @property
     def working(self) -> WorkingDirectory:
@@ -150,3 +188,19 @@ class NodeConfig(BaseModel):
     def keys_directory(self) -> Path:
         """Where a Distributor's signing keys lie."""
         return self.config_directory / "keys"
+
+
+def _read(data: Mapping[Any, Any]) -> tuple[dict[str, Any], list[tuple[str, str | None]]]:
+    """Return the values of all that is set, and each problem with its hint."""
+    values: dict[str, Any] = {}
+    problems: list[tuple[str, str | None]] = []
+    for key, given in data.items():
+        read = _READERS.get(key)
+        if read is None:
+            problems.append((f"{key}: is no setting of a node", suggestion(str(key), _READERS)))
+        elif not is_blank(given):
+            try:
+                values[key] = read(given)
+            except ValueFormatError as error:
+                problems.append((f"{key}: {error.message}", error.hint))
+    return values, problems

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -33,7 +34,7 @@ CALLERS = 256  # threads that mostly wait for a peer: one for each fetch or offe
 
 def output_limits(config: NodeConfig) -> OutputLimits:
     """Return what a node may give out, from its configuration."""
-    return OutputLimits(**config.output_rates.model_dump(), max_concurrent=config.max_concurrent,
+    return OutputLimits(**asdict(config.output_rates), max_concurrent=config.max_concurrent,
                         fill_spare_slots=config.fill_spare_slots)  # fmt: skip
 
 

@@ -39,9 +39,10 @@ from ted.agent.readiness import tell_ready
 from ted.agent.receipts import Receipts
 from ted.agent.receiver import Receiver, key_of
 from ted.agent.sender import Sender
-from ted.config import FILE_NAME, NodeConfig, OutputRates
+from ted.config import FILE_NAME, NodeConfig
 from ted.errors import AgentError, ConfigError, FormatError, TedError
 from ted.records.states import State
+from ted.topology.model import OutputRates
 from ted.transfer.client import Peer
 from ted.transfer.pacing import PRIORITIES
 from ted.transfer.server import PeerServer

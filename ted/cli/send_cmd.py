@@ -23,7 +23,7 @@ from ted.records.sends import send_result
 from ted.records.states import NOT_ASKED, State
 from ted.topology.schedule import parse_end
 
-POLL_S = 0.2
+FIRST_POLL_S, POLL_S = 0.02, 0.2
 SHOWN_CAUSES = 5
 _WAITING = {State.PENDING, State.RECEIVING}
 
@@ -123,7 +123,7 @@ def _follow(
     settings: Settings, journal: Journal, sends: list[str], timeout_s: float | None
 ) -> list[dict[str, Any]]:
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-    lines = ProgressLines(as_json=settings.as_json)
+    lines, pause_s = ProgressLines(as_json=settings.as_json), FIRST_POLL_S
     with progress_bar(as_json=settings.as_json) as bar:
         tasks = {} if bar is None else {send: bar.add_task(send, total=None) for send in sends}
         while True:
@@ -141,9 +141,10 @@ def _follow(
                     f"{_how_far(result)} done, {human_bytes(result['bytes'])} of {human_bytes(result['bytes_total'])}"
                     f"{_waits_for(result)}" for result in results if not result["done"]
                 ))  # fmt: skip
-            time.sleep(POLL_S)
+            time.sleep(pause_s)  # where nobody lacks anything it is done at once
+            pause_s = min(2 * pause_s, POLL_S)
             while bar is None and journal.are_open(sends) and not lines.due() and not _is_over(deadline_s):
-                time.sleep(POLL_S)  # nobody looks, and all receivers are many rows
+                time.sleep(pause_s)  # nobody looks, and all receivers are many rows
 
 
 def _how_far(result: dict[str, Any]) -> str:

@@ -240,7 +240,8 @@ def _named(what: str, read: Reader) -> Reader:
     return named
 
 
-def _positive_duration_s(value: object) -> float:
+def parse_some_time_s(value: object) -> float:
+    """Read a duration of more than nothing, in seconds."""
     seconds = parse_duration_s(value)
     if seconds <= 0:
         raise ValueFormatError(f"{value!r} is no time at all", hint="leave it out for the default")
@@ -261,12 +262,12 @@ NODE_VARIABLES = _table(
     ("ted_max_concurrent", "max_concurrent", whole(1, 100_000)),
     ("ted_fill_spare_slots", "fill_spare_slots", flag),
     ("ted_min_rate", "min_rate_bytes_s", parse_rate_bytes_s),
-    ("ted_timeout", "timeout_s", _positive_duration_s),
+    ("ted_timeout", "timeout_s", parse_some_time_s),
     ("ted_min_free", "min_free_bytes", parse_bytes),
-    ("ted_retry_interval", "retry_interval_s", _positive_duration_s),
+    ("ted_retry_interval", "retry_interval_s", parse_some_time_s),
     ("ted_retry_for", "retry_for_s", parse_duration_s),
     ("ted_message_levels", "message_levels", message_levels),
-    ("ted_log_max_age", "log_max_age_s", _positive_duration_s),
+    ("ted_log_max_age", "log_max_age_s", parse_some_time_s),
     ("ted_transport", "transport", one_of("https", "http")),
 )
 
@@ -280,7 +281,7 @@ DISTRIBUTOR_STRUCTURES = ("ted_distributions", "ted_routing_hierarchy")
 
 SUBSCRIBER_VARIABLES = _table(
     ("ted_parent", "parent", name),
-    ("ted_poll_interval", "poll_interval_s", _positive_duration_s),
+    ("ted_poll_interval", "poll_interval_s", parse_some_time_s),
     ("ted_extract_schedule", "extract_schedule", parse_schedule),
     ("ted_variables", "variables", variables),
     ("ted_inactive_channels", "inactive_channels", names),

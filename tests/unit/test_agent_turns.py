@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from ted.agent.service import hand_over_in_time
-from ted.config import OutputRates
+from ted.topology.model import OutputRates
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ print(json.dumps(sorted(sys.modules)))
 """
 TRUST = {"tuf", "cryptography", "securesystemslib"}
 SERVING = {"aiohttp", "rich"}
+VALIDATING = {"pydantic", "email", "importlib.metadata"}
 
 
 def modules_after(*words: str) -> set[str]:
@@ -41,7 +42,9 @@ def test_the_list_of_commands_imports_no_command() -> None:
     ("command", "without"),
     [
         ("extract", {*TRUST, *SERVING, "tabulate", "ted.topology.inventory", "testinfra"}),
-        ("status", {*TRUST, "aiohttp", "tabulate", "ted.topology.inventory", "ted.install", "ted.plugins"}),
+        ("send", {*TRUST, *SERVING, *VALIDATING, "tabulate", "ted.topology.inventory", "ted.install", "ted.plugins"}),
+        ("status", {*TRUST, *VALIDATING, "aiohttp", "tabulate", "ted.topology.inventory", "ted.install"}),
+        ("status", {"ted.plugins"}),
         ("rollback", {*TRUST, "aiohttp", "tabulate", "ted.topology.inventory"}),
         ("build", {"aiohttp", "tabulate", "ted.topology.inventory", "testinfra"}),
     ],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from ted.agent.records import open_journal
-from ted.config import NodeConfig
+from ted.config import _READERS, LIMITS, NodeConfig
 from ted.errors import ConfigError
+from ted.topology.model import OutputRates
 
 
 def load(tmp_path: Path, text: str) -> NodeConfig:
@@ -67,10 +69,38 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, named: str) -> None:
         load(tmp_path, text)
 
 
+def test_every_problem_is_named_and_what_was_meant(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, "node: e01\nretry_intervall: 3\nport: 70000\noutput_rates: {hihg: 1MB}\n1: 2\n")
+    for named in ("retry_intervall: ", "port: 70000", "output_rates: 'hihg'", "1: is no setting"):
+        assert named in caught.value.message
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, "node: e01\nretry_intervall: 3\n")
+    assert caught.value.hint == "did you mean retry_interval?"
+
+
+def test_what_is_blank_has_its_default(tmp_path: Path) -> None:
+    assert load(tmp_path, "node: e01\nparent:\nport: ''\ninput_rate:\n") == NodeConfig(
+        node="e01", config_directory=tmp_path
+    )
+
+
+def test_every_setting_has_its_reader_and_the_limits_are_settings() -> None:
+    settings = {setting.name for setting in fields(NodeConfig)}
+    assert set(_READERS) == settings
+    assert set(LIMITS) < settings
+
+
+def test_a_running_agent_takes_over_limits_and_nothing_else() -> None:
+    config = NodeConfig(node="e01")
+    assert config.is_but_for_limits(NodeConfig(node="e01", input_rate=1, output_rates=OutputRates(low=2)))
+    assert not config.is_but_for_limits(NodeConfig(node="e01", input_rate=1, port=1))
+
+
 def test_only_a_distributor_keeps_its_records_elsewhere(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/elsewhere.sqlite"
     config = load(tmp_path, f"node: s01\nworking_directory: {tmp_path}/var\ndatabase_url: {url}\n")
     open_journal(config).close()
     assert not (tmp_path / "elsewhere.sqlite").exists()
-    open_journal(config.model_copy(update={"distributor": True})).close()
+    open_journal(replace(config, distributor=True)).close()
     assert (tmp_path / "elsewhere.sqlite").exists()
