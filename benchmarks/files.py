@@ -39,6 +39,9 @@ ANSIBLE = "12.3.0"
 TARGET = "/srv/tree"
 TED, SYNCHRONIZE, COPY = "ted, playbooks/send.yml", "ansible.posix.synchronize", "ansible.builtin.copy"
 ARCHIVE = "HTTPS by a relay a site, openssl dgst, tar -x --zstd"
+COMMAND = "ted send, by command"
+LIKE = {"first": "first", "again": "again", "command": "again"}
+"""The run of ted's play that each is compared with."""
 RELEASES = ("numpy==1.26.4", "scipy==1.13.1", "pandas==2.2.2")
 Content = Callable[[Path, int, int], None]
 """Makes a tree in a new directory: so many files, so many bytes in all."""
@@ -128,6 +131,11 @@ def by_ted(tree: Tree) -> None:
                     within_s=600)  # fmt: skip
 
 
+def by_command(tree: Tree) -> None:
+    """Send once more without a play: what a schedule or a script does on the Distributor."""
+    tree.field.fleet.ted("dist", "send")
+
+
 def by_synchronize(tree: Tree) -> None:
     tree.field.run("env", f"ANSIBLE_COLLECTIONS_PATH={tree.collections}", str(BIN / "ansible"),
                    "-i", f"{tree.field.state}/inventory.yml", "-f", "50", ",".join(tree.field.hosts),
@@ -152,12 +160,13 @@ def by_copy(tree: Tree) -> None:
 
 
 def measured(tree: Tree, distribute: Callable[[Tree], None], times: float) -> dict[str, float]:
-    """Run one distribution twice (an archive once); return what each cost, ``times`` over."""
+    """Run one distribution twice (an archive once, ted's by a command too); return what each cost, ``times`` over."""
     found: dict[str, float] = {}
-    for run in ("first",) if distribute is by_archive else ("first", "again"):
+    runs = {"first": distribute} | ({} if distribute is by_archive else {"again": distribute})
+    for run, act in (runs | ({"command": by_command} if distribute is by_ted else {})).items():
         used, _ = cpu_of(tree.field), tree.field.lab.call("bytes", "--zero")
         began_s = time.monotonic()
-        distribute(tree)
+        act(tree)
         found[f"{run}_s"] = (time.monotonic() - began_s) * times
         found[f"{run}_cpu_s"] = (cpu_of(tree.field) - used) * times
         found[f"{run}_bytes"] = max(tree.field.lab.line_bytes(site)["down"] for site in tree.field.sites) * times
@@ -219,10 +228,12 @@ def table(options: Options) -> Report:
 
 
 def _rows(what: str, found: Samples) -> list[tuple[object, ...]]:
+    runs = [("first", "first", name, name) for name in found]
+    runs += [("unchanged", "command", TED, COMMAND)]
+    runs += [("unchanged", "again", name, name) for name in found if name != ARCHIVE]
     return [
-        (what, run_name, name, spread(found.median(name, f"{run}_s"), found.worst(name, f"{run}_s"), 1),
-         f"{found.median(name, f'{run}_s') / found.median(TED, f'{run}_s'):.1f}",
-         f"{found.median(name, f'{run}_cpu_s'):.0f}", mb(found.median(name, f"{run}_bytes")))
-        for run, run_name in (("first", "first"), ("again", "unchanged")) for name in found
-        if (run, name) != ("again", ARCHIVE)
+        (what, label, shown, spread(found.median(name, f"{run}_s"), found.worst(name, f"{run}_s"), 1),
+         f"{found.median(name, f'{run}_s') / found.median(TED, f'{LIKE[run]}_s'):.1f}",
+         f"{found.median(name, f'{run}_cpu_s'):.1f}", mb(found.median(name, f"{run}_bytes")))
+        for label, run, name, shown in runs
     ]  # fmt: skip
