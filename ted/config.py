@@ -16,21 +16,23 @@ from typing import Any, Literal, Self
 import yaml
 
 from ted.content.working import WorkingDirectory
-from ted.errors import ConfigError, ValueFormatError
+from ted.errors import ConfigError, ValueFormatError, shorten
 from ted.topology.model import DEFAULT_PORT, OutputRates
 from ted.topology.names import suggestion
 from ted.topology.units import parse_bytes, parse_duration_s, parse_rate_bytes_s
 from ted.topology.variables import (
+    MAX_TEXT,
     Reader,
     flag,
     is_blank,
+    is_vaulted,
     mapping,
     message_levels,
     name,
     names,
     one_of,
     output_rates,
-    parse_some_time_s,
+    positive_duration_s,
     text,
     texts,
     variables,
@@ -44,12 +46,42 @@ def _path(value: object) -> Path:
     return Path(text(value))
 
 
+def _host(value: object) -> str:
+    """Read a host name or an address; brackets are taken off, as the inventory's reader does."""
+    given = text(value).strip()
+    return given[1:-1] if given.startswith("[") and given.endswith("]") else given
+
+
+def _secret_text(value: object) -> str:
+    """Read a text that no message may show."""
+    if not isinstance(value, str):
+        raise ValueFormatError(f"must be a text, is {type(value).__name__}")
+    if "\0" in value or len(value) > MAX_TEXT:
+        raise ValueFormatError(f"must be a text of {MAX_TEXT} characters at most, without NUL")
+    return value
+
+
+def _variables(value: object) -> dict[str, str]:
+    """Read names and values for ``%NAME%``, of which no message may show a value."""
+    if not isinstance(value, Mapping):
+        raise ValueFormatError(f"must be a mapping, is {type(value).__name__}")
+    for key, item in value.items():
+        if not isinstance(item, str | int | float | None):
+            hint = "Ansible opens what its vault holds when install.yml writes this file" if is_vaulted(item) else None
+            raise ValueFormatError(f"{shorten(key)} must be a text, is {type(item).__name__}", hint=hint)
+        if isinstance(item, str):
+            _secret_text(item)
+    return variables(value)
+
+
 def _timetable(value: object) -> dict[str, Any]:
     """Read a schedule as it is written; one of one word, such as ``immediately``, as the mapping it is short for."""
     if not isinstance(value, str):
         return mapping(value)
     if value not in {"never", "immediately"}:
-        raise ValueFormatError(f"{value!r} is neither `immediately` nor `never`, nor a mapping such as `daily: ...`")
+        raise ValueFormatError(
+            f"{shorten(value)} is neither `immediately` nor `never`, nor a mapping such as `daily: ...`"
+        )
     return {value: True}
 
 
@@ -57,35 +89,36 @@ _READERS: dict[str, Reader] = {
     "node": name,
     "config_directory": _path,
     "working_directory": _path,
-    "address": text,
-    "listen": text,
+    "address": _host,
+    "listen": _host,
     "port": whole(0, 65535),
     "transport": one_of("https", "http"),
     "parent": text,
-    "parent_address": text,
+    "parent_address": _host,
     "parent_port": whole(1, 65535),
     "distributor": flag,
-    "database_url": text,
+    "database_url": _secret_text,
     "input_rate": parse_rate_bytes_s,
     "output_rates": output_rates,
     "max_concurrent": whole(1, 1 << 31),
     "fill_spare_slots": flag,
     "min_rate": parse_rate_bytes_s,
-    "timeout": parse_some_time_s,
+    "timeout": positive_duration_s,
     "min_free": parse_bytes,
-    "retry_interval": parse_some_time_s,
+    "retry_interval": positive_duration_s,
     "retry_for": parse_duration_s,
-    "poll_interval": parse_some_time_s,
+    "poll_interval": positive_duration_s,
     "message_levels": message_levels,
-    "log_max_age": parse_some_time_s,
-    "variables": variables,
+    "log_max_age": positive_duration_s,
+    "variables": _variables,
     "extract_schedule": _timetable,
     "inactive_channels": names,
     "fallbacks": texts,
     "fallback_when": one_of("unreachable", "stale"),
     "source_order": one_of("listed", "latency", "subnet"),
 }
-"""How each key is read: as the inventory's variable of that name. What is blank has its default."""
+"""How each key is read: what the inventory allows for the variable of that name is read as there. What is blank has its
+default."""
 LIMITS = ("input_rate", "output_rates", "max_concurrent", "fill_spare_slots")
 
 
@@ -144,8 +177,8 @@ class NodeConfig:
                 f"{path}: this host is not set up as a node",
                 hint="run playbooks/install.yml for it, or name another directory with --config or TED_CONFIG",
             ) from error
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: {error}") from error
+        except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: {error}", hint="playbooks/install.yml writes it anew") from error
         return cls.parse(data, config_directory, where=str(path))
 
     @classmethod
@@ -158,7 +191,8 @@ class NodeConfig:
             problems.append(("node: is missing", "this node's name in the inventory"))
         if problems:
             hint = problems[0][1] if len(problems) == 1 else None
-            raise ConfigError(f"{where}: " + "; ".join(problem for problem, _ in problems), hint=hint)
+            told = [problem if len(problems) == 1 or not hint else f"{problem} ({hint})" for problem, hint in problems]
+            raise ConfigError(f"{where}: " + "; ".join(told), hint=hint)
         return cls(**values | {"config_directory": config_directory})
 
     def is_but_for_limits(self, other: NodeConfig) -> bool:
@@ -197,7 +231,8 @@ def _read(data: Mapping[Any, Any]) -> tuple[dict[str, Any], list[tuple[str, str 
     for key, given in data.items():
         read = _READERS.get(key)
         if read is None:
-            problems.append((f"{key}: is no setting of a node", suggestion(str(key), _READERS)))
+            named = shorten(key).strip("'")
+            problems.append((f"{named}: is no setting of a node", suggestion(named.removeprefix("ted_"), _READERS)))
         elif not is_blank(given):
             try:
                 values[key] = read(given)

@@ -43,10 +43,24 @@ The branch says whether trying again can help; the exit code is the class's own 
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any, ClassVar
+
+_SHOWN_LETTERS = 80
+_BRIEFLY = reprlib.Repr()
+_BRIEFLY.maxlevel, _BRIEFLY.maxother = 3, _SHOWN_LETTERS
 
 HOW_TO_MEND = "`ted verify --stored --repair` fetches it again, on its Distributor `ted build --force` makes it anew"
 """The hint where something that is stored is damaged or lacks, whichever node it is."""
+
+
+def shorten(value: object) -> str:
+    """Return how a message shows a value of unknown size, depth and kind."""
+    try:
+        shown = repr(value) if isinstance(value, str) else _BRIEFLY.repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return shown if len(shown) <= _SHOWN_LETTERS else f"{shown[: _SHOWN_LETTERS - 3]}..."
 
 
 class TedError(Exception):

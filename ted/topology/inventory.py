@@ -28,11 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ted.errors import ConfigError
+from ted.errors import ConfigError, shorten
 from ted.topology.groups import raw_groups, read_shape
 from ted.topology.model import Problem, Topology
 from ted.topology.parse import Examination, examine_inventory, inventory_error
-from ted.topology.variables import ROLE_VARIABLES, is_vaulted, shorten
+from ted.topology.variables import ROLE_VARIABLES, is_vaulted
 
 MAX_INVENTORY_BYTES = 1 << 30
 ANSIBLE_TIMEOUT_S = 600.0

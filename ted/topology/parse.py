@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ted.errors import ConfigError, InventoryError, ValueFormatError
+from ted.errors import ConfigError, InventoryError, ValueFormatError, shorten
 from ted.topology.groups import Inventory, read_shape
 from ted.topology.hierarchy import parse_hierarchy, walk
 from ted.topology.model import (
@@ -47,7 +47,6 @@ from ted.topology.variables import (
     Variable,
     is_blank,
     is_vaulted,
-    shorten,
 )
 
 _SHOWN = 10

@@ -10,13 +10,13 @@ Rules:
 
 from __future__ import annotations
 
-import math
 import re
 
-from ted.errors import ValueFormatError
+from ted.errors import ValueFormatError, shorten
 
 MAX_BYTES = 1 << 60
 MAX_DURATION_S = 10 * 366 * 86400.0
+_ABSURD = 1e30
 
 _BYTE_UNITS = {"": 1, "B": 1}
 _BYTE_UNITS |= {f"{p}B": 1000**n for n, p in enumerate("KMGT", 1)} | {"kB": 1000}
@@ -65,17 +65,17 @@ def parse_duration_s(value: object) -> float:
     else:
         seconds = _plain_number(value, "a duration", "120, 2m or 6h")
     if seconds > MAX_DURATION_S:
-        raise ValueFormatError(f"{value!r} is longer than ten years")
+        raise ValueFormatError(f"{shorten(value)} is longer than ten years")
     return float(seconds)
 
 
 def _bytes_of_text(text: str) -> float:
     match = _BYTES.fullmatch(text)
     if match is None:
-        raise ValueFormatError(f"{text!r} is not a size in bytes", hint="write 262144, 256KiB or 2MB")
+        raise ValueFormatError(f"{shorten(text)} is not a size in bytes", hint="write 262144, 256KiB or 2MB")
     number, unit = match.groups()
     if unit not in _BYTE_UNITS:
-        raise ValueFormatError(f"{text!r} has an unknown unit {unit!r}", hint=_unit_hint(unit))
+        raise ValueFormatError(f"{shorten(text)} has an unknown unit {unit!r}", hint=_unit_hint(unit))
     return float(number) * _BYTE_UNITS[unit] if "." in number else int(number) * _BYTE_UNITS[unit]
 
 
@@ -87,9 +87,9 @@ def _unit_hint(unit: str) -> str:
 
 def _bounded_bytes(number: float, value: object) -> int:
     if number > MAX_BYTES:
-        raise ValueFormatError(f"{value!r} is more than an exbibyte")
+        raise ValueFormatError(f"{shorten(value)} is more than an exbibyte")
     if number != int(number):
-        raise ValueFormatError(f"{value!r} is not a whole number of bytes")
+        raise ValueFormatError(f"{shorten(value)} is not a whole number of bytes")
     return int(number)
 
 
@@ -97,13 +97,13 @@ def _seconds_of_text(text: str) -> float:
     if _NUMBER.fullmatch(text):
         return float(text)
     if not _DURATION.fullmatch(text):
-        raise ValueFormatError(f"{text!r} is not a duration", hint="write 120, 90s, 2m, 6h, 1d or 1h30m")
+        raise ValueFormatError(f"{shorten(text)} is not a duration", hint="write 120, 90s, 2m, 6h, 1d or 1h30m")
     return sum(float(number) * _SECOND_UNITS[unit] for number, unit in _DURATION_PART.findall(text))
 
 
 def _plain_number(value: object, what: str, example: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueFormatError(f"{value!r} is not {what}", hint=f"write a number, or {example}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _ABSURD:
+        raise ValueFormatError(f"{shorten(value)} is not {what}", hint=f"write a number, or {example}")
     if value < 0:
-        raise ValueFormatError(f"{value!r} is negative", hint=f"write {what}, such as {example}")
+        raise ValueFormatError(f"{shorten(value)} is negative", hint=f"write {what}, such as {example}")
     return value

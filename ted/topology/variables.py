@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ted.errors import ValueFormatError
+from ted.errors import ValueFormatError, shorten
 from ted.topology.model import OutputRates
 from ted.topology.names import NAME_RULE, is_name, suggestion
 from ted.topology.schedule import parse_refresh_schedule, parse_schedule
@@ -55,7 +55,7 @@ def flag(value: object) -> bool:
         return value
     if isinstance(value, str) and value.strip().lower() in ("true", "yes", "on", "false", "no", "off"):
         return value.strip().lower() in ("true", "yes", "on")
-    raise ValueFormatError(f"{value!r} is neither true nor false")
+    raise ValueFormatError(f"{shorten(value)} is neither true nor false")
 
 
 def whole(least: int, most: int) -> Reader:
@@ -65,7 +65,7 @@ def whole(least: int, most: int) -> Reader:
         text = value.strip() if isinstance(value, str) else value
         fits = isinstance(text, int) or (isinstance(text, str) and re.fullmatch(r"\d{1,12}", text, re.ASCII))
         if isinstance(value, bool) or not fits or not least <= int(text) <= most:  # type: ignore[call-overload]
-            raise ValueFormatError(f"{value!r} is not a whole number from {least} to {most}")
+            raise ValueFormatError(f"{shorten(value)} is not a whole number from {least} to {most}")
         return int(text)  # type: ignore[call-overload, no-any-return]
 
     return read
@@ -77,7 +77,7 @@ def one_of(*words: str) -> Reader:
     def read(value: object) -> str:
         if not isinstance(value, str) or value not in words:
             near = suggestion(value.lower(), words) if isinstance(value, str) else None
-            raise ValueFormatError(f"{value!r} is none of {', '.join(words)}", hint=near)
+            raise ValueFormatError(f"{shorten(value)} is none of {', '.join(words)}", hint=near)
         return value
 
     return read
@@ -119,12 +119,6 @@ def mapping(value: object) -> dict[str, Any]:
     return dict(value)
 
 
-def shorten(value: object) -> str:
-    """Return how a message shows a value of unknown size."""
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
-
-
 def address(value: object) -> str:
     """Read a host name, an IPv4 or an IPv6 address (brackets are taken off)."""
     given = text(value).strip()
@@ -161,7 +155,7 @@ def output_rates(value: object) -> OutputRates:
     for priority, rate in rates.items():
         if priority not in ("high", "medium", "low"):
             near = suggestion(priority, ("high", "medium", "low"))
-            raise ValueFormatError(f"{priority!r} is no priority", hint=near or "high, medium or low")
+            raise ValueFormatError(f"{shorten(priority)} is no priority", hint=near or "high, medium or low")
         if not is_blank(rate):
             found[priority] = _named(priority, parse_rate_bytes_s)(rate)
     return OutputRates(**found)
@@ -179,9 +173,9 @@ def variables(value: object) -> dict[str, str]:
     folded: dict[str, str] = {}
     for key, item in mapping(value).items():
         if not _VARIABLE_NAME.fullmatch(key):
-            raise ValueFormatError(f"{key!r} cannot stand between % signs", hint="letters, digits, _ . - only")
+            raise ValueFormatError(f"{shorten(key)} cannot stand between % signs", hint="letters, digits, _ . - only")
         if key.upper() in folded:
-            raise ValueFormatError(f"{key!r} and {folded[key.upper()]!r} are the same variable")
+            raise ValueFormatError(f"{shorten(key)} and {folded[key.upper()]!r} are the same variable")
         folded[key.upper()] = key
         if not is_vaulted(item):
             found[key] = _named(key, _scalar_text)(item)
@@ -240,11 +234,11 @@ def _named(what: str, read: Reader) -> Reader:
     return named
 
 
-def parse_some_time_s(value: object) -> float:
+def positive_duration_s(value: object) -> float:
     """Read a duration of more than nothing, in seconds."""
     seconds = parse_duration_s(value)
     if seconds <= 0:
-        raise ValueFormatError(f"{value!r} is no time at all", hint="leave it out for the default")
+        raise ValueFormatError(f"{shorten(value)} is no time at all", hint="leave it out for the default")
     return seconds
 
 
@@ -262,12 +256,12 @@ NODE_VARIABLES = _table(
     ("ted_max_concurrent", "max_concurrent", whole(1, 100_000)),
     ("ted_fill_spare_slots", "fill_spare_slots", flag),
     ("ted_min_rate", "min_rate_bytes_s", parse_rate_bytes_s),
-    ("ted_timeout", "timeout_s", parse_some_time_s),
+    ("ted_timeout", "timeout_s", positive_duration_s),
     ("ted_min_free", "min_free_bytes", parse_bytes),
-    ("ted_retry_interval", "retry_interval_s", parse_some_time_s),
+    ("ted_retry_interval", "retry_interval_s", positive_duration_s),
     ("ted_retry_for", "retry_for_s", parse_duration_s),
     ("ted_message_levels", "message_levels", message_levels),
-    ("ted_log_max_age", "log_max_age_s", parse_some_time_s),
+    ("ted_log_max_age", "log_max_age_s", positive_duration_s),
     ("ted_transport", "transport", one_of("https", "http")),
 )
 
@@ -281,7 +275,7 @@ DISTRIBUTOR_STRUCTURES = ("ted_distributions", "ted_routing_hierarchy")
 
 SUBSCRIBER_VARIABLES = _table(
     ("ted_parent", "parent", name),
-    ("ted_poll_interval", "poll_interval_s", parse_some_time_s),
+    ("ted_poll_interval", "poll_interval_s", positive_duration_s),
     ("ted_extract_schedule", "extract_schedule", parse_schedule),
     ("ted_variables", "variables", variables),
     ("ted_inactive_channels", "inactive_channels", names),

@@ -62,6 +62,15 @@ def test_a_host_without_configuration_is_told_how_to_get_one(tmp_path: Path) -> 
         ("- a list\n", "mapping"),
         ("node: [\n", "node.yml"),
         ("port: 1\n", "node"),
+        ("node: e01\nport: 0x" + "f" * 5000 + "\n", "port: a number of thousands of digits"),
+        ("node: e01\nmin_free: " + "9" * 400 + "\n", "min_free"),
+        ("node: e01\ntimeout: .inf\n", "timeout"),
+        ("node: e01\ntimeout: .nan\n", "timeout"),
+        ("node: e01\nport: 2026-99-99\n", "node.yml"),
+        ("node: e01\nvariables: " + "[" * 5000 + "\n", "node.yml"),
+        ("node: e01\naddress: [a, b]\n", "address"),
+        ("node: e01\nvariables: {A: {__ansible_vault: x}}\n", "variables: 'A' must be a text, is dict"),
+        ("node: e01\n? [1, 2]\n: 3\n", "node.yml"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, named: str) -> None:
@@ -77,6 +86,31 @@ def test_every_problem_is_named_and_what_was_meant(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, "node: e01\nretry_intervall: 3\n")
     assert caught.value.hint == "did you mean retry_interval?"
+
+
+def test_a_value_that_grows_when_it_is_shown_is_shown_in_part(tmp_path: Path) -> None:
+    levels = "".join(f"l{level}: &l{level} [{', '.join([f'*l{level - 1}'] * 10)}]\n" for level in range(1, 40))
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, "node: e01\nl0: &l0 x\n" + levels + "address: *l39\n")
+    assert "address: [[" in caught.value.message
+    assert len(caught.value.message) < 5000
+
+
+@pytest.mark.parametrize("setting", ["variables: {A: [hunter2]}", "variables: hunter2", "variables: [hunter2]",
+                                     "database_url: {password: hunter2}", 'variables: {A: "hunter2\\0"}',
+                                     'database_url: "postgresql://x:hunter2@y/\\0"'])  # fmt: skip
+def test_no_message_shows_a_secret(tmp_path: Path, setting: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, f"node: e01\n{setting}\n")
+    assert "hunter2" not in caught.value.message
+    assert setting.split(":", maxsplit=1)[0] in caught.value.message
+
+
+def test_a_prefix_of_the_inventory_is_no_hindrance_to_what_was_meant(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, "node: e01\nted_port: 1\nretry_intervall: 3\n")
+    assert "(did you mean port?)" in caught.value.message
+    assert "(did you mean retry_interval?)" in caught.value.message
 
 
 def test_what_is_blank_has_its_default(tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def text(value):
     """Return a variable's value as the text that replaces ``%NAME%``."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return str(plain(value))
+    return "" if value is None else str(plain(value))
 
 
 @looks_once
