@@ -40,7 +40,7 @@ TARGET = "/srv/tree"
 TED, SYNCHRONIZE, COPY = "ted, playbooks/send.yml", "ansible.posix.synchronize", "ansible.builtin.copy"
 ARCHIVE = "HTTPS by a relay a site, openssl dgst, tar -x --zstd"
 COMMAND = "ted send, by command"
-LIKE = {"first": "first", "again": "again", "command": "again"}
+COMPARED_WITH = {"first": "first", "again": "again", "command": "again"}
 """The run of ted's play that each is compared with."""
 RELEASES = ("numpy==1.26.4", "scipy==1.13.1", "pandas==2.2.2")
 Content = Callable[[Path, int, int], None]
@@ -133,7 +133,8 @@ def by_ted(tree: Tree) -> None:
 
 def by_command(tree: Tree) -> None:
     """Send once more without a play: what a schedule or a script does on the Distributor."""
-    tree.field.fleet.ted("dist", "send")
+    config = tree.field.fleet.config("dist")
+    tree.field.run(str(BIN / "ted"), "--config", str(config), "send", how="exec dist")
 
 
 def by_synchronize(tree: Tree) -> None:
@@ -233,7 +234,7 @@ def _rows(what: str, found: Samples) -> list[tuple[object, ...]]:
     runs += [("unchanged", "again", name, name) for name in found if name != ARCHIVE]
     return [
         (what, label, shown, spread(found.median(name, f"{run}_s"), found.worst(name, f"{run}_s"), 1),
-         f"{found.median(name, f'{run}_s') / found.median(TED, f'{LIKE[run]}_s'):.1f}",
+         f"{found.median(name, f'{run}_s') / found.median(TED, f'{COMPARED_WITH[run]}_s'):.1f}",
          f"{found.median(name, f'{run}_cpu_s'):.1f}", mb(found.median(name, f"{run}_bytes")))
         for label, run, name, shown in runs
     ]  # fmt: skip

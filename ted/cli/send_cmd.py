@@ -5,6 +5,7 @@ A play looks at its sends by ``--watch`` every few seconds, so what that does no
 
 from __future__ import annotations
 
+import itertools
 import time
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +24,8 @@ from ted.records.sends import send_result
 from ted.records.states import NOT_ASKED, State
 from ted.topology.schedule import parse_end
 
-FIRST_POLL_S, POLL_S = 0.02, 0.2
+FIRST_POLLS_S, POLL_S = (0.02, 0.04, 0.08), 0.2
+"""Where nobody lacks anything a send is done at once."""
 SHOWN_CAUSES = 5
 _WAITING = {State.PENDING, State.RECEIVING}
 
@@ -123,7 +125,8 @@ def _follow(
     settings: Settings, journal: Journal, sends: list[str], timeout_s: float | None
 ) -> list[dict[str, Any]]:
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-    lines, pause_s = ProgressLines(as_json=settings.as_json), FIRST_POLL_S
+    lines = ProgressLines(as_json=settings.as_json)
+    pauses_s = itertools.chain(FIRST_POLLS_S, itertools.repeat(POLL_S))
     with progress_bar(as_json=settings.as_json) as bar:
         tasks = {} if bar is None else {send: bar.add_task(send, total=None) for send in sends}
         while True:
@@ -141,10 +144,9 @@ def _follow(
                     f"{_how_far(result)} done, {human_bytes(result['bytes'])} of {human_bytes(result['bytes_total'])}"
                     f"{_waits_for(result)}" for result in results if not result["done"]
                 ))  # fmt: skip
-            time.sleep(pause_s)  # where nobody lacks anything it is done at once
-            pause_s = min(2 * pause_s, POLL_S)
+            time.sleep(next(pauses_s))
             while bar is None and journal.are_open(sends) and not lines.due() and not _is_over(deadline_s):
-                time.sleep(pause_s)  # nobody looks, and all receivers are many rows
+                time.sleep(next(pauses_s))  # nobody looks, and all receivers are many rows
 
 
 def _how_far(result: dict[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
 Rules:
  * A frame that a kept revision's pack holds is referred to, not repeated.
- * Frames are compressed beside the reading, and by who reads where that is far ahead, so that there are no more threads
-   than cores. They are written in the order they came: same input, same pack.
+ * Frames are compressed beside the reading, by one thread less than there are cores (one at least), and by who reads
+   where that is far ahead. They are written in the order they came: same input, same pack.
  * At most 16 MiB wait to be written, whatever the size of the source.
  * A pack less than a quarter of which would be live is retired, and so are those with the fewest live bytes beyond 32
    packs: their live frames move into the new pack.
