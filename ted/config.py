@@ -177,8 +177,10 @@ class NodeConfig:
                 f"{path}: this host is not set up as a node",
                 hint="run playbooks/install.yml for it, or name another directory with --config or TED_CONFIG",
             ) from error
-        except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: {error}", hint="playbooks/install.yml writes it anew") from error
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}", hint="run it as the user that the agent runs as") from error
+        except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: {_where(error)}", hint="playbooks/install.yml writes it anew") from error
         return cls.parse(data, config_directory, where=str(path))
 
     @classmethod
@@ -222,6 +224,12 @@ class NodeConfig:
     def keys_directory(self) -> Path:
         """Where a Distributor's signing keys lie."""
         return self.config_directory / "keys"
+
+
+def _where(error: Exception) -> str:
+    """Return what is wrong with a file, and in which line, without what stands there: it may be a secret."""
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark is not None else str(error)
 
 
 def _read(data: Mapping[Any, Any]) -> tuple[dict[str, Any], list[tuple[str, str | None]]]:

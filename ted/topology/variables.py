@@ -187,7 +187,12 @@ def _scalar_text(value: object) -> str:
         return "true" if value else "false"
     if value is None:
         return ""
-    return str(value) if isinstance(value, int | float) else text(value)
+    if isinstance(value, int | float):
+        try:
+            return str(value)
+        except ValueError:
+            raise ValueFormatError(shorten(value)) from None
+    return text(value)
 
 
 def sources(value: object) -> tuple[str, ...]:

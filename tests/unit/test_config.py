@@ -70,6 +70,8 @@ def test_a_host_without_configuration_is_told_how_to_get_one(tmp_path: Path) -> 
         ("node: e01\nvariables: " + "[" * 5000 + "\n", "node.yml"),
         ("node: e01\naddress: [a, b]\n", "address"),
         ("node: e01\nvariables: {A: {__ansible_vault: x}}\n", "variables: 'A' must be a text, is dict"),
+        ("node: e01\nvariables: {A: 0x" + "f" * 5000 + "}\n", "variables: A: a number of thousands of digits"),
+        ("node: e01\ndatabase_url: {hunter2\n", "node.yml: line [23]: "),
         ("node: e01\n? [1, 2]\n: 3\n", "node.yml"),
     ],
 )
