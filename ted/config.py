@@ -23,6 +23,7 @@ from ted.topology.units import parse_bytes, parse_duration_s, parse_rate_bytes_s
 from ted.topology.variables import (
     MAX_TEXT,
     Reader,
+    directory,
     flag,
     is_blank,
     is_vaulted,
@@ -40,10 +41,11 @@ from ted.topology.variables import (
 )
 
 FILE_NAME = "node.yml"
+_ANEW = "playbooks/install.yml writes it anew"
 
 
 def _path(value: object) -> Path:
-    return Path(text(value))
+    return Path(directory(value))
 
 
 def _host(value: object) -> str:
@@ -180,14 +182,15 @@ class NodeConfig:
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}", hint="run it as the user that the agent runs as") from error
         except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: {_where(error)}", hint="playbooks/install.yml writes it anew") from error
+            raise ConfigError(f"{path}: {_where(error)}", hint=_ANEW) from error
         return cls.parse(data, config_directory, where=str(path))
 
     @classmethod
     def parse(cls, data: Any, config_directory: Path, *, where: str) -> Self:
         """Validate what was read; ``where`` names it in errors."""
         if not isinstance(data, dict):
-            raise ConfigError(f"{where}: must be a mapping of settings, is {type(data).__name__}")
+            found = "nothing" if data is None else f"a {type(data).__name__}"
+            raise ConfigError(f"{where}: must be a mapping of settings, holds {found}", hint=_ANEW)
         values, problems = _read(data)
         if "node" not in values and not any(problem.startswith("node: ") for problem, _ in problems):
             problems.append(("node: is missing", "this node's name in the inventory"))
@@ -197,9 +200,14 @@ class NodeConfig:
             raise ConfigError(f"{where}: " + "; ".join(told), hint=hint)
         return cls(**values | {"config_directory": config_directory})
 
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What a running agent takes over when this file changes."""
+        return {limit: getattr(self, limit) for limit in LIMITS}
+
     def is_but_for_limits(self, other: NodeConfig) -> bool:
         """Say whether ``other`` differs in nothing but the limits, which a running agent takes over."""
-        return replace(self, **{limit: getattr(other, limit) for limit in LIMITS}) == other
+        return replace(self, **other.limits) == other
 
     @property
     def working(self) -> WorkingDirectory:

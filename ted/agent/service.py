@@ -22,7 +22,7 @@ import signal
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -174,8 +174,8 @@ class Agent:
 
     async def _watch_limits(self) -> None:
         """Take changed rates and concurrency from ``node.yml`` while running; anything else needs a new start."""
-        directory = self.node.config.config_directory
-        seen = None
+        directory, limits = self.node.config.config_directory, self.node.config.limits
+        seen, is_wrong = None, False
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
             stamp = _stamp(directory / FILE_NAME)
@@ -186,8 +186,13 @@ class Agent:
                 config = await self.node.run(NodeConfig.load, directory)
                 self.node.change_limits(config)
                 hand_over_in_time(config)
+                if is_wrong or config.limits != limits:
+                    log.info("the limits of %s are taken over: %s", FILE_NAME, told(config.limits))
+                limits, is_wrong = config.limits, False
             except TedError as error:
-                log.error("the limits stay as they are: %s", error)
+                is_wrong = True
+                hint = f" ({error.hint})" if error.hint else ""
+                log.error("the limits stay as they are, and a new start would fail: %s%s", error, hint)
 
     # -- what peers say (ted.transfer.server.Exchange) ------------------------------------------------------
 
@@ -365,6 +370,13 @@ def _heard(said: bytes) -> tuple[str | None, list[tuple[str, str]]]:
         return None, [(row["revision"], row["state"]) for row in answer["distributions"] if row["changed"]]
     except (ValueError, AttributeError, KeyError, TypeError):  # a type that prints is heard too
         return None if said else "it ended without an answer", []
+
+
+def told(limits: dict[str, Any]) -> str:
+    """Return limits as a line of a log: those that are set."""
+    rates = {f"output_rates.{name}": rate for name, rate in asdict(limits["output_rates"]).items()}
+    flat = {name: limit for name, limit in limits.items() if name != "output_rates"} | rates
+    return ", ".join(f"{name} {limit}" for name, limit in flat.items() if limit) or "none"
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

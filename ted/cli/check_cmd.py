@@ -28,8 +28,8 @@ _HOSTS_SHOWN = 4
 def command(settings: Settings) -> None:
     """Check an inventory: every problem and every doubt, with host and variable.
 
-    Without an inventory (--inventory, or topology.json of a Distributor) this node's own configuration is
-    checked. Ends with exit code 11 when the inventory has problems.
+    This node's own configuration is checked too, and without an inventory (--inventory, or topology.json of a
+    Distributor) alone. Ends with exit code 11 when the inventory has problems.
     """
     source = inventory_of(settings)
     if source is None:
@@ -44,6 +44,7 @@ def command(settings: Settings) -> None:
     warnings += _undefined(found.topology)
     if not found.problems:  # routes of a broken inventory would only repeat what is wrong with it
         warnings += routing_warnings(found.topology)
+    problems += _own_settings(settings)
     emit(settings, _data(problems, warnings), _text(found, problems, warnings))
     if problems:
         sys.exit(InventoryError.exit_code)
@@ -56,6 +57,17 @@ def _check_node(settings: Settings) -> None:
         raise no_inventory(settings)
     config = NodeConfig.load(settings.config)
     emit(settings, _data([], []), f"{settings.config / FILE_NAME}: node {config.node}, no problems")
+
+
+def _own_settings(settings: Settings) -> Iterator[Problem]:
+    """Yield what is wrong with this node's own configuration, where this is a node."""
+    from ted.config import FILE_NAME, NodeConfig
+
+    if (settings.config / FILE_NAME).exists():
+        try:
+            NodeConfig.load(settings.config)
+        except ConfigError as error:
+            yield Problem(None, None, error.message, error.hint)
 
 
 def _data(problems: Iterable[Problem], warnings: Iterable[Problem]) -> dict[str, Any]:

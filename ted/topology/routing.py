@@ -356,7 +356,7 @@ def _parent_problems(topology: Topology) -> Iterator[Problem]:
                 name,
                 "ted_parent",
                 f"unknown parent {parent!r}: no such host",
-                suggestion(parent, topology.nodes),
+                suggestion(parent, topology.nodes) or "add that host to the inventory, or name another one",
             )
         elif parent in external:
             yield _external_as_parent(name, "ted_parent", parent)

@@ -161,6 +161,26 @@ def test_a_changed_limit_holds_within_a_second_in_the_whole_tree(fleet: Fleet, m
         assert at_the_end < free_at_s + 3.0, "what was left takes five seconds at the lower rate"
 
 
+def test_an_agent_says_what_it_took_over_and_what_is_wrong(fleet: Fleet) -> None:
+    fleet.add("e01")
+    fleet.install()
+    fleet.start()
+    path = fleet.config("e01") / "node.yml"
+
+    def is_told(text: str) -> bool:
+        return text in fleet.log("e01")
+
+    set_limits(fleet, "e01", input_rate="1MB")
+    fleet.until(lambda: is_told("taken over: input_rate 1000000\n"), within_s=10)
+    right = path.read_text()
+    set_limits(fleet, "e01", input_rat="1MB")
+    fleet.until(lambda: is_told("a new start would fail: "), within_s=10)
+    assert is_told("input_rat: is no setting of a node (did you mean input_rate?)")
+    path.write_text(right)
+    set_limits(fleet, "e01", output_rates={"low": 5})
+    fleet.until(lambda: is_told("taken over: input_rate 1000000, output_rates.low 5\n"), within_s=10)
+
+
 def test_a_closing_window_ends_between_two_blocks_and_the_next_send_goes_on_there(
     fleet: Fleet, meters: list[CountingProxy]
 ) -> None:

@@ -62,6 +62,8 @@ def test_a_host_without_configuration_is_told_how_to_get_one(tmp_path: Path) -> 
         ("- a list\n", "mapping"),
         ("node: [\n", "node.yml"),
         ("port: 1\n", "node"),
+        ("node: e01\nworking_directory: relative/x\n", "working_directory: 'relative/x' is not an absolute path"),
+        ("", "must be a mapping of settings, holds nothing"),
         ("node: e01\nport: 0x" + "f" * 5000 + "\n", "port: a number of thousands of digits"),
         ("node: e01\nmin_free: " + "9" * 400 + "\n", "min_free"),
         ("node: e01\ntimeout: .inf\n", "timeout"),

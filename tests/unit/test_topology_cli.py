@@ -129,6 +129,15 @@ def test_check_finds_nothing_wrong_with_a_good_inventory(inventory: Path) -> Non
     }
 
 
+def test_check_looks_at_the_nodes_own_settings_too(inventory: Path) -> None:
+    (inventory.parent / "node.yml").write_text("node: hq\nretry_fro: 3\n")
+    done = ted("--config", str(inventory.parent), "--json", "check")
+    assert done.returncode == 11
+    problem = json.loads(done.stdout)["problems"][0]
+    assert "retry_fro: is no setting of a node" in problem["message"]
+    assert problem["hint"] == "did you mean retry_for?"
+
+
 def test_check_lists_every_problem_with_host_and_variable(inventory: Path) -> None:
     for host in ("e01", "e02", "s01", "s02"):
         change(inventory, host, ted_prot=7465)
