@@ -134,7 +134,7 @@ def by_ted(tree: Tree) -> None:
 def by_command(tree: Tree) -> None:
     """Send once more without a play: what a schedule or a script does on the Distributor."""
     config = tree.field.fleet.config("dist")
-    tree.field.run(str(BIN / "ted"), "--config", str(config), "send", how="exec dist")
+    tree.field.run(str(BIN / "ted"), "--config", str(config), "send")
 
 
 def by_synchronize(tree: Tree) -> None:
