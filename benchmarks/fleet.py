@@ -30,6 +30,7 @@ _NGINX = (
     "user root; events {{ }} http {{ access_log off; sendfile on; server {{ listen 80; listen 443 ssl; root {served}; "
     f"ssl_certificate {_TLS}.pem; ssl_certificate_key {_TLS}.key; }}}} }}}}\n"
 )
+_BY_HTTP = "curl -sSf http://{host}/big -o {target}"
 _FETCHED_SAFELY = f"""set -e
 curl -sSf --cacert {_TLS}.pem https://$1/big -o {TARGET}
 openssl dgst -sha256 -r {TARGET} | grep -q ^{{digest}}
@@ -151,18 +152,12 @@ def by_two_tier_rsync(field: Field) -> None:
 
 
 def by_two_tier_http(field: Field) -> None:
-    _fetched_by_relays(field, "curl -sSf http://{host}/big -o {target}")
+    _fetched_by_relays(field, _BY_HTTP)
 
 
 def by_http_tier_by_tier(field: Field) -> None:
     """As it is mostly written: the leaves begin when every relay is done. The goal was set by such a run."""
-    ssh = f"ssh -F {field.state}/ssh/config"
-    first, then = [], []
-    for relay, *others in field.sites.values():
-        onward = " & ".join(f"ssh {name} curl -sSf http://{relay}/big -o {TARGET}" for name in others)
-        first.append(f"{ssh} {relay} curl -sSf http://dist/big -o {TARGET} &")
-        then.append(f"{ssh} {relay} '{onward} & wait' &")
-    field.run("sh", "-ec", "\n".join([*first, "wait", *then, "wait"]))
+    _fetched_by_relays(field, _BY_HTTP, tier_by_tier=True)
 
 
 def by_two_tier_https(field: Field) -> None:
@@ -174,14 +169,22 @@ def by_two_tier_rsyncd(field: Field) -> None:
     _fetched_by_relays(field, "rsync rsync://{host}/files/big {target}")
 
 
-def _fetched_by_relays(field: Field, fetch: str) -> None:
-    """Each relay fetches from the origin, then its leaves from it; as free of barriers as the rsync that pushes."""
-    lines = []
+def _fetched_by_relays(field: Field, fetch: str, *, tier_by_tier: bool = False) -> None:
+    """Each relay fetches from the origin, then its leaves from it: as free of barriers as the rsync that pushes.
+
+    Or ``tier_by_tier``: no leaf begins before every relay has it.
+    """
+    ssh = f"ssh -F {field.state}/ssh/config"
+    first_tier, second_tier = [], []
     for relay, *others in field.sites.values():
         onward = " & ".join(f"ssh {name} {fetch.format(host=relay, target=TARGET)}" for name in others)
         first = fetch.format(host="dist", target=TARGET)
-        lines.append(f"ssh -F {field.state}/ssh/config {relay} '{first} && {{ {onward} & wait; }}' &")
-    field.run("sh", "-ec", "\n".join([*lines, "wait"]))
+        if tier_by_tier:
+            first_tier.append(f"{ssh} {relay} '{first}' &")
+            second_tier.append(f"{ssh} {relay} '{onward} & wait' &")
+        else:
+            first_tier.append(f"{ssh} {relay} '{first} && {{ {onward} & wait; }}' &")
+    field.run("sh", "-ec", "\n".join([*first_tier, "wait", *second_tier, "wait"]))
 
 
 def by_clush_tree(field: Field) -> None:

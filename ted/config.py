@@ -21,7 +21,6 @@ from ted.topology.model import DEFAULT_PORT, OutputRates
 from ted.topology.names import suggestion
 from ted.topology.units import parse_bytes, parse_duration_s, parse_rate_bytes_s
 from ted.topology.variables import (
-    MAX_TEXT,
     Reader,
     directory,
     flag,
@@ -38,6 +37,7 @@ from ted.topology.variables import (
     texts,
     variables,
     whole,
+    without_brackets,
 )
 
 FILE_NAME = "node.yml"
@@ -49,18 +49,17 @@ def _path(value: object) -> Path:
 
 
 def _host(value: object) -> str:
-    """Read a host name or an address; brackets are taken off, as the inventory's reader does."""
-    given = text(value).strip()
-    return given[1:-1] if given.startswith("[") and given.endswith("]") else given
+    """Read where a host is reached; Ansible's own name of it, which may stand here, is not judged."""
+    return without_brackets(text(value).strip())
 
 
 def _secret_text(value: object) -> str:
     """Read a text that no message may show."""
-    if not isinstance(value, str):
-        raise ValueFormatError(f"must be a text, is {type(value).__name__}")
-    if "\0" in value or len(value) > MAX_TEXT:
-        raise ValueFormatError(f"must be a text of {MAX_TEXT} characters at most, without NUL")
-    return value
+    try:
+        return text(value)
+    except ValueFormatError:
+        found = "one with NUL, or too long" if isinstance(value, str) else type(value).__name__
+        raise ValueFormatError(f"must be a text, is {found}") from None
 
 
 def _variables(value: object) -> dict[str, str]:
@@ -68,11 +67,12 @@ def _variables(value: object) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise ValueFormatError(f"must be a mapping, is {type(value).__name__}")
     for key, item in value.items():
-        if not isinstance(item, str | int | float | None):
-            hint = "Ansible opens what its vault holds when install.yml writes this file" if is_vaulted(item) else None
-            raise ValueFormatError(f"{shorten(key)} must be a text, is {type(item).__name__}", hint=hint)
-        if isinstance(item, str):
-            _secret_text(item)
+        if not isinstance(item, int | float | None):
+            try:
+                _secret_text(item)
+            except ValueFormatError as error:
+                hint = "Ansible opens its vault when install.yml writes this file" if is_vaulted(item) else None
+                raise ValueFormatError(f"{shorten(key)} {error.message}", hint=hint) from None
     return variables(value)
 
 
@@ -182,7 +182,7 @@ class NodeConfig:
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}", hint="run it as the user that the agent runs as") from error
         except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: {_where(error)}", hint=_ANEW) from error
+            raise ConfigError(f"{path}: {_what_is_wrong(error)}", hint=_ANEW) from error
         return cls.parse(data, config_directory, where=str(path))
 
     @classmethod
@@ -234,7 +234,7 @@ class NodeConfig:
         return self.config_directory / "keys"
 
 
-def _where(error: Exception) -> str:
+def _what_is_wrong(error: Exception) -> str:
     """Return what is wrong with a file, and in which line, without what stands there: it may be a secret."""
     mark = getattr(error, "problem_mark", None)
     return f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark is not None else str(error)

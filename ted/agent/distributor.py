@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ted.agent.node import Node
-from ted.agent.plan import PlannedSend, known_to_have, plan_sends, refuse_strangers
+from ted.agent.plan import PlannedSend, known_to_have, plan_sends, refuse_strangers, who_went_back
 from ted.agent.sender import Sender
 from ted.errors import ConfigError, TedError, UsageError
 from ted.records.states import NodeState, State, now_text
@@ -78,10 +78,10 @@ class Distributor:
         slip = RoutingSlip.sign(header, plan.tree, signer.sign)
         senders = {receiver: sender for sender, receiver in plan.tree.edges()}
         hops = [(senders[hop.name], hop.name, hop.target) for hop in plan.tree.walk() if hop.name in senders]
-        kept = self._gone_back(plan)
+        gone_back = who_went_back(plan, journal)
         pending = [
             NodeState(hop.name, *header_names, State.PENDING, now_text())
-            for hop in plan.tree.walk() if hop.name in senders and hop.name not in kept
+            for hop in plan.tree.walk() if hop.name in senders and hop.name not in gone_back
         ]  # fmt: skip
         having = known_to_have(plan, journal)  # before what is pending takes the place of it
         journal.learn(pending, forward=False)
@@ -93,13 +93,6 @@ class Distributor:
             revision=plan.record.revision, tree=plan.tree.encode(), hops=hops, having=having,
         )  # fmt: skip
         return slip
-
-    def _gone_back(self, plan: PlannedSend) -> set[str]:
-        """Return the nodes that went back from the plan's revision: they keep what came, and wait for nothing."""
-        of, journal = (plan.distributor, plan.distribution), self._node.journal
-        back = {row.node for row in journal.states(distributor=of[0], distribution=of[1])
-                if row.state is State.ROLLED_BACK and row.revision != plan.record.revision}  # fmt: skip
-        return back & journal.brought(*of, plan.record.revision)
 
     async def watch(self) -> None:
         """Give up sends of which nothing is heard any more, for ever."""

@@ -153,6 +153,14 @@ def known_to_have(plan: PlannedSend, journal: Journal) -> set[str]:
     }  # fmt: skip
 
 
+def who_went_back(plan: PlannedSend, journal: Journal) -> set[str]:
+    """Return the nodes that went back from the plan's revision: they keep what came, and wait for nothing."""
+    of = (plan.distributor, plan.distribution)
+    back = {row.node for row in journal.states(distributor=of[0], distribution=of[1])
+            if row.state is State.ROLLED_BACK and row.revision != plan.record.revision}  # fmt: skip
+    return back & journal.brought(*of, plan.record.revision)
+
+
 def _held_revision(row: NodeState | None, last_brought: str | None) -> str | None:
     """Return the newest revision that a node is known to hold; nothing is known of one never heard of."""
     if row is None:

@@ -187,7 +187,7 @@ class Agent:
                 self.node.change_limits(config)
                 hand_over_in_time(config)
                 if is_wrong or config.limits != limits:
-                    log.info("the limits of %s are taken over: %s", FILE_NAME, told(config.limits))
+                    log.info("the limits of %s are taken over: %s", FILE_NAME, _in_words(config.limits))
                 limits, is_wrong = config.limits, False
             except TedError as error:
                 is_wrong = True
@@ -372,7 +372,7 @@ def _heard(said: bytes) -> tuple[str | None, list[tuple[str, str]]]:
         return None if said else "it ended without an answer", []
 
 
-def told(limits: dict[str, Any]) -> str:
+def _in_words(limits: dict[str, Any]) -> str:
     """Return limits as a line of a log: those that are set."""
     rates = {f"output_rates.{name}": rate for name, rate in asdict(limits["output_rates"]).items()}
     flat = {name: limit for name, limit in limits.items() if name != "output_rates"} | rates

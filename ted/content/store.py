@@ -100,7 +100,7 @@ class FrameStore:
         self._seen = DigestTable(pack_path.parent)
         workers = max(1, min(_MOST_WORKERS, len(os.sched_getaffinity(0)) - 1))
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="ted-compress")
-        self._most_ahead = workers * _BATCHES_AHEAD
+        self._most_under_way = workers * _BATCHES_AHEAD
         self._batch: list[tuple[bytes, bytes]] = []
         self._batch_bytes = 0
         self._waiting: deque[Future[list[Encoded]]] = deque()
@@ -196,7 +196,7 @@ class FrameStore:
             self._write_next()
 
     def _encode_batch(self) -> Future[list[Encoded]]:
-        if sum(not encoded.done() for encoded in self._waiting) < self._most_ahead:
+        if sum(not encoded.done() for encoded in self._waiting) < self._most_under_way:
             return self._pool.submit(_encode_all, self._batch, self._level)
         done: Future[list[Encoded]] = Future()
         done.set_result(_encode_all(self._batch, self._level))

@@ -102,7 +102,7 @@ def _seconds_of_text(text: str) -> float:
 
 
 def _plain_number(value: object, what: str, example: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _ABSURD:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _ABSURD:  # nor is NaN
         raise ValueFormatError(f"{shorten(value)} is not {what}", hint=f"write a number, or {example}")
     if value < 0:
         raise ValueFormatError(f"{shorten(value)} is negative", hint=f"write {what}, such as {example}")

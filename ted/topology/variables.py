@@ -119,10 +119,15 @@ def mapping(value: object) -> dict[str, Any]:
     return dict(value)
 
 
+def without_brackets(address: str) -> str:
+    """Return an IPv6 address without the brackets that some write around it."""
+    return address[1:-1] if address.startswith("[") and address.endswith("]") else address
+
+
 def address(value: object) -> str:
     """Read a host name, an IPv4 or an IPv6 address (brackets are taken off)."""
     given = text(value).strip()
-    bare = given[1:-1] if given.startswith("[") and given.endswith("]") else given
+    bare = without_brackets(given)
     try:
         return str(ipaddress.ip_address(bare))
     except ValueError:

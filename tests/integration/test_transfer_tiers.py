@@ -526,10 +526,10 @@ def test_a_send_to_nodes_that_rolled_back_finds_what_they_hold(fleet: Fleet) -> 
     fleet.until(lambda: fleet.states("hq", "app")["e01"] == "rolled_back")
     sent = fleet.ted("hq", "send")
     assert (sent["changed"], sent["sends"][0]["incomplete"]) == (False, [])
-    first = fleet.ted("e01", "status")[0]
-    assert first["state"] == "rolled_back"
+    own = fleet.ted("e01", "status")[0]
+    assert own["state"] == "rolled_back"
     there = {row["node"]: (row["state"], row["revision"]) for row in fleet.ted("hq", "status", "app")}
-    assert there["e01"] == ("rolled_back", first["revision"]), "what nobody changed is told as before"
+    assert there["e01"] == ("rolled_back", own["revision"]), "what nobody changed is told as before"
     assert (there["s01"][0], there["e02"][0]) == ("received", "extracted")
     (fleet.root / "source" / "x").write_text("three")
     fleet.ted("hq", "build")

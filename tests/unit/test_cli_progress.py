@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,23 +46,22 @@ def test_a_send_that_nobody_watches_says_now_and_then_how_far_it_is(
     assert capsys.readouterr().err.splitlines() == ["app to pos: 1 of 2 done, 4.0 MB of 6.0 MB"] * lines
 
 
-class Open(Looks):
-    """As that, seen through what is open: nobody looks at all receivers before it has ended."""
-
-    def are_open(self, sends: object) -> bool:  # noqa: ARG002
-        self.left -= 1
-        return self.left > 1
+def stays_open(journal: Looks, _sends: object) -> bool:
+    """Let one look pass in which nobody looks at all receivers; return whether the send goes on."""
+    journal.left -= 1
+    return journal.left > 1
 
 
-@pytest.mark.parametrize("looks", [Looks, Open])
+@pytest.mark.parametrize("are_open", [Looks.are_open, stays_open])
 def test_a_send_is_looked_at_soon_and_then_no_more_than_five_times_a_second(
-    monkeypatch: pytest.MonkeyPatch, looks: type[Looks]
+    monkeypatch: pytest.MonkeyPatch, are_open: Callable[[Looks, object], bool]
 ) -> None:
     pauses: list[float] = []
+    monkeypatch.setattr(Looks, "are_open", are_open)
     monkeypatch.setattr(send_cmd.time, "sleep", pauses.append)
     monkeypatch.setattr(send_cmd, "_result", lambda journal, _send: journal.result())
     settings = Settings(inventory=None, config=Path("ted.toml"), as_json=True, verbose=False)
-    journal = looks()
+    journal = Looks()
     journal.left = 9
     assert send_cmd._follow(settings, journal, ["s1"], None)[0]["done"]
     assert pauses[:5] == [0.02, 0.04, 0.08, 0.2, 0.2]
